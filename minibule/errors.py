@@ -1,0 +1,50 @@
+"""What minibule says when it cannot go on.
+
+Every mistake a user can make ends in an `InputError`: one that says what was found, what was
+expected, where, and what to do. `run` turns it into one clear message and an exit status, so that
+a traceback on the screen always means a bug in minibule.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(Exception):
+    """Bad input from outside: a file, a flag, a setting. The message is meant for the user."""
+
+
+def listed(problems: Sequence[str], limit: int = 20) -> str:
+    """`problems` one a line, indented; after `limit` of them only how many more there are."""
+    lines = [f"  {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  ... and {len(problems) - limit:,} more")
+    return "\n".join(lines)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run `main` on the command line's arguments as a whole program, then exit.
+
+    Exit status: 0 done, 2 bad input, 130 interrupted (Ctrl-C), 1 anything else that is no bug.
+    """
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except InputError as error:
+        _leave(f"error: {error}", 2)
+    except BrokenPipeError:
+        # The reader (`| head`) has left; what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _leave(f"error: {where}{error.strerror or error}", 2)
+    except MemoryError:
+        _leave("error: out of memory. A smaller --pass-tokens or --max-length needs less.", 1)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+
+
+def _leave(message: str, status: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)
