@@ -1,0 +1,409 @@
+"""Every setting, its default, its range and its help, in one place and nowhere else.
+
+`TrainConfig` holds what a training run can be told. Its values come from four places, the first
+that has one wins: a flag, a TOML file, a preset, the default here. A key that nobody knows is an
+error, wherever it stands.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+
+from minibule.errors import InputError, listed
+
+# The linear layers of a Llama block that LoRA can adapt, and the part of the block each lives in.
+PROJECTIONS = {
+    "q_proj": "self_attn",
+    "k_proj": "self_attn",
+    "v_proj": "self_attn",
+    "o_proj": "self_attn",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "down_proj": "mlp",
+}
+
+
+def module_name(layer: int, projection: str) -> str:
+    """Hugging Face's name: (3, "q_proj") -> "model.layers.3.self_attn.q_proj"."""
+    return f"model.layers.{layer}.{PROJECTIONS[projection]}.{projection}"
+
+
+def module_names(layers: Iterable[int], projections: Container[str]) -> tuple[str, ...]:
+    """The modules of some layers and some projections, in the order the model has them."""
+    return tuple(
+        module_name(layer, name) for layer in layers for name in PROJECTIONS if name in projections
+    )
+
+
+def embedded_folder() -> Path:
+    """The model that travels with minibule: in an installed wheel, or in a clone beside it."""
+    package = Path(__file__).parent
+    installed = package / "weights" / "tiny"
+    return installed if installed.exists() else package.parent / "weights" / "tiny"
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The shapes of a LlamaForCausalLM, under the names of its config.json."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+
+    def projection_shape(self, projection: str) -> tuple[int, int]:
+        """(out, in) of a projection's weight."""
+        D, F = self.hidden_size, self.intermediate_size
+        q = self.num_attention_heads * self.head_dim
+        kv = self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": (q, D),
+            "k_proj": (kv, D),
+            "v_proj": (kv, D),
+            "o_proj": (D, q),
+            "gate_proj": (F, D),
+            "up_proj": (F, D),
+            "down_proj": (D, F),
+        }[projection]
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the checkpoint."""
+        D, V = self.hidden_size, self.vocab_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, D)}
+        for layer in range(self.num_hidden_layers):
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                shapes[f"model.layers.{layer}.{norm}.weight"] = (D,)
+            for projection in PROJECTIONS:
+                name = f"{module_name(layer, projection)}.weight"
+                shapes[name] = self.projection_shape(projection)
+        shapes["model.norm.weight"] = (D,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (V, D)
+        return shapes
+
+
+# -- the adapter -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What an adapter is, under the names of PEFT's adapter_config.json.
+
+    `modules` are the adapted modules' full names, lowest layer first. `rank_pattern` and
+    `alpha_pattern` give a module (by the end of its name, e.g. "q_proj" or
+    "layers.0.self_attn.q_proj") its own r or lora_alpha.
+    """
+
+    r: int
+    lora_alpha: float
+    modules: tuple[str, ...]
+    use_rslora: bool
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def rank(self, module: str) -> int:
+        return int(_by_suffix(self.rank_pattern, module, self.r))
+
+    def scaling(self, module: str) -> float:
+        """lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
+        r, lora_alpha = self.rank(module), _by_suffix(self.alpha_pattern, module, self.lora_alpha)
+        return lora_alpha / math.sqrt(r) if self.use_rslora else lora_alpha / r
+
+
+def _by_suffix(pattern: Mapping[str, float], module: str, default: float) -> float:
+    for suffix, value in pattern.items():
+        if module == suffix or module.endswith(f".{suffix}"):
+            return value
+    return default
+
+
+# -- the objective ---------------------------------------------------------------------------------
+
+Prior = Literal["uniform", "reference", "rate"]
+Counts = Literal["position", "prefix"]
+Contrast = Literal["plain", "choice"]
+
+
+class Objective(NamedTuple):
+    """Which complement distribution to pull towards, and how to push rejected tokens down.
+
+    prior     what the complement is built on: the uniform distribution, the frozen base model's,
+              or the base model's times each token's estimated rate of acceptance
+    counts    whether v_t counts all answers at position t, or those that begin as this row does
+    contrast  unlikelihood weighted by v/T alone, or also by 1 - p_ref(i): by how much choice the
+              base model had
+    alpha     the share of KL(P || p); 1 - alpha is the contrast's
+    """
+
+    prior: Prior
+    counts: Counts
+    contrast: Contrast
+    alpha: float
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.prior != "uniform" or self.contrast == "choice"
+
+
+OBJECTIVES = {
+    "literal": Objective("uniform", "position", "plain", 0.7),
+    "reference": Objective("reference", "prefix", "choice", 0.7),
+    "rate": Objective("rate", "prefix", "choice", 0.7),
+}
+
+# -- a training run --------------------------------------------------------------------------------
+
+
+def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of `python -m minibule.train`; `--help` prints this table."""
+
+    model: str = _setting("", "Hugging Face folder of the base model; empty = the embedded one")
+    data: str = _setting("", "rejection records; empty = the embedded ones")
+    heldout: str = _setting(
+        "", "prompts with their accepted and rejected answers, asked before and after training"
+    )
+    output: str = _setting("", "folder to write; empty = runs/NAME, the first that is free")
+    overwrite: bool = _setting(False, "replace an earlier run in the output folder")
+    export: Literal["hf", "none"] = _setting(
+        "hf", "what to write beside the adapter: the merged Hugging Face folder, or nothing"
+    )
+    probe: str = _setting("hello", "a prompt answered before and after training; empty = none")
+
+    objective: Literal["literal", "reference", "rate"] = _setting(
+        "reference", "the loss, as a named choice of the four knobs below"
+    )
+    prior: Prior | None = _setting(None, "what the target is built on (else as the objective says)")
+    counts: Counts | None = _setting(None, "which answers v_t counts (else as the objective says)")
+    contrast: Contrast | None = _setting(
+        None, "how rejected tokens are pushed down (else as the objective says)"
+    )
+    alpha: float | None = _setting(
+        None, "share of the KL part, 1 - alpha is the contrast's (else as the objective says)", 0, 1
+    )
+
+    lora_r: int = _setting(16, "LoRA rank", 1)
+    lora_alpha: float = _setting(32.0, "LoRA scale: the adapter counts lora_alpha / r times", 0)
+    lora_targets: tuple[str, ...] = _setting(
+        tuple(PROJECTIONS), "adapted projections, separated by commas"
+    )
+    lora_layers: int = _setting(0, "adapt the last N layers only; 0 = all", 0)
+    rslora: bool = _setting(False, "scale by lora_alpha / sqrt(r) instead")
+    init_adapter: str = _setting("", "PEFT adapter folder to start from (its r, targets, … hold)")
+
+    steps: int = _setting(0, "optimiser steps; 0 = as many as the epochs take", 0)
+    epochs: float = _setting(1.0, "passes over the training records, where steps is 0", 0)
+    batch_size: int = _setting(4, "records a step (times grad-accum)", 1)
+    grad_accum: int = _setting(1, "batches added up into one step", 1)
+    lr: float = _setting(1e-4, "peak learning rate", 0)
+    warmup_steps: int = _setting(0, "steps over which the learning rate rises to its peak", 0)
+    schedule: Literal["constant", "linear", "cosine"] = _setting(
+        "linear", "how the learning rate goes on after the warm-up"
+    )
+    weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay", 0)
+    max_grad_norm: float = _setting(1.0, "gradients longer than this are scaled down; 0 = off", 0)
+
+    max_length: int = _setting(1024, "tokens: answers are cut so that prompt + answer fits", 2)
+    max_records: int = _setting(0, "records read from the data, the first N; 0 = all", 0)
+    max_rejected: int = _setting(0, "rejected answers used of each record; 0 = all", 0)
+    skip_long: bool = _setting(False, "leave out records whose prompt alone exceeds max-length")
+    order: Literal["file", "shuffle", "density"] = _setting(
+        "shuffle", "order of the records: as in the file, shuffled each epoch, most rejected first"
+    )
+    eval_fraction: float = _setting(0.1, "share of the prompts held out; 0 = off", 0, 0.9)
+    eval_records: int = _setting(64, "held-out records evaluated, at most; 0 = all", 0)
+    eval_every: int = _setting(0, "steps between evaluations; 0 = before and after only", 0)
+
+    pass_tokens: int = _setting(2048, "tokens computed at once, about; less needs less memory", 1)
+    threads: int = _setting(0, "processor threads; 0 = all", 0)
+    seed: int = _setting(0, "start of every random choice", 0)
+
+    def resolved_objective(self) -> Objective:
+        """The named objective with the knobs that were set apart."""
+        knobs = {name: getattr(self, name) for name in Objective._fields}
+        named = OBJECTIVES[self.objective]
+        return named._replace(**{name: v for name, v in knobs.items() if v is not None})
+
+
+# The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
+# records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"lr": 1e-3, "steps": 60, "warmup_steps": 3},
+    "smollm2-360m": {
+        "objective": "literal",
+        "max_records": 5000,
+        "lr": 1e-5,
+        "eval_fraction": 0.1,
+        "epochs": 1.0,
+        "batch_size": 4,
+        "skip_long": True,
+    },
+}
+
+FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+HINTS = get_type_hints(TrainConfig)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` a flag for every setting, and --preset and --config."""
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="named settings (tiny when no --model is given)"
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    for name, field in FIELDS.items():
+        flag = "--" + name.replace("_", "-")
+        text = field.metadata["help"].replace("%", "%%")
+        if field.default not in (None, "", False):
+            text += f" (default: {_show(field.default)})"
+        if HINTS[name] is bool:
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            parser.add_argument(flag, metavar=_metavar(name), help=text)
+
+
+def resolve(arguments: Mapping[str, Any]) -> TrainConfig:
+    """Settle flags (None = not given), TOML file, preset and defaults into one TrainConfig.
+
+    Raises InputError naming every unknown key and every value out of its range at once.
+    """
+    flags = {name: arguments[name] for name in FIELDS if arguments.get(name) is not None}
+    config_path = arguments.get("config")
+    table = _read_toml(Path(config_path)) if config_path else {}
+    preset = arguments.get("preset") or table.pop("preset", None)
+    if preset is None and not (flags.get("model") or table.get("model")):
+        preset = "tiny"
+    if preset is not None and preset not in PRESETS:
+        raise InputError(
+            f"preset {preset!r} in {config_path}: unknown. Known: {', '.join(PRESETS)}."
+        )
+    values: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
+    problems: list[str] = []
+    for source, given in ((str(config_path), table), ("command line", flags)):
+        for name, value in given.items():
+            if name not in FIELDS:
+                problems.append(f"{name} ({source}): no such setting{_meant(name)}")
+                continue
+            try:
+                values[name] = _convert(name, value, from_text=given is flags)
+            except ValueError as error:
+                problems.append(f"{name} = {_show(value)} ({source}): {error}")
+    if problems:
+        raise InputError("settings that cannot be used:\n" + listed(problems))
+    return TrainConfig(**values)
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The settings as a TOML file that `--config` reads back, each with its help above it."""
+    lines = []
+    for name, field in FIELDS.items():
+        value = getattr(config, name)
+        shown = "" if value is None else f"{name} = {_toml_value(value)}\n"
+        lines.append(f"# {field.metadata['help']}\n{shown}")
+    return "\n".join(lines)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the settings ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not a TOML file ({error}).") from None
+    return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def _convert(name: str, value: Any, from_text: bool) -> Any:
+    """`value` as the type of setting `name`; ValueError says what was expected."""
+    hint = HINTS[name]
+    choices = _choices(hint)
+    if choices:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return value
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    kind = kinds[0]
+    if name == "lora_targets":
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list) or not names or not set(names) <= set(PROJECTIONS):
+            raise ValueError(f"expected some of {','.join(PROJECTIONS)}")
+        return tuple(dict.fromkeys(names))
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError("expected true or false")
+        return value
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError("expected a text")
+        return value
+    return _number(FIELDS[name].metadata, kind, value, from_text)
+
+
+def _number(metadata: Mapping[str, Any], kind: type, value: Any, from_text: bool) -> int | float:
+    low, high = metadata["low"], metadata["high"]
+    what = "a whole number" if kind is int else "a number"
+    bound = f"from {low:g} to {high:g}" if high is not None else f"of at least {low:g}"
+    expected = ValueError(f"expected {what} {bound}")
+    if isinstance(value, bool) or not isinstance(value, str if from_text else (int, kind)):
+        raise expected
+    try:
+        number: int | float = kind(value)
+    except ValueError:
+        raise expected from None
+    in_range = low <= number <= (math.inf if high is None else high)
+    if not in_range or not math.isfinite(number):
+        raise expected
+    return number
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The texts a Literal (or Literal | None) allows; empty for any other type."""
+    return tuple(c for part in (hint, *get_args(hint)) for c in get_args(part) if type(c) is str)
+
+
+def _metavar(name: str) -> str:
+    hint = HINTS[name]
+    if choices := _choices(hint):
+        return "|".join(choices)
+    if hint is int:
+        return "N"
+    return "X" if hint in (float, float | None) else "TEXT"
+
+
+def _meant(name: str) -> str:
+    import difflib  # only needed on this way out
+
+    close = difflib.get_close_matches(name, FIELDS, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _show(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # JSON's texts, numbers and booleans are TOML's too (DEL alone is escaped there and not here).
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
