@@ -1,0 +1,288 @@
+"""Llama, forward and backward: what SmolLM2 computes, and how its LoRA adapters learn.
+
+`forward` turns a packed stream of T tokens into final hidden states, `backward` right under it is
+its mirror, read from the bottom up. Both go through `block_forward` and `block_backward`, one
+transformer block:
+
+    x = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))   n = rms_norm(x)
+    x = x + down_proj(swiglu(gate_proj(n), up_proj(n)))                      n = rms_norm(x)
+
+The vocabulary head is not here: it belongs to the loss, which never forms all its logits at once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from minibule import ops
+from minibule.config import LlamaConfig, module_name
+from minibule.errors import InputError
+from minibule.forest import Batch
+from minibule.lora import Adapter, lora_linear, lora_linear_backward, lora_name, lowest_layer
+from minibule.ops import Array, Cache, Segment
+
+# attend(layer, q, k, v) -> (out, cache): how queries find their keys and values. Training reads
+# them from the packed stream, generation from its key-value cache.
+Attend = Callable[[int, Array, Array, Array], tuple[Array, Cache]]
+
+
+@dataclass
+class Llama:
+    """A model: shapes, weights under their Hugging Face names, and the adapter if it has one.
+
+    Attributes
+    ----------
+    config : LlamaConfig
+    weights : dict of str to float32 array
+        Linear weights are (out, in). Read only: nothing here changes them.
+    adapter : Adapter or None
+    """
+
+    config: LlamaConfig
+    weights: dict[str, Array]
+    adapter: Adapter | None = None
+
+    @property
+    def head(self) -> Array:
+        """The vocabulary head (V, D): the embedding again, where the two are tied."""
+        tied = self.config.tie_word_embeddings
+        return self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
+
+    def logits(self, ids: Sequence[int] | Array) -> Array:
+        """Next-token logits after every position of one sequence.
+
+        Parameters
+        ----------
+        ids : (T,) integers in [0, vocab_size), T >= 1
+
+        Returns
+        -------
+        (T, vocab_size) float32
+
+        Raises
+        ------
+        InputError
+            If ids is empty, not one-dimensional, not whole numbers, or out of range.
+        """
+        tokens = check_ids(ids, self.config)
+        hidden, _ = forward(self, tokens, *one_sequence(len(tokens)), adapter=self.adapter)
+        return hidden @ self.head.T
+
+
+def check_ids(ids: Sequence[int] | Array, config: LlamaConfig) -> Array:
+    """`ids` as an integer array, or an InputError that says what is wrong with it."""
+    tokens = np.asarray(ids)
+    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        raise InputError(
+            f"token ids: found shape {tokens.shape} of {tokens.dtype}, "
+            "expected one sequence of at least one whole number."
+        )
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+        raise InputError(
+            f"token ids: found {tokens.min()} to {tokens.max()}, "
+            f"expected 0 to {config.vocab_size - 1} (vocab_size - 1)."
+        )
+    return tokens
+
+
+def one_sequence(length: int) -> tuple[Array, Attend]:
+    """Positions and attention of a single sequence, for `forward`."""
+    positions = np.arange(length)
+    return positions, attend_to([Segment(slice(0, length), positions)])
+
+
+def attend_to(segments: Sequence[Segment]) -> Attend:
+    """Attention within the packed stream itself."""
+    return lambda _layer, q, k, v: ops.attention(q, k, v, segments)
+
+
+def forward_batch(
+    model: Llama, batch: Batch, adapter: Adapter | None, keep: bool = False
+) -> tuple[Array, "ForwardCache | None"]:
+    """`forward` on the rows of a packed batch: hidden states (R, D), and the cache if kept."""
+    return forward(
+        model,
+        batch.ids,
+        batch.positions,
+        attend_to(batch.segments),
+        adapter=adapter,
+        rows=batch.stream,
+        keep=keep,
+    )
+
+
+# -- the whole model -------------------------------------------------------------------------------
+
+
+class ForwardCache(NamedTuple):
+    """What `backward` needs of a forward pass: the blocks from `first` up, and the final norm."""
+
+    model: Llama
+    adapter: Adapter | None
+    embedding: Cache
+    first: int
+    blocks: list[Cache]
+    norm: Cache
+    rows: Array | None
+
+
+def forward(
+    model: Llama,
+    ids: Array,
+    positions: Array,
+    attend: Attend,
+    *,
+    adapter: Adapter | None,
+    rows: Array | None = None,
+    keep: bool = False,
+) -> tuple[Array, ForwardCache | None]:
+    """Final hidden states (R, D) of the stream's `rows`; of all its tokens where rows is None.
+
+    Parameters
+    ----------
+    ids, positions : (T,) integers
+        Tokens, and the place of each in its own sequence.
+    attend : Attend
+    adapter : Adapter or None
+        None computes the frozen base model.
+    rows : (R,) integers in [0, T), each at most once
+    keep : bool
+        Whether to return the cache that `backward` needs. With an adapter only the blocks from
+        its lowest layer up are kept: nothing below them learns.
+    """
+    config, weights = model.config, model.weights
+    x, embedding_cache = ops.embedding(ids, weights["model.embed_tokens.weight"])  # (T, D)
+    rotation = ops.rope_table(positions, config.head_dim, config.rope_theta, x.dtype)
+    first = lowest_layer(adapter.config.modules) if adapter else 0
+    blocks = []
+    for layer in range(config.num_hidden_layers):
+        x, block_cache = block_forward(x, layer, model, adapter, rotation, attend)
+        if keep and layer >= first:
+            blocks.append(block_cache)
+    if rows is not None:
+        x = x[rows]  # (R, D)
+    hidden, norm_cache = ops.rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)
+    if not keep:
+        return hidden, None
+    return hidden, ForwardCache(model, adapter, embedding_cache, first, blocks, norm_cache, rows)
+
+
+def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
+    """Gradients of every trained array, by name, from dhidden (R, D).
+
+    With an adapter: of its A and B, and of nothing else. Without one: of every weight of the base
+    model but the head, which is not part of `forward` (where it is tied, the caller adds its
+    share to "model.embed_tokens.weight").
+    """
+    grads: dict[str, Array] = {}
+    dx, dw = ops.rms_norm_backward(dhidden, cache.norm)  # (R, D)
+    if cache.rows is not None:
+        (ids, _) = cache.embedding
+        dx_rows, dx = dx, np.zeros((len(ids), dx.shape[1]), dx.dtype)
+        dx[cache.rows] = dx_rows  # (T, D)
+    for block_cache in reversed(cache.blocks):
+        dx = block_backward(dx, block_cache, grads)
+    if cache.adapter is None:
+        grads["model.norm.weight"] = dw
+        grads["model.embed_tokens.weight"] = ops.embedding_backward(dx, cache.embedding)
+    return grads
+
+
+# -- one block -------------------------------------------------------------------------------------
+
+
+class BlockCache(NamedTuple):
+    layer: int
+    trains_base: bool
+    rotation: tuple[Array, Array]
+    norms: tuple[Cache, Cache]
+    projections: Mapping[str, Cache]
+    attention: Cache
+    swiglu: Cache
+
+
+def block_forward(
+    x: Array,
+    layer: int,
+    model: Llama,
+    adapter: Adapter | None,
+    rotation: tuple[Array, Array],
+    attend: Attend,
+) -> tuple[Array, BlockCache]:
+    """One transformer block on the stream x (T, D); the equations are at the top of the file."""
+    config, weights = model.config, model.weights
+    prefix = f"model.layers.{layer}."
+    caches: dict[str, Cache] = {}
+
+    def project(x: Array, name: str) -> Array:
+        module = module_name(layer, name)
+        pair = adapter.pair(module) if adapter else None
+        W = weights[f"{module}.weight"]
+        y, caches[name] = lora_linear(x, W, *pair) if pair else ops.linear(x, W)
+        return y
+
+    def heads(x: Array) -> Array:
+        return x.reshape(len(x), -1, config.head_dim)  # (T, heads * hd) -> (T, heads, hd)
+
+    n, norm1 = ops.rms_norm(x, weights[prefix + "input_layernorm.weight"], config.rms_norm_eps)
+    q = ops.rope(heads(project(n, "q_proj")), *rotation)  # (T, H, hd)
+    k = ops.rope(heads(project(n, "k_proj")), *rotation)  # (T, K, hd)
+    v = heads(project(n, "v_proj"))  # (T, K, hd)
+    o, attention = attend(layer, q, k, v)
+    x = x + project(o.reshape(len(x), -1), "o_proj")
+
+    n, norm2 = ops.rms_norm(
+        x, weights[prefix + "post_attention_layernorm.weight"], config.rms_norm_eps
+    )
+    a, swiglu = ops.swiglu(project(n, "gate_proj"), project(n, "up_proj"))  # (T, F)
+    x = x + project(a, "down_proj")
+    return x, BlockCache(
+        layer, adapter is None, rotation, (norm1, norm2), caches, attention, swiglu
+    )
+
+
+def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Array:
+    """`block_forward` upside down: from dx of its output to dx of its input, both (T, D).
+
+    Adds the gradients of what this block trains to `grads`.
+    """
+
+    def project_backward(dy: Array, name: str) -> Array:
+        module = module_name(cache.layer, name)
+        saved = cache.projections[name]
+        if cache.trains_base:
+            dx, grads[f"{module}.weight"] = ops.linear_backward(dy, saved)
+            return dx
+        if len(saved) == 2:  # a frozen linear layer without an adapter: (x, W)
+            _, W = saved
+            return dy @ W
+        dx, grads[lora_name(module, "A")], grads[lora_name(module, "B")] = lora_linear_backward(
+            dy, saved
+        )
+        return dx
+
+    def norm_backward(dn: Array, which: int, name: str) -> Array:
+        dx, dw = ops.rms_norm_backward(dn, cache.norms[which])
+        if cache.trains_base:
+            grads[f"model.layers.{cache.layer}.{name}.weight"] = dw
+        return dx
+
+    def flat(x: Array) -> Array:
+        return x.reshape(len(x), -1)  # (T, heads, hd) -> (T, heads * hd)
+
+    # x = x + down_proj(swiglu(gate_proj(n), up_proj(n)))
+    dgate, dup = ops.swiglu_backward(project_backward(dx, "down_proj"), cache.swiglu)
+    dn = project_backward(dgate, "gate_proj") + project_backward(dup, "up_proj")
+    dx = dx + norm_backward(dn, 1, "post_attention_layernorm")
+
+    # x = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))
+    q, *_ = cache.attention
+    do = project_backward(dx, "o_proj").reshape(q.shape)  # (T, H, hd)
+    dq, dk, dv = ops.attention_backward(do, cache.attention)
+    dq, dk = ops.rope_backward(dq, *cache.rotation), ops.rope_backward(dk, *cache.rotation)
+    dn = project_backward(flat(dq), "q_proj")
+    dn += project_backward(flat(dk), "k_proj")
+    dn += project_backward(flat(dv), "v_proj")
+    return dx + norm_backward(dn, 0, "input_layernorm")

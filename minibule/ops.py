@@ -1,0 +1,244 @@
+"""The layers of Llama as pairs of plain functions: forward, and right under it backward.
+
+Every forward returns `(output, cache)`. Its backward takes `(dout, cache)`, where `dout` is the
+gradient of some scalar with respect to the output (same shape), and returns the gradients in the
+order of the forward's arguments. A cache is never changed. The dtype that comes in goes out: the
+model runs in float32, the gradient checks run the same code in float64.
+
+Letters used for shapes, here and in every other module:
+
+    T  tokens of the packed stream       V  vocabulary
+    D  hidden_size                       F  intermediate_size
+    H  num_attention_heads               K  num_key_value_heads (GQA: H = K * G)
+    hd head_dim                          r  LoRA rank
+    S  tokens one segment attends to     t  tokens of one segment
+    R  rows: positions whose next token counts in the loss
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Cache: TypeAlias = Any
+
+
+# -- linear ----------------------------------------------------------------------------------------
+
+
+def linear(x: Array, W: Array) -> tuple[Array, Cache]:
+    """y = x W^T, with x (T, in), W (out, in) as Hugging Face stores it, y (T, out)."""
+    return x @ W.T, (x, W)
+
+
+def linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
+    """dx = dy W and dW = dy^T x."""
+    x, W = cache
+    return dy @ W, dy.T @ x
+
+
+# -- embedding -------------------------------------------------------------------------------------
+
+
+def embedding(ids: Array, E: Array) -> tuple[Array, Cache]:
+    """x[t] = E[ids[t]], with ids (T,) integers in [0, V), E (V, D), x (T, D)."""
+    return E[ids], (ids, E.shape)
+
+
+def embedding_backward(dx: Array, cache: Cache) -> Array:
+    """dE[i] is the sum of dx[t] over all t with ids[t] = i. (ids have no gradient.)"""
+    ids, shape = cache
+    dE = np.zeros(shape, dx.dtype)
+    np.add.at(dE, ids, dx)  # unlike dE[ids] += dx, this adds up repeated ids
+    return dE
+
+
+# -- RMSNorm ---------------------------------------------------------------------------------------
+
+
+def rms_norm(x: Array, w: Array, eps: float) -> tuple[Array, Cache]:
+    """y = w * x / sqrt(mean(x^2) + eps) over the last axis; x (T, D), w (D,).
+
+    Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
+    """
+    rstd = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)  # (T, 1)
+    return x * rstd * w, (x, w, rstd)
+
+
+def rms_norm_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
+    """With n = x * rstd and g = w * dy:  dx = rstd * (g - n * mean(g * n)),  dw = sum_t dy * n.
+
+    The second term is rstd's own dependence on x: moving x along itself leaves n where it is.
+    """
+    x, w, rstd = cache
+    n = x * rstd
+    g = dy * w
+    dx = rstd * (g - n * np.mean(g * n, axis=-1, keepdims=True))
+    return dx, np.sum(dy * n, axis=0)
+
+
+# -- RoPE ------------------------------------------------------------------------------------------
+
+
+def rope_table(positions: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
+    """cos and sin of position * theta^(-2i/hd), each (T, 1, hd/2); worked out in float64.
+
+    Source: Su et al. 2021, "RoFormer".
+    """
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (hd/2,)
+    angles = positions[:, None, None] * frequencies  # (T, 1, hd/2)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate each pair (x[i], x[i + hd/2]) of a head by +angle; x (T, heads, hd).
+
+    This is Hugging Face's half-split kind. llama.cpp pairs (x[2i], x[2i + 1]) instead, which is
+    why the GGUF writer permutes the rows of q_proj and k_proj.
+    """
+    half = x.shape[-1] // 2
+    x1, x2 = x[..., :half], x[..., half:]
+    return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+
+def rope_backward(dy: Array, cos: Array, sin: Array) -> Array:
+    """The transpose of a rotation is the rotation by -angle."""
+    return rope(dy, cos, -sin)
+
+
+# -- attention -------------------------------------------------------------------------------------
+
+
+class Segment(NamedTuple):
+    """A run of tokens in the packed stream, and what it may look at.
+
+    rows: slice     where its t tokens lie in the stream
+    keys: (S,) int  positions in the stream of all it attends to: every token of its ancestors,
+                    then its own t tokens, the latter causally
+    """
+
+    rows: slice
+    keys: Array
+
+
+def attention(q: Array, k: Array, v: Array, segments: Sequence[Segment]) -> tuple[Array, Cache]:
+    """softmax(q k^T / sqrt(hd)) v, segment by segment; q (T, H, hd), k and v (T, K, hd).
+
+    Grouped-query attention: query head h reads key and value head h // G, so the G query heads of
+    a group are stacked into one matrix product. The weights are not kept: at (H, t, S) they are
+    the largest arrays of the model, and backward works them out again from q and k.
+    """
+    out = np.empty_like(q)  # (T, H, hd)
+    kv_heads = k.shape[1]
+    for rows, keys in segments:
+        t = rows.stop - rows.start
+        weights = _attention_weights(_by_group(q[rows], kv_heads), _by_head(k[keys]), t)
+        out[rows] = _ungroup(weights @ _by_head(v[keys]), t)
+    return out, (q, k, v, out, segments)
+
+
+def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """With w the weights of a segment, s = q k^T / sqrt(hd) its scores and o = w v:
+
+    dv = w^T do     dw = do v^T     ds = w * (dw - sum_S(w * dw))
+    dq = ds k / sqrt(hd)            dk = ds^T q / sqrt(hd)
+
+    The sum over S equals sum_hd(do * o), which is cheaper (Dao et al. 2022, "FlashAttention").
+    The gradients of an ancestor's keys and values add up over all segments that read them.
+    """
+    q, k, v, out, segments = cache
+    dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
+    kv_heads = k.shape[1]
+    scale = 1 / np.sqrt(q.shape[-1]).astype(q.dtype)
+    for rows, keys in segments:
+        t = rows.stop - rows.start
+        q_g, k_h, v_h = _by_group(q[rows], kv_heads), _by_head(k[keys]), _by_head(v[keys])
+        do = _by_group(dout[rows], kv_heads)  # (K, G*t, hd)
+        weights = _attention_weights(q_g, k_h, t)  # (K, G*t, S)
+        inner = np.sum(do * _by_group(out[rows], kv_heads), axis=-1, keepdims=True)  # (K, G*t, 1)
+        ds = do @ v_h.swapaxes(1, 2)  # (K, G*t, S): dw, made ds in place
+        ds -= inner
+        ds *= weights
+        ds *= scale
+        dq[rows] = _ungroup(ds @ k_h, t)
+        # A segment names each key once, so += on the gathered positions is safe.
+        dk[keys] += (ds.swapaxes(1, 2) @ q_g).swapaxes(0, 1)  # (S, K, hd)
+        dv[keys] += (weights.swapaxes(1, 2) @ do).swapaxes(0, 1)
+    return dq, dk, dv
+
+
+def _attention_weights(q: Array, k: Array, t: int) -> Array:
+    """Causal softmax weights (K, G*t, S) of q (K, G*t, hd) over k (K, S, hd).
+
+    The segment's own t tokens are the last of the S keys; of those, token i sees tokens <= i.
+    """
+    weights = q @ k.swapaxes(1, 2)
+    weights *= 1 / np.sqrt(q.shape[-1]).astype(q.dtype)
+    own = weights.reshape(len(q), -1, t, k.shape[1])[..., -t:]  # (K, G, t, t), a view
+    own[..., *np.triu_indices(t, k=1)] = -np.inf
+    weights -= weights.max(axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _by_head(x: Array) -> Array:
+    """(S, K, hd) -> (K, S, hd)."""
+    return x.swapaxes(0, 1)
+
+
+def _by_group(x: Array, kv_heads: int) -> Array:
+    """(t, H, hd) -> (K, G*t, hd): the query heads that share a key head, one under the other."""
+    t, _, hd = x.shape
+    return x.reshape(t, kv_heads, -1, hd).transpose(1, 2, 0, 3).reshape(kv_heads, -1, hd)
+
+
+def _ungroup(x: Array, t: int) -> Array:
+    """(K, G*t, hd) -> (t, H, hd), the inverse of `_by_group`."""
+    kv_heads, _, hd = x.shape
+    return x.reshape(kv_heads, -1, t, hd).transpose(2, 0, 1, 3).reshape(t, -1, hd)
+
+
+# -- SwiGLU ----------------------------------------------------------------------------------------
+
+
+def swiglu(gate: Array, up: Array) -> tuple[Array, Cache]:
+    """a = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
+    return gate * _sigmoid(gate) * up, (gate, up)
+
+
+def swiglu_backward(da: Array, cache: Cache) -> tuple[Array, Array]:
+    """With s = sigmoid(g) and silu'(g) = s + g s (1 - s):
+
+    dgate = da up silu'(gate)      dup = da silu(gate)
+    """
+    gate, up = cache
+    s = _sigmoid(gate)
+    silu = gate * s
+    return da * up * (s + silu * (1 - s)), da * silu
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) = inf gives the right answer, 0
+        return 1 / (1 + np.exp(-x))
+
+
+# -- cross-entropy (pretraining) -------------------------------------------------------------------
+
+
+def cross_entropy(logits: Array, targets: Array) -> tuple[float, Cache]:
+    """Mean over R rows of -log softmax(logits)[target]; logits (R, V), targets (R,) integers."""
+    z = logits - logits.max(axis=1, keepdims=True)
+    logp = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return -float(np.mean(logp[np.arange(len(targets)), targets])), (logp, targets)
+
+
+def cross_entropy_backward(cache: Cache) -> Array:
+    """dlogits = (softmax - onehot(target)) / R, for a cotangent of 1."""
+    logp, targets = cache
+    dlogits = np.exp(logp)
+    dlogits[np.arange(len(targets)), targets] -= 1
+    dlogits /= len(targets)
+    return dlogits
