@@ -1,0 +1,226 @@
+"""The forest: records packed into one stream of tokens, prompts shared by their answers.
+
+A record is a tree. Its prompt is the root; the rejected answers hang below it, and answers that
+begin alike share their beginning. Every node is a segment of the stream that attends to its
+ancestors and, causally, to itself, so a prompt is computed once however many answers it has, and
+nothing is padded:
+
+    prompt: what is 3 + 4 ?          segments    [what is 3 + 4 ?] <- [it is] <- [6 ,]
+    answers: it is 9 .                                                        <- [9]
+             it is 6 , ok                        (the last token of an answer is only predicted)
+
+A row is a position whose next token is part of some rejected answer. Rows that several answers
+share are computed once and carry how many they stand for as their weight.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from minibule.config import Counts
+from minibule.ops import Array, Segment
+
+# Longer segments are cut into a chain of this many tokens, each the child of the one before:
+# attention then skips the masked half of a long causal block and needs less memory at once.
+MAX_SEGMENT = 256
+
+
+class Example(NamedTuple):
+    """A record as token ids: prompt (P,), answers (each (n_k,), n_k >= 1), a count for each."""
+
+    prompt: Array
+    answers: tuple[Array, ...]
+    counts: tuple[int, ...]
+    total_rounds: int
+
+
+class Rows(NamedTuple):
+    """R rows and the E rejected tokens they count, sorted by row (a sparse (R, V) table of v).
+
+    weight (R,) float64        answers that pass through the row
+    total (R,) float64         T, the sum of the row's counts
+    depth (R,) int             tokens of the answer before the row: 0 at the answer's first token
+    rounds (R,) float64        total_rounds of its record
+    parent_entry (R,) int      entry whose token leads from the row before to this one; -1: none
+    entry_row, entry_id, entry_count (E,)
+    """
+
+    weight: Array
+    total: Array
+    depth: Array
+    rounds: Array
+    parent_entry: Array
+    entry_row: Array
+    entry_id: Array
+    entry_count: Array
+
+
+class Batch(NamedTuple):
+    """One packed stream for one forward and backward pass.
+
+    ids, positions (T,) int    tokens, and the place of each in its own sequence
+    segments                   what each run of tokens attends to
+    stream (R,) int            where in the stream each row lies
+    rows                       what each row's logits are trained on
+    answer_entry (answers,)    entry that completes each answer, in the order they were given
+    """
+
+    ids: Array
+    positions: Array
+    segments: list[Segment]
+    stream: Array
+    rows: Rows
+    answer_entry: Array
+
+
+def pack(examples: Iterable[Example], counts: Counts, pass_tokens: int) -> Iterator[Batch]:
+    """Batches of about `pass_tokens` tokens that together hold every row of the examples once.
+
+    A record too long for one pass is divided between several: its answers are dealt out and its
+    prompt is computed again for each, which changes no row's loss.
+    """
+    forest = _Forest(counts)
+    for example in examples:
+        for members in _deal(example, pass_tokens):
+            size = len(example.prompt) + sum(len(example.answers[k]) - 1 for k in members)
+            if forest.ids and len(forest.ids) + size > pass_tokens:
+                yield forest.batch()
+                forest = _Forest(counts)
+            forest.add(example, frozenset(members))
+    if forest.ids:
+        yield forest.batch()
+
+
+def total_weight(examples: Iterable[Example]) -> int:
+    """The rows of the examples, each (answer, position) counted for itself: the loss's n."""
+    return sum(len(answer) for example in examples for answer in example.answers)
+
+
+def _deal(example: Example, pass_tokens: int) -> Iterator[list[int]]:
+    """Split an example's answers, in order, so that prompt and share fit in `pass_tokens`."""
+    members: list[int] = []
+    room = pass_tokens - len(example.prompt)
+    for k, answer in enumerate(example.answers):
+        if members and len(answer) - 1 > room:
+            yield members
+            members, room = [], pass_tokens - len(example.prompt)
+        members.append(k)
+        room -= len(answer) - 1
+    yield members
+
+
+class _Forest:
+    """A batch in the making: plain lists that grow tree by tree."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.stream: list[int] = []
+        self.weight: list[int] = []
+        self.depth: list[int] = []
+        self.rounds: list[int] = []
+        self.parent_entry: list[int] = []
+        self.entry_row: list[int] = []
+        self.entry_id: list[int] = []
+        self.entry_count: list[int] = []
+        self.answer_entry: list[int] = []
+
+    def add(self, example: Example, members: frozenset[int]) -> None:
+        """Append the tree of the answers `members`. The record's other answers are only counted."""
+        answers = [answer.tolist() for answer in example.answers]
+        completed: dict[int, int] = {}  # answer -> the entry that completes it
+
+        def node(
+            tokens: list[int], group: list[int], depth: int, ancestors: Array, parent_entry: int
+        ) -> None:
+            """Append a segment that begins with `tokens` and goes on until the answers part.
+
+            `group` are the answers that have begun just like this, `depth` tokens so far.
+            """
+            tokens = list(tokens)
+            first, position = len(self.ids), len(ancestors)
+            while True:
+                counted = group
+                if self.counts == "position":
+                    counted = [k for k, answer in enumerate(answers) if len(answer) > depth]
+                v: Counter[int] = Counter()
+                for k in counted:
+                    v[answers[k][depth]] += example.counts[k]
+                entries = self.row(v, first + len(tokens) - 1, depth, parent_entry)
+                self.weight.append(len(members.intersection(group)))
+                self.rounds.append(example.total_rounds)
+
+                followers: dict[int, list[int]] = {}
+                for k in group:
+                    token = answers[k][depth]
+                    if len(answers[k]) > depth + 1:
+                        followers.setdefault(token, []).append(k)
+                    else:
+                        completed[k] = entries[token]
+                depth += 1
+                followers = {
+                    token: longer
+                    for token, longer in followers.items()
+                    if not members.isdisjoint(longer)
+                }
+                if len(followers) != 1:
+                    break
+                ((token, group),) = followers.items()
+                tokens.append(token)
+                parent_entry = entries[token]
+            keys = self.segment(tokens, position, ancestors)
+            for token, longer in followers.items():
+                node([token], longer, depth, keys, entries[token])
+
+        root = np.empty(0, np.int64)
+        node(example.prompt.tolist(), list(range(len(answers))), 0, root, -1)
+        self.answer_entry += [completed[k] for k in sorted(members)]
+
+    def row(self, v: Counter[int], stream: int, depth: int, parent_entry: int) -> dict[int, int]:
+        """Append a row that counts `v`; returns the entry of each of its tokens."""
+        row = len(self.stream)
+        entries = {token: len(self.entry_id) + i for i, token in enumerate(v)}
+        self.stream.append(stream)
+        self.depth.append(depth)
+        self.parent_entry.append(parent_entry)
+        self.entry_row += [row] * len(v)
+        self.entry_id += v.keys()
+        self.entry_count += v.values()
+        return entries
+
+    def segment(self, tokens: list[int], position: int, ancestors: Array) -> Array:
+        """Append tokens below `ancestors`; returns the stream positions a child attends to."""
+        for begin in range(0, len(tokens), MAX_SEGMENT):
+            part = tokens[begin : begin + MAX_SEGMENT]
+            rows = slice(len(self.ids), len(self.ids) + len(part))
+            self.ids += part
+            self.positions += range(position + begin, position + begin + len(part))
+            ancestors = np.concatenate([ancestors, np.arange(rows.start, rows.stop)])
+            self.segments.append(Segment(rows, ancestors))
+        return ancestors
+
+    def batch(self) -> Batch:
+        entry_row = np.array(self.entry_row)
+        entry_count = np.array(self.entry_count, np.float64)
+        rows = Rows(
+            weight=np.array(self.weight, np.float64),
+            total=np.bincount(entry_row, entry_count, len(self.weight)),
+            depth=np.array(self.depth),
+            rounds=np.array(self.rounds, np.float64),
+            parent_entry=np.array(self.parent_entry),
+            entry_row=entry_row,
+            entry_id=np.array(self.entry_id),
+            entry_count=entry_count,
+        )
+        return Batch(
+            np.array(self.ids),
+            np.array(self.positions),
+            self.segments,
+            np.array(self.stream),
+            rows,
+            np.array(self.answer_entry),
+        )
