@@ -1,0 +1,231 @@
+"""Messages to text to token ids, and back.
+
+SmolLM2's own chat template, ChatML, is built in. Another model's template is rendered by jinja2
+in its sandbox, where that optional package is installed.
+
+What a user or an answer writes stays text: "<|im_end|>" inside a message is spelled out in
+ordinary tokens and never becomes the control token. To that end every special token's text within
+a message is marked with a private character before the template is rendered; afterwards the
+unmarked ones, which the template itself put there, are the control tokens.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from minibule.errors import InputError
+from minibule.files import existing_folder, read_json
+from minibule.ops import Array
+from minibule.records import Message
+
+SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+# SmolLM2's chat_template, as its tokenizer_config.json has it. `Chat` renders it without jinja2.
+CHATML = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM_MESSAGE + "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def render_chatml(messages: Sequence[Message]) -> str:
+    """What CHATML makes of the messages, with the assistant's turn opened.
+
+    >>> print(render_chatml([{"role": "user", "content": "hello"}]))
+    <|im_start|>system
+    You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+    <|im_start|>user
+    hello<|im_end|>
+    <|im_start|>assistant
+    <BLANKLINE>
+    """
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": SYSTEM_MESSAGE}, *messages]
+    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+class Chat:
+    """A model's tokenizer and chat template.
+
+    Attributes
+    ----------
+    tokenizer : tokenizers.Tokenizer
+    template : str
+        The jinja source of the chat template.
+    stop : frozenset of int
+        Tokens that end an answer.
+    end_of_turn : int
+        The one of them that the model says at the end of its own turn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str,
+        special_texts: dict[str, str],
+        eos: Sequence[int],
+        source: Path,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True  # special tokens' text is text, see above
+        self.template = template
+        self.source = source
+        self._special_texts = special_texts
+        self._special = {
+            token.content: number
+            for number, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        texts = sorted(self._special, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+        end_of_turn = self._special.get("<|im_end|>", eos[0])
+        self.end_of_turn = end_of_turn
+        self.stop = frozenset([*eos, end_of_turn])
+
+    def encode_prompt(self, prompt: str | Sequence[Message]) -> Array:
+        """Token ids (P,) of a prompt, ready for the assistant's answer.
+
+        A string is one user turn.
+        """
+        messages: Sequence[Message] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        )
+        mark = _unused_character(messages)
+        marked: list[Message] = [
+            {"role": self._mark(m["role"], mark), "content": self._mark(m["content"], mark)}
+            for m in messages
+        ]
+        rendered = self._render(marked)
+        ids: list[int] = []
+        end = 0
+        for control in self._special_pattern.finditer(rendered):
+            ids += self._encode_text(rendered[end : control.start()].replace(mark, ""))
+            ids.append(self._special[control.group()])
+            end = control.end()
+        ids += self._encode_text(rendered[end:].replace(mark, ""))
+        return np.array(ids, np.int64)
+
+    def encode_answers(self, answers: Sequence[str]) -> list[Array]:
+        """Token ids of each answer, without the end-of-turn token.
+
+        Rejecting that token too would teach the model never to stop.
+        """
+        encodings = self.tokenizer.encode_batch(list(answers), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def encode_raw(self, text: str) -> Array:
+        """Token ids of a text that is no chat, with whatever the tokenizer puts around it."""
+        return np.array(self.tokenizer.encode(text).ids, np.int64)
+
+    def decode(self, ids: Sequence[int] | Array) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _encode_text(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _mark(self, text: str, mark: str) -> str:
+        return self._special_pattern.sub(lambda m: m.group()[0] + mark + m.group()[1:], text)
+
+    def _render(self, messages: list[Message]) -> str:
+        if self.template == CHATML:
+            return render_chatml(messages)
+        if not self.template:
+            raise InputError(
+                f"{self.source}: found no chat template. Expected chat_template in "
+                "tokenizer_config.json, or the file chat_template.jinja."
+            )
+        try:
+            from jinja2 import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise InputError(
+                f"{self.source}: its chat template is not the built-in ChatML and needs jinja2. "
+                "Install it: pip install 'minibule[templates]'."
+            ) from None
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse  # the hub's templates call it
+        try:
+            return environment.from_string(self.template).render(
+                messages=messages, add_generation_prompt=True, **self._special_texts
+            )
+        except Exception as error:  # a template may fail in any way a program can
+            raise InputError(
+                f"{self.source}: its chat template fails on this prompt "
+                f"({type(error).__name__}: {error})."
+            ) from None
+
+
+def load_chat(path: str | Path) -> Chat:
+    """The tokenizer and chat template of a Hugging Face folder.
+
+    Raises
+    ------
+    InputError
+        If tokenizer.json is missing or broken, or no end-of-turn token is known.
+    """
+    folder = existing_folder(path, "a Hugging Face model folder")
+    file = folder / "tokenizer.json"
+    read_json(file)  # for its errors: tokenizers' own do not name the file
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise InputError(f"{file}: not a tokenizer that can be used ({error}).") from None
+    settings = _optional_json(folder / "tokenizer_config.json")
+    special_texts = {
+        name: text["content"] if isinstance(text, dict) else text
+        for name, text in settings.items()
+        if name.endswith("_token") and isinstance(text, str | dict)
+    }
+    eos = _stop_tokens(folder, tokenizer, special_texts)
+    return Chat(tokenizer, _template(folder, settings, tokenizer), special_texts, eos, folder)
+
+
+def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """The model's template; ChatML if it names none but knows its tokens; else ""."""
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    if isinstance(template, str):
+        return template
+    return CHATML if tokenizer.token_to_id("<|im_start|>") is not None else ""
+
+
+def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, str]) -> list[int]:
+    for file in ("generation_config.json", "config.json"):
+        eos = _optional_json(folder / file).get("eos_token_id")
+        ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
+        if ids and all(tokenizer.id_to_token(i) is not None for i in ids):
+            return ids
+    token = tokenizer.token_to_id(special_texts.get("eos_token", "<|im_end|>"))
+    if token is None:
+        raise InputError(
+            f"{folder}: no end-of-turn token. Expected eos_token_id in generation_config.json or "
+            "config.json, or eos_token in tokenizer_config.json."
+        )
+    return [token]
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _unused_character(messages: Sequence[Message]) -> str:
+    text = "".join(m["role"] + m["content"] for m in messages)
+    return next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text)

@@ -1,0 +1,457 @@
+"""Models and adapters on disk: Hugging Face folders in and out, PEFT adapters in and out.
+
+Everything is checked before anything is used: all missing, unknown and misshapen tensors of a
+checkpoint are listed in one error. Folders are written whole or not at all.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
+
+from minibule.config import PROJECTIONS, LlamaConfig, LoraConfig, module_names
+from minibule.errors import InputError, listed
+from minibule.files import existing_folder, read_json, whole_folder
+from minibule.llama import Llama
+from minibule.lora import Adapter, adapter_shapes, merged_weight
+from minibule.ops import Array
+
+# What a model folder holds beside its weights; copied as it is into a merged model's folder.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+PEFT_PREFIX = "base_model.model."
+MAX_SHARD_BYTES = 2 * 10**9
+
+# NumPy has no bfloat16: its 16 bits are the upper half of a float32, and are read as such.
+_NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+# -- models in -------------------------------------------------------------------------------------
+
+
+def load_model(path: str | Path, adapter: str | Path | None = None) -> Llama:
+    """Load a LlamaForCausalLM from a Hugging Face folder.
+
+    Parameters
+    ----------
+    path : folder with config.json and model.safetensors, or shards and their index
+        Tensors may be F32, F16 or BF16; they are widened to float32.
+    adapter : PEFT adapter folder, optional
+
+    Returns
+    -------
+    Llama
+        `model.logits(ids)` maps (T,) token ids to (T, vocab_size) float32.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, holds another architecture or one with features this code does
+        not compute, or if its tensors are not exactly the expected ones, or not finite.
+    """
+    folder = existing_folder(path, "a Hugging Face model folder")
+    config = load_config(folder)
+    stored = {
+        name: tensor
+        for name, tensor in _stored_tensors(_weight_files(folder)).items()
+        if not _is_derived(name, config)
+    }
+    weights = _read_tensors(stored, config.tensor_shapes(), folder)
+    model = Llama(config, weights)
+    if adapter is not None:
+        model.adapter = load_adapter(adapter, config)
+    return model
+
+
+def load_config(folder: Path) -> LlamaConfig:
+    """The shapes in a folder's config.json; InputError names all that is not supported."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    architectures = raw.get("architectures") or [raw.get("model_type")]
+    if architectures not in (["LlamaForCausalLM"], ["llama"]):
+        raise InputError(
+            f"{path}: found the architecture {architectures}, expected LlamaForCausalLM, "
+            "the only one minibule computes."
+        )
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    rope = rope if isinstance(rope, dict) else {"rope_type": rope}
+    found = {
+        "attention_bias": (raw.get("attention_bias", False), False),
+        "mlp_bias": (raw.get("mlp_bias", False), False),
+        "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
+        "rope scaling": (rope.get("rope_type", rope.get("type", "default")), "default"),
+        "rope_interleaved": (raw.get("rope_interleaved", False), False),
+        "quantization_config": (raw.get("quantization_config"), None),
+    }
+    problems = [
+        f"{name}: found {value!r}, minibule computes only {expected!r}"
+        for name, (value, expected) in found.items()
+        if value != expected
+    ]
+    raw = {"rope_theta": rope.get("rope_theta", 10000.0), **raw}
+
+    def whole(name: str, default: int | None = None) -> int:
+        value = raw.get(name, default)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+            problems.append(f"{name}: found {value!r}, expected a whole number above 0")
+            return 1
+        return value
+
+    def real(name: str) -> float:
+        value = raw.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            problems.append(f"{name}: found {value!r}, expected a number above 0")
+            return 1.0
+        return float(value)
+
+    heads, hidden = whole("num_attention_heads"), whole("hidden_size")
+    config = LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=whole("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=whole("num_key_value_heads", heads),
+        head_dim=whole("head_dim", hidden // heads),
+        intermediate_size=whole("intermediate_size"),
+        vocab_size=whole("vocab_size"),
+        max_position_embeddings=whole("max_position_embeddings", 2048),
+        rms_norm_eps=real("rms_norm_eps"),
+        rope_theta=real("rope_theta"),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
+    )
+    if config.num_attention_heads % config.num_key_value_heads:
+        problems.append("num_attention_heads: expected a multiple of num_key_value_heads")
+    if config.head_dim % 2:
+        problems.append(f"head_dim: found {config.head_dim}, expected an even number")
+    if config.vocab_size < 2:
+        problems.append(f"vocab_size: found {config.vocab_size}, expected at least 2")
+    if problems:
+        raise InputError(f"{path}: not a model minibule can compute:\n{listed(problems)}")
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that the index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() or not index.exists():
+        return [single]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: expected an object weight_map from tensor to file.")
+    names = sorted(set(map(str, weight_map.values())))
+    outside = [name for name in names if Path(name).name != name or name in (".", "..")]
+    if outside:
+        raise InputError(
+            f"{index}: found the file {outside[0]!r}, expected plain file names in {folder}."
+        )
+    return [folder / name for name in names]
+
+
+class _Stored(NamedTuple):
+    """Where a tensor lies on disk."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def _stored_tensors(files: list[Path]) -> dict[str, _Stored]:
+    """All tensors of some safetensors files, the headers checked by the safetensors library."""
+    stored: dict[str, _Stored] = {}
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; expected the model's weights there.")
+        try:
+            with safe_open(str(file), "np") as checked:
+                names = list(checked.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(
+                f"{file}: not a whole safetensors file ({error}). "
+                "It may be cut short: copy or download it again."
+            ) from None
+        with file.open("rb") as raw:
+            header_length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(header_length))
+        for name in names:
+            entry = header[name]
+            start = 8 + header_length + entry["data_offsets"][0]
+            stored[name] = _Stored(file, entry["dtype"], tuple(entry["shape"]), start)
+    return stored
+
+
+def _is_derived(name: str, config: LlamaConfig) -> bool:
+    """Whether a checkpoint's tensor only repeats what follows from others, as old ones do."""
+    tied_head = name == "lm_head.weight" and config.tie_word_embeddings
+    return tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+def _read_tensors(
+    stored: Mapping[str, _Stored], expected: Mapping[str, tuple[int, ...]], where: Path
+) -> dict[str, Array]:
+    """The expected tensors, widened to float32, or an InputError that lists what is wrong."""
+    problems = [f"{name}: missing" for name in expected if name not in stored]
+    for name, tensor in stored.items():
+        if name not in expected:
+            problems.append(f"{name}: unknown, this model has no place for it")
+        elif tensor.shape != expected[name]:
+            problems.append(f"{name}: found shape {tensor.shape}, expected {expected[name]}")
+        elif tensor.dtype not in _NUMPY_DTYPE:
+            problems.append(f"{name}: found {tensor.dtype} numbers, expected F32, F16 or BF16")
+    if problems:
+        raise InputError(f"{where}: its tensors do not fit:\n{listed(problems)}")
+    arrays = {name: _widened(stored[name]) for name in expected}
+    broken = [
+        f"{name}: {int((~np.isfinite(array)).sum()):,} numbers are NaN or infinite"
+        for name, array in arrays.items()
+        if not np.isfinite(array).all()
+    ]
+    if broken:
+        raise InputError(f"{where}: broken weights:\n{listed(broken)}")
+    return arrays
+
+
+def _widened(tensor: _Stored) -> Array:
+    """Read a tensor from disk as float32."""
+    dtype = _NUMPY_DTYPE[tensor.dtype]
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, np.float32)
+    raw = np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape)
+    if tensor.dtype == "BF16":
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32)
+
+
+# -- models out ------------------------------------------------------------------------------------
+
+
+def save_model(model: Llama, folder: Path, source: Path, dtype: str = "F32") -> None:
+    """Write a Hugging Face folder of the model, its adapter merged into its weights.
+
+    Parameters
+    ----------
+    source : the folder the base model came from; its config and tokenizer files are taken over
+    dtype : "F32", "F16" or "BF16"
+        Only F32 keeps a merged adapter's small changes to the last digit.
+    """
+    torch_dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
+    config = read_json(source / "config.json")
+    config.pop("dtype", None)  # the newer name of the same
+    config["torch_dtype"] = torch_dtype
+    with whole_folder(folder) as partial:
+        for name in COMPANIONS:
+            if (source / name).exists():
+                shutil.copy(source / name, partial / name)
+        write_json(partial / "config.json", config)
+        shards = _shards(model.config.tensor_shapes(), 4 if dtype == "F32" else 2)
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        if len(shards) == 1:
+            names = ["model.safetensors"]
+        for file, tensors in zip(names, shards, strict=True):
+            arrays = {name: _narrowed(merged_tensor(model, name), dtype) for name in tensors}
+            write_safetensors(partial / file, arrays, torch_dtype)
+        if len(shards) > 1:
+            weight_map = {
+                name: file for file, tensors in zip(names, shards, strict=True) for name in tensors
+            }
+            write_json(
+                partial / "model.safetensors.index.json",
+                {"metadata": {}, "weight_map": weight_map},
+            )
+
+
+def merged_tensor(model: Llama, name: str) -> Array:
+    """A weight of the model by its Hugging Face name, with its adapter's share added."""
+    pair = model.adapter.pair(name.removesuffix(".weight")) if model.adapter else None
+    return merged_weight(model.weights[name], pair)
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> None:
+    """Write arrays whose bytes are numbers of `dtype` ("float32", "float16", "bfloat16")."""
+    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    specs = {
+        name: TensorSpec(
+            dtype=dtype, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+        for name, array in held.items()
+    }
+    serialize_file(specs, str(path), metadata={"format": "pt"})
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _narrowed(x: Array, dtype: str) -> Array:
+    """float32 -> the bytes of `dtype`, rounded to nearest, ties to even."""
+    if dtype == "F32":
+        return x
+    if dtype == "F16":
+        return x.astype(np.float16)
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
+    """Tensor names, cut where a file would exceed MAX_SHARD_BYTES."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        tensor_size = itemsize * int(np.prod(shape))
+        if shards[-1] and size + tensor_size > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor_size
+    return shards
+
+
+# -- PEFT adapters ---------------------------------------------------------------------------------
+
+
+def save_adapter(adapter: Adapter, model: LlamaConfig, folder: Path, base_model: str) -> None:
+    """Write a PEFT adapter: adapter_model.safetensors and adapter_config.json.
+
+    base_model: the name or path PEFT is to find the base model under.
+    """
+    config = adapter.config
+    with whole_folder(folder) as partial:
+        write_json(
+            partial / "adapter_config.json",
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": base_model,
+                "r": config.r,
+                "lora_alpha": config.lora_alpha,
+                "lora_dropout": 0.0,
+                "target_modules": _target_modules(config.modules, model.num_hidden_layers),
+                "bias": "none",
+                "use_rslora": config.use_rslora,
+                "fan_in_fan_out": False,
+                "inference_mode": True,
+                "init_lora_weights": True,
+                "modules_to_save": None,
+                "rank_pattern": dict(config.rank_pattern),
+                "alpha_pattern": dict(config.alpha_pattern),
+            },
+        )
+        tensors = {PEFT_PREFIX + name: array for name, array in adapter.params.items()}
+        write_safetensors(partial / "adapter_model.safetensors", tensors, "float32")
+
+
+def load_adapter(path: str | Path, model: LlamaConfig) -> Adapter:
+    """Read a PEFT LoRA adapter made for a model of these shapes.
+
+    Raises
+    ------
+    InputError
+        If it is no plain LoRA, or its matrices are not exactly those that its own settings and
+        the model's shapes call for; every mismatch is listed.
+    """
+    folder = existing_folder(path, "a PEFT adapter folder")
+    file = folder / "adapter_config.json"
+    raw = read_json(file)
+    stored = {
+        name.removeprefix(PEFT_PREFIX): tensor
+        for name, tensor in _stored_tensors([folder / "adapter_model.safetensors"]).items()
+    }
+    config = _lora_config(raw, file, model, stored)
+    where = folder / "adapter_model.safetensors"
+    return Adapter(config, _read_tensors(stored, adapter_shapes(config, model), where))
+
+
+# Settings of PEFT that change what the adapter computes, and the only value supported here.
+_PLAIN_LORA: dict[str, Any] = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "use_dora": False,
+    "lora_bias": False,
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+}
+
+
+def _lora_config(
+    raw: Mapping[str, Any], file: Path, model: LlamaConfig, stored: Mapping[str, Any]
+) -> LoraConfig:
+    problems = [
+        f"{name}: found {raw[name]!r}, minibule computes only {plain!r}"
+        for name, plain in _PLAIN_LORA.items()
+        if raw.get(name) and raw[name] != plain
+    ]
+
+    def checked(name: str, value: Any, kind: type, patterned: bool = False) -> Any:
+        if patterned:
+            if not isinstance(value or {}, dict):
+                problems.append(f"{name}: found {value!r}, expected an object")
+                return {}
+            for key, entry in (value or {}).items():
+                checked(f"{name}[{key}]", entry, kind)
+                if not re.fullmatch(r"[\w.]+", key):
+                    problems.append(f"{name}: found {key!r}, expected a module's name")
+            return value or {}
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if not number or not 0 < value < 1e9:
+            what = "a whole number" if kind is int else "a number"
+            problems.append(f"{name}: found {value!r}, expected {what} above 0")
+            return 1
+        return value
+
+    config = LoraConfig(
+        r=checked("r", raw.get("r"), int),
+        lora_alpha=checked("lora_alpha", raw.get("lora_alpha"), float),
+        modules=_adapted_modules(raw, model, stored),
+        use_rslora=raw.get("use_rslora", False) is True,
+        rank_pattern=checked("rank_pattern", raw.get("rank_pattern"), int, patterned=True),
+        alpha_pattern=checked("alpha_pattern", raw.get("alpha_pattern"), float, patterned=True),
+    )
+    if not config.modules:
+        problems.append(
+            f"target_modules: found {raw.get('target_modules')!r}, none of which this model has"
+        )
+    if problems:
+        raise InputError(f"{file}: not an adapter minibule can use:\n{listed(problems)}")
+    return config
+
+
+def _adapted_modules(
+    raw: Mapping[str, Any], model: LlamaConfig, stored: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The model's modules that target_modules names.
+
+    PEFT also takes a regular expression there; then the matrices in the file say what it matched.
+    """
+    targets, layers = raw.get("target_modules"), raw.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    names = []
+    for module in module_names(range(model.num_hidden_layers), PROJECTIONS):
+        if isinstance(targets, list):
+            named = any(module == t or module.endswith(f".{t}") for t in targets)
+            wanted = named and (not layers or int(module.split(".")[2]) in layers)
+        else:
+            wanted = any(name.startswith(module + ".lora_") for name in stored)
+        if wanted:
+            names.append(module)
+    return tuple(names)
+
+
+def _target_modules(modules: tuple[str, ...], num_layers: int) -> list[str]:
+    """PEFT's target_modules: the projections' short names where every layer has them."""
+    short = {module.rpartition(".")[2] for module in modules}
+    everywhere = set(module_names(range(num_layers), short)) == set(modules)
+    return sorted(short) if everywhere else list(modules)

@@ -1,0 +1,140 @@
+"""Held-out prompts whose good and bad answers are all known: what training did to them.
+
+A heldout file has one JSON object a line:
+
+    {"prompt": "2 + 3 = ?", "accepted": ["5", "it is 5."],
+     "rejected": {"echo": ["2 + 3 = ?"], "wrong": ["it is 6."], ...}}
+
+Because the answers are finite in number, the probability that the model gives an accepted one (at
+temperature 1, ending its turn there) is an exact sum, not a sample; what is left over is noise,
+an answer of no known style.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minibule.chat import Chat
+from minibule.errors import InputError, listed
+from minibule.forest import Example, pack
+from minibule.generate import answer
+from minibule.llama import Llama, forward_batch
+from minibule.loss import entry_log_probs, path_log_probs
+
+ACCEPTED = "accepted"
+NOISE = "noise"
+
+
+class Question(NamedTuple):
+    """A held-out prompt; `answers` maps each style, "accepted" first, to its texts."""
+
+    prompt: str
+    answers: dict[str, list[str]]
+
+
+class Answers(NamedTuple):
+    """What a model does with the questions.
+
+    greedy       share of the questions whose greedy answer is of each style, noise last
+    exact        mean probability of each style at temperature 1, noise last
+    perplexity   of the accepted answers, a token, their end of turn included
+    texts        the greedy answers
+    """
+
+    greedy: dict[str, float]
+    exact: dict[str, float]
+    perplexity: float
+    texts: list[str]
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read a heldout file; InputError lists the rows that are none."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    questions, problems = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            questions.append(_question(row))
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number}: {error}")
+    if problems or not questions:
+        raise InputError(
+            f"{path}: not a heldout file. Expected lines of "
+            '{"prompt": text, "accepted": [texts], "rejected": {style: [texts]}}:\n'
+            + listed(problems or ["the file is empty"])
+        )
+    return questions
+
+
+def _question(row: Any) -> Question:
+    if not isinstance(row, dict) or set(row) != {"prompt", "accepted", "rejected"}:
+        raise ValueError("expected the fields prompt, accepted and rejected")
+    if not isinstance(row["rejected"], dict):
+        raise ValueError("rejected: expected an object from style to texts")
+    answers = {ACCEPTED: row["accepted"], **row["rejected"]}
+    for style, texts in answers.items():
+        if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+            raise ValueError(f"{style}: expected a list of texts")
+    if not isinstance(row["prompt"], str) or not answers[ACCEPTED]:
+        raise ValueError("expected a text as prompt, and at least one accepted answer")
+    return Question(row["prompt"], answers)
+
+
+def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int) -> Answers:
+    """Put every question to the model."""
+    styles = list(dict.fromkeys(style for q in questions for style in q.answers))
+    exact = dict.fromkeys([*styles, NOISE], 0.0)
+    logps, tokens = [], 0
+    for question, logp, lengths in zip(
+        questions, *_answer_log_probs(model, chat, questions, pass_tokens), strict=True
+    ):
+        known = 0.0
+        for style, texts in question.answers.items():
+            p = float(np.exp(logp[: len(texts)]).sum())
+            if style == ACCEPTED:
+                logps.append(logp[: len(texts)].sum())
+                tokens += int(lengths[: len(texts)].sum())
+            logp, lengths = logp[len(texts) :], lengths[len(texts) :]
+            exact[style] += p / len(questions)
+            known += p
+        exact[NOISE] += max(0.0, 1 - known) / len(questions)
+
+    longest = max(len(a) for q in questions for a in _encoded(chat, q))
+    texts = answer(model, chat, [q.prompt for q in questions], 2 * longest)
+    greedy = dict.fromkeys([*styles, NOISE], 0.0)
+    for question, text in zip(questions, texts, strict=True):
+        style = next((s for s, known in question.answers.items() if text in known), NOISE)
+        greedy[style] += 1 / len(questions)
+    return Answers(greedy, exact, float(np.exp(-sum(logps) / tokens)), texts)
+
+
+def _encoded(chat: Chat, question: Question) -> list[np.ndarray]:
+    """Every answer's tokens and the end of the turn after them: here it is part of the answer."""
+    texts = [text for texts in question.answers.values() for text in texts]
+    return [np.append(ids, chat.end_of_turn) for ids in chat.encode_answers(texts)]
+
+
+def _answer_log_probs(
+    model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each question, log p of every answer given the prompt, and its length in tokens."""
+    answers = [_encoded(chat, question) for question in questions]
+    examples = [
+        Example(chat.encode_prompt(q.prompt), tuple(a), (1,) * len(a), len(a))
+        for q, a in zip(questions, answers, strict=True)
+    ]
+    logps = []
+    for batch in pack(examples, "prefix", pass_tokens):
+        hidden, _ = forward_batch(model, batch, model.adapter)
+        logp = entry_log_probs(hidden, model.head, batch.rows)
+        _, path = path_log_probs(batch.rows, logp)
+        logps.append(path[batch.answer_entry])
+    counts = np.cumsum([len(a) for a in answers])[:-1]
+    return np.split(np.concatenate(logps), counts), [np.array([*map(len, a)]) for a in answers]
