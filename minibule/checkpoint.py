@@ -4,6 +4,7 @@ Everything is checked before anything is used: all missing, unknown and misshape
 checkpoint are listed in one error. Folders are written whole or not at all.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -31,6 +32,7 @@ COMPANIONS = (
 )
 PEFT_PREFIX = "base_model.model."
 MAX_SHARD_BYTES = 2 * 10**9
+TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 # NumPy has no bfloat16: its 16 bits are the upper half of a float32, and are read as such.
 _NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -243,30 +245,45 @@ def save_model(model: Llama, folder: Path, source: Path, dtype: str = "F32") -> 
     dtype : "F32", "F16" or "BF16"
         Only F32 keeps a merged adapter's small changes to the last digit.
     """
-    torch_dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
     config = read_json(source / "config.json")
     config.pop("dtype", None)  # the newer name of the same
-    config["torch_dtype"] = torch_dtype
+    config["torch_dtype"] = TORCH_DTYPE[dtype]
     with whole_folder(folder) as partial:
         for name in COMPANIONS:
             if (source / name).exists():
                 shutil.copy(source / name, partial / name)
         write_json(partial / "config.json", config)
-        shards = _shards(model.config.tensor_shapes(), 4 if dtype == "F32" else 2)
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        if len(shards) == 1:
-            names = ["model.safetensors"]
-        for file, tensors in zip(names, shards, strict=True):
-            arrays = {name: _narrowed(merged_tensor(model, name), dtype) for name in tensors}
-            write_safetensors(partial / file, arrays, torch_dtype)
+        save_weights(model, partial, dtype)
+
+
+def save_weights(model: Llama, folder: Path, dtype: str) -> None:
+    """Write model.safetensors, or shards of at most MAX_SHARD_BYTES and their index."""
+    shards = _shards(model.config.tensor_shapes(), 4 if dtype == "F32" else 2)
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(shards, start=1):
+        file = "model.safetensors"
         if len(shards) > 1:
-            weight_map = {
-                name: file for file, tensors in zip(names, shards, strict=True) for name in tensors
-            }
-            write_json(
-                partial / "model.safetensors.index.json",
-                {"metadata": {}, "weight_map": weight_map},
-            )
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        arrays = {name: _narrowed(merged_tensor(model, name), dtype) for name in tensors}
+        write_safetensors(folder / file, arrays, TORCH_DTYPE[dtype])
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        index = {"metadata": {}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def config_json(config: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of a model of these shapes."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **dataclasses.asdict(config),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_scaling": None,
+        "torch_dtype": TORCH_DTYPE[dtype],
+    }
 
 
 def merged_tensor(model: Llama, name: str) -> Array:

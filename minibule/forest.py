@@ -56,6 +56,21 @@ class Rows(NamedTuple):
     entry_id: Array
     entry_count: Array
 
+    def part(self, chunk: slice) -> "Rows":
+        """The rows of a slice, with their entries. parent_entry still counts all entries."""
+        start, stop, _ = chunk.indices(len(self.weight))
+        first, last = np.searchsorted(self.entry_row, [start, stop])
+        return Rows(
+            self.weight[chunk],
+            self.total[chunk],
+            self.depth[chunk],
+            self.rounds[chunk],
+            self.parent_entry[chunk],
+            self.entry_row[first:last] - start,
+            self.entry_id[first:last],
+            self.entry_count[first:last],
+        )
+
 
 class Batch(NamedTuple):
     """One packed stream for one forward and backward pass.

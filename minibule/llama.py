@@ -100,8 +100,8 @@ def attend_to(segments: Sequence[Segment]) -> Attend:
 
 def forward_batch(
     model: Llama, batch: Batch, adapter: Adapter | None, keep: bool = False
-) -> tuple[Array, "ForwardCache | None"]:
-    """`forward` on the rows of a packed batch: hidden states (R, D), and the cache if kept."""
+) -> tuple[Array, "ForwardCache"]:
+    """`forward` on the rows of a packed batch: hidden states (R, D) and cache."""
     return forward(
         model,
         batch.ids,
@@ -137,7 +137,7 @@ def forward(
     adapter: Adapter | None,
     rows: Array | None = None,
     keep: bool = False,
-) -> tuple[Array, ForwardCache | None]:
+) -> tuple[Array, ForwardCache]:
     """Final hidden states (R, D) of the stream's `rows`; of all its tokens where rows is None.
 
     Parameters
@@ -149,8 +149,8 @@ def forward(
         None computes the frozen base model.
     rows : (R,) integers in [0, T), each at most once
     keep : bool
-        Whether to return the cache that `backward` needs. With an adapter only the blocks from
-        its lowest layer up are kept: nothing below them learns.
+        Whether the cache is to serve `backward`. With an adapter only the blocks from its lowest
+        layer up are kept: nothing below them learns.
     """
     config, weights = model.config, model.weights
     x, embedding_cache = ops.embedding(ids, weights["model.embed_tokens.weight"])  # (T, D)
@@ -164,8 +164,6 @@ def forward(
     if rows is not None:
         x = x[rows]  # (R, D)
     hidden, norm_cache = ops.rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)
-    if not keep:
-        return hidden, None
     return hidden, ForwardCache(model, adapter, embedding_cache, first, blocks, norm_cache, rows)
 
 

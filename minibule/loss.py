@@ -20,7 +20,7 @@ which keeps log(1 - p(m)) = lse_rest - lse exact when p(m) is 1 to the last bit 
 Sums over the vocabulary run in float32, everything of size (n,) or (entries,) in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +42,7 @@ def head_loss(
     ref_hidden: Array | None = None,
     *,
     count: float,
-    evaluate: bool = False,
-) -> tuple[dict[str, float], Array | None]:
+) -> tuple[dict[str, float], Array]:
     """The loss of all rows, and its gradient with respect to their hidden states.
 
     Parameters
@@ -53,48 +52,88 @@ def head_loss(
     rows : Rows
     objective : Objective
     ref_hidden : (R, D)
-        The base model's hidden states, where the objective needs them or `evaluate` is set.
+        The base model's hidden states, where the objective needs them.
     count : float
         What the sums over rows are divided by: the weight of all rows of the whole step, so that
-        the parts and gradients of its passes simply add up.
-    evaluate : bool
-        More metrics instead of the gradient.
+        the metrics and gradients of its passes simply add up.
 
     Returns
     -------
-    parts : dict of str to float
+    metrics : dict of str to float
         These rows' share of each metric: sum over rows of weight * value / count.
-    dhidden : (R, D), or None where `evaluate` is set
+    dhidden : (R, D)
     """
-    attempts = None
-    if objective.prior == "rate" and ref_hidden is not None:
-        prefix, _ = path_log_probs(rows, entry_log_probs(ref_hidden, head, rows))
-        attempts = np.maximum(rows.total, rows.rounds * np.exp(prefix))  # (R,)
-    dhidden = None if evaluate else np.empty_like(hidden)
-    parts: dict[str, float] = {}
-    for chunk, chunk_rows in _chunks(rows, len(head)):
-        z = hidden[chunk] @ head.T  # (n, V)
-        z_ref = None if ref_hidden is None else ref_hidden[chunk] @ head.T
-        a = None if attempts is None else attempts[chunk]
-        share = chunk_rows.weight / count
-        if dhidden is None:
-            values = row_metrics(z, chunk_rows, objective, z_ref, a)
-        else:
-            values, dz = row_losses(z, chunk_rows, objective, z_ref, a)
-            dz *= share.astype(dz.dtype)[:, None]
-            dhidden[chunk] = dz @ head
-        for name, value in values.items():
-            parts[name] = parts.get(name, 0.0) + float(share @ value)
-    return parts, dhidden
+    dhidden = np.empty_like(hidden)
+    metrics: dict[str, float] = {}
+    for c in _chunks(hidden, head, rows, objective, ref_hidden):
+        values, dz = row_losses(c.z, c.z_ref, c.attempts, c.rows, objective)
+        share = c.rows.weight / count
+        dz *= share.astype(dz.dtype)[:, None]
+        dhidden[c.where] = dz @ head
+        _add_shares(metrics, share, values)
+    return metrics, dhidden
+
+
+def head_metrics(
+    hidden: Array,
+    head: Array,
+    rows: Rows,
+    objective: Objective,
+    ref_hidden: Array,
+    *,
+    count: float,
+) -> dict[str, float]:
+    """`head_loss` for an evaluation: all of `row_metrics`, and no gradient."""
+    metrics: dict[str, float] = {}
+    for c in _chunks(hidden, head, rows, objective, ref_hidden):
+        values = row_metrics(c.z, c.z_ref, c.attempts, c.rows, objective)
+        _add_shares(metrics, c.rows.weight / count, values)
+    return metrics
 
 
 def entry_log_probs(hidden: Array, head: Array, rows: Rows) -> Array:
     """log p of every entry's token in its row, (E,) float64."""
-    logp = [
-        _split_softmax(hidden[chunk] @ head.T, chunk_rows).logp
-        for chunk, chunk_rows in _chunks(rows, len(head))
-    ]
+    logp = [_split_softmax(c.z, c.rows).logp for c in _chunks(hidden, head, rows)]
     return np.concatenate(logp)
+
+
+def _add_shares(metrics: dict[str, float], share: Array, values: Mapping[str, Array]) -> None:
+    for name, value in values.items():
+        metrics[name] = metrics.get(name, 0.0) + float(share @ value)
+
+
+class _Chunk(NamedTuple):
+    """n rows: where they stand, what they count, their logits (n, V), attempts (n,) for `rate`."""
+
+    where: slice
+    rows: Rows
+    z: Array
+    z_ref: Array | None
+    attempts: Array | None
+
+
+def _chunks(
+    hidden: Array,
+    head: Array,
+    rows: Rows,
+    objective: Objective | None = None,
+    ref_hidden: Array | None = None,
+) -> Iterator[_Chunk]:
+    """Cut the rows so that a chunk's logits number about CHUNK_LOGITS."""
+    attempts = None
+    if objective and objective.prior == "rate" and ref_hidden is not None:
+        prefix, _ = path_log_probs(rows, entry_log_probs(ref_hidden, head, rows))
+        attempts = np.maximum(rows.total, rows.rounds * np.exp(prefix))  # (R,)
+    size = max(1, CHUNK_LOGITS // len(head))
+    for start in range(0, len(rows.weight), size):
+        chunk = slice(start, start + size)
+        yield _Chunk(
+            chunk,
+            rows.part(chunk),
+            hidden[chunk] @ head.T,
+            None if ref_hidden is None else ref_hidden[chunk] @ head.T,
+            None if attempts is None else attempts[chunk],
+        )
 
 
 def path_log_probs(rows: Rows, logp: Array) -> tuple[Array, Array]:
@@ -110,27 +149,19 @@ def path_log_probs(rows: Rows, logp: Array) -> tuple[Array, Array]:
 
 
 def row_losses(
-    z: Array,
-    rows: Rows,
-    objective: Objective,
-    z_ref: Array | None = None,
-    attempts: Array | None = None,
+    z: Array, z_ref: Array | None, attempts: Array | None, rows: Rows, objective: Objective
 ) -> tuple[dict[str, Array], Array]:
     """Loss and metrics of n rows, each (n,), and the gradient dz (n, V) of each row's loss.
 
-    z, z_ref: (n, V) logits, both overwritten; rows: the n rows' counts; attempts: (n,) for the
-    rate prior. The dense form of the same is `complement.complement_loss`.
+    z, z_ref: (n, V) logits of the model and of its base, both overwritten; attempts: (n,) for the
+    rate prior; rows: the counts. The dense form of the same is `complement.complement_loss`.
     """
-    values, p, target = _compare(z, rows, objective, z_ref, attempts)
+    values, p, target = _compare(z, z_ref, attempts, rows, objective)
     return values, _gradient(p, target, rows, objective)
 
 
 def row_metrics(
-    z: Array,
-    rows: Rows,
-    objective: Objective,
-    z_ref: Array | None,
-    attempts: Array | None = None,
+    z: Array, z_ref: Array | None, attempts: Array | None, rows: Rows, objective: Objective
 ) -> dict[str, Array]:
     """What an evaluation reports of n rows, each (n,); arguments as in `row_losses`.
 
@@ -139,7 +170,7 @@ def row_metrics(
     the optimality gap, the total variation between p and the optimum p* of the row.
     """
     z_kept = z.copy()
-    values, p, target = _compare(z, rows, objective, z_ref, attempts)
+    values, p, target = _compare(z, z_ref, attempts, rows, objective)
     probabilities = p.dense()
     values["entropy"] = p.lse - np.vecdot(probabilities, z_kept)
     values["first"] = (rows.depth == 0).astype(np.float64)
@@ -226,7 +257,7 @@ class _Target(NamedTuple):
 
 
 def _compare(
-    z: Array, rows: Rows, objective: Objective, z_ref: Array | None, attempts: Array | None
+    z: Array, z_ref: Array | None, attempts: Array | None, rows: Rows, objective: Objective
 ) -> tuple[dict[str, Array], _Softmax, _Target]:
     """The softmax of z, the rows' targets, and how far apart the two are."""
     (n, vocab), row = z.shape, rows.entry_row
@@ -334,24 +365,3 @@ def _optimality_gap(
 def _per_row(values: Array, row: Array, n: int) -> Array:
     """(E,) -> (n,): the sum over each row's entries."""
     return np.bincount(row, values, n)
-
-
-def _chunks(rows: Rows, vocab: int) -> Iterator[tuple[slice, Rows]]:
-    """Cut the rows so that a chunk's logits number about CHUNK_LOGITS."""
-    size = max(1, CHUNK_LOGITS // vocab)
-    for start in range(0, len(rows.weight), size):
-        stop = min(start + size, len(rows.weight))
-        first, last = np.searchsorted(rows.entry_row, [start, stop])
-        yield (
-            slice(start, stop),
-            Rows(
-                rows.weight[start:stop],
-                rows.total[start:stop],
-                rows.depth[start:stop],
-                rows.rounds[start:stop],
-                rows.parent_entry[start:stop],
-                rows.entry_row[first:last] - start,
-                rows.entry_id[first:last],
-                rows.entry_count[first:last],
-            ),
-        )

@@ -15,6 +15,7 @@ Letters used for shapes, here and in every other module:
     R  rows: positions whose next token counts in the loss
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -177,11 +178,17 @@ def _attention_weights(q: Array, k: Array, t: int) -> Array:
     weights = q @ k.swapaxes(1, 2)
     weights *= 1 / np.sqrt(q.shape[-1]).astype(q.dtype)
     own = weights.reshape(len(q), -1, t, k.shape[1])[..., -t:]  # (K, G, t, t), a view
-    own[..., *np.triu_indices(t, k=1)] = -np.inf
+    np.copyto(own, -np.inf, where=_later(t))
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
+
+
+@functools.cache
+def _later(t: int) -> Array:
+    """(t, t), True where the key comes after the query."""
+    return np.triu(np.ones((t, t), bool), k=1)
 
 
 def _by_head(x: Array) -> Array:

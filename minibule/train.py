@@ -1,0 +1,441 @@
+"""Train a LoRA adapter from rejection records.
+
+    python -m minibule.train                                  the embedded model, about a minute
+    python -m minibule.train --model DIR --data FILE          your own
+
+The way through: records -> forest -> llama.forward -> loss -> llama.backward -> optim -> checkpoint
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from minibule.chat import Chat, load_chat
+from minibule.checkpoint import load_adapter, load_model, save_adapter, save_model
+from minibule.config import (
+    LoraConfig,
+    Objective,
+    TrainConfig,
+    add_arguments,
+    embedded_folder,
+    module_names,
+    resolve,
+    to_toml,
+)
+from minibule.errors import InputError, listed, run
+from minibule.files import whole_file
+from minibule.forest import Batch, Example, pack, total_weight
+from minibule.generate import answer
+from minibule.heldout import ACCEPTED, NOISE, Answers, Question, ask, read_questions
+from minibule.llama import Llama, backward, forward_batch
+from minibule.lora import Adapter, init_adapter
+from minibule.loss import head_loss, head_metrics
+from minibule.machine import memory_gb, peak_memory_gb, set_threads
+from minibule.ops import Array
+from minibule.optim import AdamW, clip_gradients, learning_rate
+from minibule.records import Record, read_file
+
+PROBE_TOKENS = 48  # of the answer to --probe
+
+# -- from records to examples ----------------------------------------------------------------------
+
+
+def tokenize(
+    records: Sequence[Record], chat: Chat, config: TrainConfig, context: int
+) -> list[Example]:
+    """Records as token ids: at most `max_rejected` answers each, cut so that all fits.
+
+    Answers that the cut leaves nothing of cannot be: a prompt that fills `max_length` is an error,
+    or left out with `skip_long`.
+    """
+    limit = min(config.max_length, context)
+    examples, too_long = [], []
+    bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
+    for number, record in enumerate(bar, start=1):
+        prompt = chat.encode_prompt(record.prompt)
+        room = limit - len(prompt)
+        if room < 1:
+            too_long.append(f"record {number:,}: its prompt has {len(prompt):,} tokens")
+            continue
+        texts = record.rejected[: config.max_rejected or None]
+        answers = tuple(ids[:room] for ids in chat.encode_answers(texts))
+        counts = record.counts[: len(answers)]
+        examples.append(Example(prompt, answers, counts, record.total_rounds))
+    if too_long and not config.skip_long:
+        raise InputError(
+            f"prompts with no room for an answer in {limit:,} tokens:\n{listed(too_long)}\n"
+            f"Raise --max-length (the model's context is {context:,}), or leave such records out "
+            "with --skip-long."
+        )
+    if too_long:
+        tqdm.write(f"{len(too_long):,} records left out: their prompts fill {limit:,} tokens")
+    if not examples:
+        raise InputError(f"no record fits in {limit:,} tokens. Raise --max-length.")
+    return examples
+
+
+def split_by_prompt(
+    records: Sequence[Record], fraction: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records, both in their order; a prompt is on one side only."""
+    prompts = [json.dumps(record.prompt) for record in records]
+    distinct = list(dict.fromkeys(prompts))
+    held = round(fraction * len(distinct))
+    chosen = np.random.default_rng([seed, 2]).permutation(len(distinct))[:held]
+    heldout = {distinct[i] for i in chosen}
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for prompt, record in zip(prompts, records, strict=True):
+        sides[prompt in heldout].append(record)
+    return sides
+
+
+def record_order(config: TrainConfig, examples: Sequence[Example]) -> Callable[[int], int]:
+    """The order of training: place 0, 1, 2 ... in the run -> an example's index.
+
+    Any place can be asked for by itself, so a run's state is no more than how far it has come.
+    """
+    n = len(examples)
+    if config.order == "shuffle":
+        return lambda place: int(
+            np.random.default_rng([config.seed, 3, place // n]).permutation(n)[place % n]
+        )
+    order = list(range(n))
+    if config.order == "density":
+        order.sort(key=lambda i: -counts_per_row(examples[i]))
+    return lambda place: order[place % n]
+
+
+def counts_per_row(example: Example) -> float:
+    """Mean of T over the rows of a record, counted by position."""
+    lengths = np.array([len(answer) for answer in example.answers])
+    counts = np.array(example.counts)
+    totals = [counts[lengths > t].sum() for t in range(lengths.max())]
+    rows = [(lengths > t).sum() for t in range(lengths.max())]
+    return float(np.dot(totals, rows) / np.sum(rows))
+
+
+def planned_steps(config: TrainConfig, examples: int) -> int:
+    """Steps of the run: as set, or as many as the epochs take (a last, short one rounded up)."""
+    a_step = config.batch_size * config.grad_accum
+    return config.steps or max(1, math.ceil(config.epochs * examples / a_step))
+
+
+# -- one step --------------------------------------------------------------------------------------
+
+Sums = dict[str, float]
+
+
+def gradients(
+    model: Llama, batches: Sequence[Sequence[Example]], objective: Objective, pass_tokens: int
+) -> tuple[dict[str, Array], Sums, int]:
+    """Gradients of the mean loss over all rows of some batches, the metrics, and the tokens.
+
+    Every pass divides by the rows of the whole step, so however a step is cut into batches and
+    passes, their sum is the same.
+    """
+    count = total_weight(example for batch in batches for example in batch)
+    grads: dict[str, Array] = {}
+    metrics: Sums = {}
+    tokens = 0
+    for examples in batches:
+        for batch in pack(examples, objective.counts, pass_tokens):
+            _one_pass(model, batch, objective, count, grads, metrics)
+            tokens += len(batch.ids)
+    return grads, metrics, tokens
+
+
+def _one_pass(
+    model: Llama,
+    batch: Batch,
+    objective: Objective,
+    count: int,
+    grads: dict[str, Array],
+    metrics: Sums,
+) -> None:
+    """Forward, loss and backward of one packed stream, added to `grads` and `metrics`."""
+    ref_hidden = forward_batch(model, batch, None)[0] if objective.needs_reference else None
+    hidden, cache = forward_batch(model, batch, model.adapter, keep=True)
+    parts, dhidden = head_loss(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
+    _add(metrics, parts)
+    for name, grad in backward(dhidden, cache).items():
+        grads[name] = grads[name] + grad if name in grads else grad
+
+
+def evaluate(
+    model: Llama, examples: Sequence[Example], objective: Objective, pass_tokens: int
+) -> Sums:
+    """Means over the rows of held-out examples; what they are, `loss.row_metrics` says."""
+    count = total_weight(examples)
+    metrics: Sums = {}
+    answers = sum(len(example.answers) for example in examples)
+    with tqdm(total=answers, desc="evaluating", unit=" answers", delay=1, leave=False) as bar:
+        for batch in pack(examples, objective.counts, pass_tokens):
+            ref_hidden, _ = forward_batch(model, batch, None)
+            hidden, _ = forward_batch(model, batch, model.adapter)
+            rows = batch.rows
+            _add(
+                metrics,
+                head_metrics(hidden, model.head, rows, objective, ref_hidden, count=count),
+            )
+            bar.update(len(batch.answer_entry))
+    metrics["first_rejected_mass"] /= metrics.pop("first")
+    return metrics
+
+
+def _add(total: Sums, parts: Sums) -> None:
+    for name, value in parts.items():
+        total[name] = total.get(name, 0.0) + value
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run needs, read and checked before anything is written."""
+
+    config: TrainConfig
+    source: Path
+    model: Llama
+    chat: Chat
+    examples: list[Example]
+    heldout: list[Example]
+    questions: list[Question]
+
+    @property
+    def steps(self) -> int:
+        return planned_steps(self.config, len(self.examples))
+
+
+class Snapshot(NamedTuple):
+    """What the model does at one moment: answers to the probe and the questions, metrics."""
+
+    probe: str | None
+    questions: Answers | None
+    heldout: Sums | None
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Read and check everything that the settings name."""
+    set_threads(config.threads)
+    embedded = embedded_folder()
+    source = Path(config.model or embedded)
+    if config.model and not config.data:
+        raise InputError("--model without --data: expected a file of rejection records too.")
+    data = Path(config.data or embedded / "records.jsonl")
+    questions_file = config.heldout or ("" if config.data else embedded / "heldout.jsonl")
+
+    model, chat = load_model(source), load_chat(source)
+    if config.init_adapter:
+        model.adapter = load_adapter(config.init_adapter, model.config)
+    else:
+        model.adapter = init_adapter(_lora_config(config, model), model.config, config.seed)
+    records, _ = read_file(data, progress=True)
+    train_records, held_records = split_by_prompt(
+        records[: config.max_records or None], config.eval_fraction, config.seed
+    )
+    held_records = held_records[: config.eval_records or None]
+    context = model.config.max_position_embeddings
+    return Job(
+        config,
+        source,
+        model,
+        chat,
+        tokenize(train_records, chat, config, context),
+        tokenize(held_records, chat, config, context) if held_records else [],
+        read_questions(questions_file) if questions_file else [],
+    )
+
+
+def _lora_config(config: TrainConfig, model: Llama) -> LoraConfig:
+    layers = model.config.num_hidden_layers
+    if config.lora_layers > layers:
+        raise InputError(f"--lora-layers {config.lora_layers}: the model has only {layers}.")
+    last = range(layers - (config.lora_layers or layers), layers)
+    modules = module_names(last, config.lora_targets)
+    return LoraConfig(config.lora_r, config.lora_alpha, modules, config.rslora)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run the training that the settings describe; returns the folder with its results.
+
+    The folder gets config.toml (the settings as resolved), metrics.jsonl (one object a step),
+    adapter/ (PEFT) and, as `export` says, merged/ (Hugging Face).
+    """
+    output = _output_folder(config)
+    job = prepare(config)
+    _describe(job)
+    before = take_snapshot(job)
+    output.mkdir(parents=True, exist_ok=True)
+    with whole_file(output / "config.toml") as file:
+        file.write_text(to_toml(dataclasses.replace(config, output=str(output))), encoding="utf-8")
+    started = time.perf_counter()
+    run_steps(job, output / "metrics.jsonl")
+    seconds = time.perf_counter() - started
+    after = take_snapshot(job)
+    adapter = _adapter(job.model)
+    save_adapter(adapter, job.model.config, output / "adapter", str(job.source))
+    if config.export == "hf":
+        save_model(job.model, output / "merged", job.source)
+    _report(job, before, after, seconds, output)
+    return output
+
+
+def run_steps(job: Job, metrics_file: Path) -> None:
+    """The training loop: update the adapter step by step, a line of metrics for each."""
+    config, model = job.config, job.model
+    adapter, objective = _adapter(model), config.resolved_objective()
+    optimiser = AdamW(adapter.params, config.weight_decay)
+    order = record_order(config, job.examples)
+    place = 0
+    bar = tqdm(total=job.steps, desc="training", unit="step")
+    with bar, metrics_file.open("w", encoding="utf-8") as log:
+        for step in range(1, job.steps + 1):
+            started = time.perf_counter()
+            batches = []
+            for _ in range(config.grad_accum):
+                places = range(place, place + config.batch_size)
+                batches.append([job.examples[order(p)] for p in places])
+                place += config.batch_size
+            grads, metrics, tokens = gradients(model, batches, objective, config.pass_tokens)
+            norm = clip_gradients(grads, config.max_grad_norm)
+            lr = learning_rate(config, step, job.steps)
+            optimiser.step(grads, lr)
+            seconds = time.perf_counter() - started
+            line: dict[str, Any] = {
+                "step": step,
+                **metrics,
+                "grad_norm": norm,
+                "lr": lr,
+                "rows": total_weight(example for batch in batches for example in batch),
+                "tokens": tokens,
+                "seconds": seconds,
+                "tokens_per_s": tokens / seconds,
+                "rss_gb": memory_gb(),
+            }
+            if config.eval_every and step % config.eval_every == 0 and job.heldout:
+                measured = evaluate(model, job.heldout, objective, config.pass_tokens)
+                line |= {f"eval_{name}": value for name, value in measured.items()}
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            bar.set_postfix_str(
+                f"loss {metrics['loss']:.4f}, rejected mass {metrics['rejected_mass']:.3f}, "
+                f"{tokens / seconds:,.0f} tokens/s"
+            )
+            bar.update()
+
+
+def take_snapshot(job: Job) -> Snapshot:
+    """Ask the model everything there is to ask."""
+    config, model = job.config, job.model
+    probe = None
+    if config.probe:
+        (probe,) = answer(model, job.chat, [config.probe], PROBE_TOKENS)
+    questions = ask(model, job.chat, job.questions, config.pass_tokens) if job.questions else None
+    heldout = None
+    if job.heldout:
+        heldout = evaluate(model, job.heldout, config.resolved_objective(), config.pass_tokens)
+    return Snapshot(probe, questions, heldout)
+
+
+def _adapter(model: Llama) -> Adapter:
+    if model.adapter is None:
+        raise InputError("training needs an adapter on the model.")
+    return model.adapter
+
+
+def _output_folder(config: TrainConfig) -> Path:
+    """The folder to write, checked but not yet made."""
+    if config.output:
+        output = Path(config.output)
+        if output.is_file():
+            raise InputError(f"--output {output}: found a file, expected a folder or a new name.")
+        if (output / "metrics.jsonl").exists() and not config.overwrite:
+            raise InputError(
+                f"--output {output}: found an earlier run there. Choose another folder, "
+                "or replace it with --overwrite."
+            )
+        return output
+    name = Path(config.model).resolve().name if config.model else "tiny"
+    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
+
+
+# -- what is printed -------------------------------------------------------------------------------
+
+
+def _describe(job: Job) -> None:
+    config, adapter, model = job.config, _adapter(job.model), job.model
+    trained = sum(p.size for p in adapter.params.values())
+    frozen = sum(w.size for w in model.weights.values())
+    answers = sum(len(example.answers) for example in job.examples)
+    objective = config.resolved_objective()
+    print(f"model      {job.source}: {frozen:,} parameters, frozen")
+    print(
+        f"adapter    LoRA r={adapter.config.r} on {len(adapter.config.modules)} modules: "
+        f"{trained:,} parameters, trained"
+    )
+    print(
+        f"records    {len(job.examples):,} prompts with {answers:,} rejected answers, "
+        f"{len(job.heldout):,} more held out"
+    )
+    print(
+        f"objective  {config.objective}: prior {objective.prior}, counts {objective.counts}, "
+        f"contrast {objective.contrast}, alpha {objective.alpha:g}"
+    )
+
+
+def _report(job: Job, before: Snapshot, after: Snapshot, seconds: float, output: Path) -> None:
+    print()
+    print(f"{'':<34}{'before':>12}{'after':>12}")
+    if before.questions and after.questions:
+        was, now = before.questions, after.questions
+        print(f"on {len(job.questions)} held-out prompts")
+        _compare("greedy answer accepted", was.greedy[ACCEPTED], now.greedy[ACCEPTED])
+        _compare("P(accepted answer), exact", was.exact[ACCEPTED], now.exact[ACCEPTED])
+        for style in was.exact:
+            if style != ACCEPTED:
+                _compare(f"P({style})", was.exact[style], now.exact[style])
+        _compare("greedy noise", was.greedy[NOISE], now.greedy[NOISE])
+        _compare("perplexity of accepted answers", was.perplexity, now.perplexity)
+    if before.heldout and after.heldout:
+        print(f"on {len(job.heldout)} held-out records")
+        for name in after.heldout:
+            _compare(name.replace("_", " "), before.heldout[name], after.heldout[name])
+    if before.probe is not None:
+        print(f"\n{job.config.probe!r}\n  before: {before.probe}\n  after:  {after.probe}")
+    print(
+        f"\n{job.steps} steps in {seconds:.1f} s, {seconds / job.steps:.2f} s a step, "
+        f"peak memory {peak_memory_gb():.2f} GB"
+    )
+    print(f"adapter    {output / 'adapter'}\nmetrics    {output / 'metrics.jsonl'}")
+    if job.config.export == "hf":
+        print(f"merged     {output / 'merged'}")
+
+
+def _compare(what: str, before: float, after: float) -> None:
+    print(f"  {what:<32}{before:>12.4f}{after:>12.4f}")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m minibule.train",
+        description="Train a LoRA adapter from rejection records. "
+        "Without arguments: the embedded model on its embedded records.",
+    )
+    add_arguments(parser)
+    train(resolve(vars(parser.parse_args(argv))))
+
+
+if __name__ == "__main__":
+    run(main)
