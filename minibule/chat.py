@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 
 from minibule.errors import InputError
 from minibule.files import existing_folder, read_json
+from minibule.formats import Message
 from minibule.ops import Array
-from minibule.records import Message
 
 SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from minibule import records
+from minibule import rows as row_files
 from minibule.errors import InputError
-from minibule.records import FORMATS, TALLY, Record, main, read_file, read_records, write_records
+from minibule.formats import FORMATS
+from minibule.records import TALLY, Record, main, read_file, read_records, write_records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -470,6 +471,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (factory(system=1), "system: found 1, expected text"),
     (factory(conversations=[SYSTEM, user("A")], system="s"), "system: found a second system mes"),
     (factory(rejected={"from": "human", "value": "x"}), 'rejected: found "user", expected the la'),
+    (factory(rejected={"from": "tool", "value": "x"}), 'rejected.from: found "tool", expected one'),
     # unpaired
     ({"prompt": "A", "completion": "x", "label": 0}, "label: found 0, expected true or false"),
     ({"prompt": "A", "completion": "x", "label": "no"}, 'label: found "no", expected true or fal'),
@@ -600,7 +602,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_array_may_be_cut_into_blocks_anywhere(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_BLOCK", block)
+    monkeypatch.setattr(row_files, "_BLOCK", block)
     rows = [canonical(prompt="é🙂"), pair(prompt="日本"), canonical(rejection_counts=[123456, 7])]
     text = " [ " + " , \n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n] \n"
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
@@ -611,7 +613,7 @@ def test_an_array_may_be_cut_into_blocks_anywhere(
 def test_reading_keeps_only_what_a_record_needs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_BLOCK", 1 << 14)
+    monkeypatch.setattr(row_files, "_BLOCK", 1 << 14)
     rows = [pair(prompt=f"{k}", chosen="long " * 1000) for k in range(400)]
     path = lines(tmp_path, *rows, name=name)
     if name == "a.json":
@@ -628,7 +630,7 @@ def test_progress_counts_the_bytes_of_the_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bars: list[Any] = []
-    tqdm = records.tqdm
+    tqdm = row_files.tqdm
 
     def visible(**settings: Any) -> Any:
         assert settings["disable"] is None  # tqdm: shown on a terminal only
@@ -636,7 +638,7 @@ def test_progress_counts_the_bytes_of_the_file(
         bars.append(tqdm(**{**settings, "disable": False, "file": io.StringIO()}))
         return bars[-1]
 
-    monkeypatch.setattr(records, "tqdm", visible)
+    monkeypatch.setattr(row_files, "tqdm", visible)
     data = GOOD * 100
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     read_file(tmp_path / name, progress=True)

@@ -1,0 +1,52 @@
+"""minibule: teach a language model from what it should not say, in NumPy alone.
+
+    import minibule
+
+    model = minibule.load_model(path)                    # a Hugging Face folder
+    model.logits(ids)                                    # (T,) -> (T, vocab) float32
+    records = minibule.read_records(path)                # prompts and their rejected answers
+    minibule.complement_distribution(counts)             # (..., V) -> (..., V) float64
+    minibule.complement_loss(logits, counts, alpha=0.7)  # (n, V) twice -> (loss, dlogits)
+
+Commands: `python -m minibule.train`, `.generate`, `.records`, each with `--help`.
+
+The code is meant to be read, in this order: records, forest, ops, lora, llama, complement, loss,
+optim, train.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minibule.checkpoint import load_model
+    from minibule.complement import complement_distribution, complement_loss
+    from minibule.errors import InputError
+    from minibule.records import Record, read_records
+
+# name -> the module it is found in, imported when first asked for: `import minibule` is instant.
+_HOME = {
+    "InputError": "errors",
+    "Record": "records",
+    "complement_distribution": "complement",
+    "complement_loss": "complement",
+    "load_model": "checkpoint",
+    "read_records": "records",
+}
+__all__ = [
+    "InputError",
+    "Record",
+    "complement_distribution",
+    "complement_loss",
+    "load_model",
+    "read_records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'minibule' has no attribute {name!r}")
+    return getattr(import_module(f"minibule.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

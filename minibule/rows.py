@@ -1,0 +1,140 @@
+"""Files of rows, one row at a time: JSON lines, JSON arrays, either gzipped, and parquet.
+
+A row that cannot be read comes as an InputError in its place, so that one bad row hides no other.
+"""
+
+import codecs
+import gzip
+import importlib
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minibule.errors import InputError
+
+Rows = Iterator[tuple[str, object]]
+
+
+def _not_json(error: Exception, start: int = 0) -> InputError:
+    if isinstance(error, json.JSONDecodeError):
+        what = error.msg.removesuffix(" at")
+        return InputError(f"not valid JSON: {what} at character {error.pos - start + 1:,}")
+    if isinstance(error, RecursionError):
+        return InputError("found brackets nested too deeply to read")
+    return InputError("found a number with too many digits to read")  # int() has a limit
+
+
+def _json_lines(stream: io.BufferedIOBase) -> Rows:
+    for number, line in enumerate(stream, start=1):
+        where = f"line {number:,}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # some editors put one there
+        line = line.rstrip()
+        if not line:
+            continue
+        try:
+            yield where, json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{line[error.start]:02x} at byte {error.start + 1:,}"
+            yield where, InputError(f"not UTF-8 text: {byte} of the line")
+        except (ValueError, RecursionError) as error:
+            yield where, _not_json(error)
+
+
+_BLOCK = 1 << 20  # bytes of a JSON array read at a time
+_SPACE = re.compile(r"\s*")
+_OPENING = re.compile(r"\s*\[(\s*\])?")
+_DELIMITER = re.compile(r"\s*([,\]])")
+_WRONG_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of one
+
+
+def _json_array(stream: io.BufferedIOBase) -> Rows:
+    """The elements of one array, each as soon as it is complete, so that little is in memory."""
+    # A byte that is no UTF-8 is carried along as an escape: it must cost only its own row.
+    utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+    parse = json.JSONDecoder().raw_decode
+    text = utf8.decode(stream.read(_BLOCK))
+    opening = _OPENING.match(text)
+    if not opening:
+        hint = "where each line is an object, name the file .jsonl"
+        yield "start", InputError(f"found {json.dumps(text[:20])}, expected one JSON array; {hint}")
+        return
+    at, row, done = opening.end(), 1, opening[1] is not None
+    while not done:
+        start = at
+        try:
+            if space := _SPACE.match(text, at):
+                start = space.end()
+            value, end = parse(text, start)
+            delimiter = _DELIMITER.match(text, end)
+            if not delimiter:
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
+        except (ValueError, RecursionError) as error:
+            # Most likely the block ended within this element: read on and try again.
+            if block := stream.read(max(_BLOCK, len(text) - at)):
+                text, at = text[at:] + utf8.decode(block), 0
+                continue
+            yield f"row {row:,}", _not_json(error, start)
+            return
+        wrong = _WRONG_BYTE.search(text, start, end)
+        yield f"row {row:,}", InputError("not UTF-8 text") if wrong else value
+        at, row, done = delimiter.end(), row + 1, delimiter[1] == "]"
+    if text[at:].strip() or stream.read(_BLOCK).strip():
+        yield "end", InputError("found more after the array, expected nothing")
+
+
+def _parquet(stream: io.BufferedIOBase) -> Rows:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise InputError(
+            "reading .parquet needs pyarrow: pip install 'minibule[parquet]'"
+        ) from None
+    row = 0
+    try:
+        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=256):
+            for value in batch.to_pylist():
+                row += 1
+                yield f"row {row:,}", value
+    except ValueError as error:  # the base of pyarrow's own errors
+        yield f"after row {row:,}", InputError(f"not readable as parquet: {error}")
+
+
+_READERS = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
+
+
+def read_rows(path: Path, progress: bool) -> Rows:
+    """Each row of the file as (where, value); damage to the file itself comes as a last row."""
+    name = path.name.lower()
+    zipped = name.endswith((".jsonl.gz", ".json.gz"))
+    read = _READERS.get(Path(name.removesuffix(".gz") if zipped else name).suffix)
+    where = "start"
+    try:
+        if not path.is_file():
+            raise InputError("found a folder, expected a file" if path.is_dir() else "no such file")
+        if read is None:
+            raise InputError("unknown extension, expected .jsonl, .json, .parquet or .gz of a JSON")
+        bar = tqdm(
+            total=path.stat().st_size,
+            desc=path.name,
+            unit="B",
+            unit_scale=True,
+            delay=1.0,  # seconds: a small file needs no bar
+            leave=False,
+            disable=None if progress else True,  # None: shown on a terminal only
+        )
+        with path.open("rb") as raw, bar:
+            for where, value in read(gzip.GzipFile(fileobj=raw) if zipped else raw):
+                yield where, value
+                bar.update(raw.tell() - bar.n)
+    except EOFError:
+        yield f"after {where}", InputError("the gzip data break off: a part of the file is missing")
+    except (zlib.error, gzip.BadGzipFile) as error:
+        yield f"after {where}", InputError(f"not readable as gzip: {error}")
+    except OSError as error:
+        yield f"after {where}", InputError(f"cannot be read: {error.strerror or error}")
