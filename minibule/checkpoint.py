@@ -6,6 +6,7 @@ checkpoint are listed in one error. Folders are written whole or not at all.
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -210,7 +211,8 @@ def _read_tensors(
         elif tensor.dtype not in _NUMPY_DTYPE:
             problems.append(f"{name}: found {tensor.dtype} numbers, expected F32, F16 or BF16")
     if problems:
-        raise InputError(f"{where}: its tensors do not fit:\n{listed(problems)}")
+        everything = listed(problems, limit=len(problems))
+        raise InputError(f"{where}: its tensors do not fit:\n{everything}")
     arrays = {name: _widened(stored[name]) for name in expected}
     broken = [
         f"{name}: {int((~np.isfinite(array)).sum()):,} numbers are NaN or infinite"
@@ -302,6 +304,9 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
         for name, array in held.items()
     }
     serialize_file(specs, str(path), metadata={"format": "pt"})
+    umask = os.umask(0)  # it can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

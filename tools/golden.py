@@ -1,4 +1,4 @@
-"""Write tests/golden/: what transformers, torch and PEFT themselves compute, for tests without them.
+"""Write tests/golden/: what transformers, torch and PEFT compute, for tests without them.
 
     python tools/golden.py --output tests/golden
 
@@ -89,6 +89,7 @@ def main() -> None:
     model.save_pretrained(folder / "model")
     adapted = make_adapter(model)
     adapted.save_pretrained(folder / "adapter")
+    (folder / "adapter" / "README.md").unlink()  # PEFT's empty model card
     examples = make_examples()
     ids = list(range(0, 29, 2))
     with torch.no_grad():

@@ -1,0 +1,111 @@
+"""Packing: every row once, with the right counts, in front of the right token."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from test_llama import random_examples
+
+from minibule.forest import MAX_SEGMENT, Example, pack, total_weight
+
+
+def seen_by(batch, token):
+    """The stream positions that a token attends to, itself last."""
+    (segment,) = (s for s in batch.segments if s.rows.start <= token < s.rows.stop)
+    return [key for key in segment.keys if key <= token]
+
+
+def contexts(batch):
+    """For each row: the tokens that stand before what it predicts, prompt included."""
+    return [tuple(batch.ids[seen_by(batch, token)].tolist()) for token in batch.stream]
+
+
+def naive_rows(examples, counts):
+    """(context, v) of every row of every answer alone, by the definition."""
+    rows = Counter()
+    for example in examples:
+        for answer in example.answers:
+            for t in range(len(answer)):
+                v = Counter()
+                for other, c in zip(example.answers, example.counts, strict=True):
+                    alike = np.array_equal(other[:t], answer[:t])
+                    if len(other) > t and (counts == "position" or alike):
+                        v[int(other[t])] += c
+                context = (*example.prompt.tolist(), *answer[:t].tolist())
+                rows[context, frozenset(v.items())] += 1
+    return rows
+
+
+@pytest.mark.parametrize("counts", ["position", "prefix"])
+@pytest.mark.parametrize("pass_tokens", [10**6, 12, 1])
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_are_those_of_the_definition(counts, pass_tokens, seed):
+    examples = random_examples(seed)
+    found = Counter()
+    for batch in pack(examples, counts, pass_tokens):
+        rows = batch.rows
+        for row, context in enumerate(contexts(batch)):
+            entries = rows.entry_row == row
+            v = zip(rows.entry_id[entries], rows.entry_count[entries], strict=True)
+            v = frozenset((int(i), int(c)) for i, c in v)
+            assert rows.total[row] == sum(c for _, c in v)
+            found[context, v] += int(rows.weight[row])
+    assert found == naive_rows(examples, counts)
+    assert sum(found.values()) == total_weight(examples)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_positions_parents_and_completed_answers(seed):
+    examples = random_examples(seed)
+    (batch,) = pack(examples, "prefix", 10**6)
+    rows = batch.rows
+    assert batch.positions.tolist() == [len(seen_by(batch, t)) - 1 for t in range(len(batch.ids))]
+    assert len(set(batch.stream.tolist())) == len(batch.stream)  # a token is one row at most
+    where = contexts(batch)
+    for row, parent in enumerate(rows.parent_entry):
+        if rows.depth[row] == 0:
+            assert parent == -1
+        else:
+            assert where[row] == (*where[rows.entry_row[parent]], rows.entry_id[parent])
+    answers = [(e.prompt, a) for e in examples for a in e.answers]
+    for entry, (prompt, answer) in zip(batch.answer_entry, answers, strict=True):
+        said = (*where[rows.entry_row[entry]], rows.entry_id[entry])
+        assert said == (*prompt.tolist(), *answer.tolist())
+
+
+def test_shared_tokens_are_computed_once():
+    prompt = np.array([1, 2, 3])
+    answers = tuple(np.array(a) for a in ([4, 5, 6], [4, 5, 7, 8], [9], [4, 5, 6]))
+    (batch,) = pack([Example(prompt, answers, (1, 1, 1, 2), 5)], "prefix", 10**6)
+    # The last token of an answer is only predicted; 6 ends two answers, 9 ends one.
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 7]
+    assert batch.rows.weight.tolist() == [4, 3, 3, 1]
+    assert batch.rows.total.tolist() == [5, 4, 4, 1]
+
+
+@pytest.mark.parametrize("pass_tokens", [5, 20, 100])
+def test_passes_keep_to_their_size_where_they_can(pass_tokens):
+    examples = random_examples(3, records=20)
+    for batch in pack(examples, "position", pass_tokens):
+        assert len(batch.ids) <= pass_tokens or len(batch.answer_entry) == 1
+
+
+def test_a_record_divided_between_passes_keeps_its_counts():
+    """The answers of other passes still count in v."""
+    answers = tuple(np.array([7, k, k]) for k in range(4))
+    example = Example(np.array([1, 2]), answers, (1, 2, 3, 4), 10)
+    batches = list(pack([example], "prefix", 4))
+    assert len(batches) == 4
+    for batch in batches:
+        assert batch.rows.total.tolist() == [10, 10, batch.rows.entry_count[-1]]
+
+
+def test_long_segments_are_cut_into_a_chain():
+    prompt = np.arange(2 * MAX_SEGMENT + 1)
+    (batch,) = pack([Example(prompt, (np.array([1]),), (1,), 1)], "position", 10**6)
+    assert [s.rows for s in batch.segments] == [
+        slice(0, MAX_SEGMENT),
+        slice(MAX_SEGMENT, 2 * MAX_SEGMENT),
+        slice(2 * MAX_SEGMENT, 2 * MAX_SEGMENT + 1),
+    ]
+    assert [len(s.keys) for s in batch.segments] == [MAX_SEGMENT, 2 * MAX_SEGMENT, len(prompt)]

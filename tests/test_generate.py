@@ -1,0 +1,143 @@
+"""Generation from the cache against recomputing everything, and the command."""
+
+import numpy as np
+import pytest
+from conftest import ODD, random_adapter, random_llama
+
+from minibule.errors import InputError
+from minibule.generate import Sampling, choose, generate, main
+
+NEVER = frozenset()
+
+
+@pytest.fixture
+def model():
+    model = random_llama()
+    model.adapter = random_adapter()
+    return model
+
+
+def naive_greedy(model, prompt, n, stop=NEVER):
+    ids = list(prompt)
+    for _ in range(n):
+        token = int(model.logits(ids)[-1].argmax())
+        if token in stop:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+PROMPTS = [np.array(p) for p in ([3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5], [8, 9])]
+
+
+def test_greedy_from_the_cache_is_greedy_from_scratch(model):
+    answers = generate(model, PROMPTS, stop=NEVER, max_new_tokens=12, sampling=Sampling())
+    for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
+        assert answer == naive_greedy(model, prompt, 12)
+
+
+def test_sequences_end_one_by_one(model):
+    """Some stop early, the others go on undisturbed."""
+    stop = frozenset(range(0, ODD.vocab_size, 5))
+    answers = generate(model, PROMPTS, stop=stop, max_new_tokens=12, sampling=Sampling())
+    lengths = set()
+    for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
+        assert answer == naive_greedy(model, prompt, 12, stop)
+        lengths.add(len(answer))
+    assert len(lengths) > 1
+
+
+def test_samples_do_not_depend_on_their_company(model):
+    sampling = Sampling(temperature=1.0, seed=3)
+    together = generate(
+        model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, samples=3
+    )
+    for prompt, samples in zip(PROMPTS, together, strict=True):
+        (alone,) = generate(
+            model, [prompt], stop=NEVER, max_new_tokens=8, sampling=sampling, samples=3
+        )
+        assert samples == alone
+        assert len({tuple(s) for s in samples}) == 3  # and they differ from each other
+    other = Sampling(temperature=1.0, seed=4)
+    assert together != generate(
+        model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=other, samples=3
+    )
+
+
+def test_sampling_follows_the_distribution():
+    logits = np.array([[1.0, 3.0, 2.0, -1.0]], np.float32)
+    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    u = (np.arange(100_000) + 0.5) / 100_000  # every quantile once: no chance involved
+
+    def shares(sampling):
+        drawn = choose(logits.repeat(len(u), axis=0), sampling, u)
+        return np.bincount(drawn, minlength=4) / len(u)
+
+    np.testing.assert_allclose(shares(Sampling(1.0)), p, atol=2e-5)
+    p2 = p**0.5 / (p**0.5).sum()
+    np.testing.assert_allclose(shares(Sampling(2.0)), p2, atol=2e-5)
+    k2 = np.array([0, p[1], p[2], 0]) / (p[1] + p[2])
+    np.testing.assert_allclose(shares(Sampling(1.0, top_k=2)), k2, atol=2e-5)
+    # p[1] = .66 alone is short of .8, with p[2] = .24 it is enough.
+    np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.8)), k2, atol=2e-5)
+    np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.5)), [0, 1, 0, 0])
+    np.testing.assert_allclose(shares(Sampling(0.0)), [0, 1, 0, 0])
+
+
+def test_on_token_hears_every_token(model):
+    heard = [[] for _ in PROMPTS]
+    answers = generate(
+        model,
+        PROMPTS,
+        stop=NEVER,
+        max_new_tokens=5,
+        sampling=Sampling(),
+        on_token=lambda sequence, token: heard[sequence].append(token),
+    )
+    assert heard == [answer for (answer,) in answers]
+
+
+def test_context_that_is_too_short(model):
+    with pytest.raises(InputError, match="model's context of 64"):
+        generate(model, [np.arange(30)], stop=NEVER, max_new_tokens=35, sampling=Sampling())
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_command(capsys):
+    main(["--prompt", "hello"])
+    greedy = capsys.readouterr().out
+    assert greedy.strip() == "hello"  # the embedded base echoes
+    main(["--prompt", "hello", "--temperature", "1", "-n", "3", "--seed", "1"])
+    samples = capsys.readouterr().out
+    assert [line[:4] for line in samples.splitlines()] == ["[1] ", "[2] ", "[3] "]
+    main(["--prompt", "hello", "--temperature", "1", "-n", "3", "--seed", "1"])
+    assert capsys.readouterr().out == samples
+    main(["--prompt", "count to 3", "--raw", "--max-new-tokens", "4"])
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--prompt", "x", "--top-p", "0"],
+        ["--prompt", "x", "--top-p", "1.5"],
+        ["--prompt", "x", "--temperature", "-1"],
+        ["--prompt", "x", "--temperature", "nan"],
+        ["--prompt", "x", "-n", "0"],
+        ["--prompt", "x", "--max-new-tokens", "0"],
+        ["--prompt", "x", "--unknown"],
+    ],
+)
+def test_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_prompt_longer_than_the_context():
+    with pytest.raises(InputError, match="context of 2,048"):
+        main(["--prompt", "word " * 3000])
