@@ -297,16 +297,11 @@ def run_steps(job: Job, metrics_file: Path) -> None:
     adapter, objective = _adapter(model), config.resolved_objective()
     optimiser = AdamW(adapter.params, config.weight_decay)
     order = record_order(config, job.examples)
-    place = 0
     bar = tqdm(total=job.steps, desc="training", unit="step")
     with bar, metrics_file.open("w", encoding="utf-8") as log:
         for step in range(1, job.steps + 1):
             started = time.perf_counter()
-            batches = []
-            for _ in range(config.grad_accum):
-                places = range(place, place + config.batch_size)
-                batches.append([job.examples[order(p)] for p in places])
-                place += config.batch_size
+            batches = step_batches(job, order, step)
             grads, metrics, tokens = gradients(model, batches, objective, config.pass_tokens)
             norm = clip_gradients(grads, config.max_grad_norm)
             lr = learning_rate(config, step, job.steps)
@@ -329,10 +324,18 @@ def run_steps(job: Job, metrics_file: Path) -> None:
             log.write(json.dumps(line) + "\n")
             log.flush()
             bar.set_postfix_str(
-                f"loss {metrics['loss']:.4f}, rejected mass {metrics['rejected_mass']:.3f}, "
+                f"loss {metrics['loss']:.4g}, rejected mass {metrics['rejected_mass']:.3f}, "
                 f"{tokens / seconds:,.0f} tokens/s"
             )
             bar.update()
+
+
+def step_batches(job: Job, order: Callable[[int], int], step: int) -> list[list[Example]]:
+    """The batches of step 1, 2, ...: batch_size examples in each of grad_accum."""
+    size, batches = job.config.batch_size, job.config.grad_accum
+    first = (step - 1) * size * batches
+    starts = range(first, first + size * batches, size)
+    return [[job.examples[order(place)] for place in range(s, s + size)] for s in starts]
 
 
 def take_snapshot(job: Job) -> Snapshot:

@@ -168,7 +168,7 @@ def test_weights_that_are_not_finite(folder, broken):
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = broken
 
     change_tensors(folder / "model.safetensors", change)
-    with pytest.raises(InputError, match="up_proj.weight: 1 numbers are NaN or infinite"):
+    with pytest.raises(InputError, match=r"up_proj\.weight: 1 numbers are NaN or infinite"):
         load_model(folder)
 
 

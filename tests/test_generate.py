@@ -49,9 +49,7 @@ def test_sequences_end_one_by_one(model):
 
 def test_samples_do_not_depend_on_their_company(model):
     sampling = Sampling(temperature=1.0, seed=3)
-    together = generate(
-        model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, samples=3
-    )
+    together = generate(model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, samples=3)
     for prompt, samples in zip(PROMPTS, together, strict=True):
         (alone,) = generate(
             model, [prompt], stop=NEVER, max_new_tokens=8, sampling=sampling, samples=3

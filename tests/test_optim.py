@@ -49,7 +49,9 @@ def test_schedules():
     assert rates("constant", 4, 6) == [0.5, 1, 1.5, 2, 2, 2]
     assert rates("linear", 2, 6) == [1, 2, 2, 1.5, 1, 0.5]
     assert rates("linear", 0, 1) == [2]
-    np.testing.assert_allclose(rates("cosine", 0, 4), [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)])
+    np.testing.assert_allclose(
+        rates("cosine", 0, 4), [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)]
+    )
     assert rates("linear", 9, 3) == pytest.approx([2 / 9, 4 / 9, 6 / 9])  # all of it warm-up
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from torch_reference import step_loss
+from torch_reference import step_gradients
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minibule.config import OBJECTIVES
@@ -119,11 +119,10 @@ def main() -> None:
         losses, grads = [], None
         for _ in range(STEPS):
             optimiser.zero_grad()
-            loss = step_loss(adapted, examples, objective)
-            loss.backward()
+            loss = step_gradients(adapted, examples, objective)
             grads = grads or {key: p.grad.tolist() for key, p in params.items()}
             optimiser.step()
-            losses.append(loss.item())
+            losses.append(loss)
         expected["objectives"][name] = {"losses": losses, "gradients": grads}
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
 

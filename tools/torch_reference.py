@@ -14,14 +14,19 @@ from minibule.config import Objective
 from minibule.forest import Example
 
 
-def step_loss(model: PeftModel, examples: Sequence[Example], objective: Objective) -> torch.Tensor:
-    """The mean complement loss over all rows of the examples."""
-    losses = [
-        row_losses(model, example, k, objective)
-        for example in examples
-        for k in range(len(example.answers))
-    ]
-    return torch.cat(losses).mean()
+def step_gradients(model: PeftModel, examples: Sequence[Example], objective: Objective) -> float:
+    """The mean complement loss over all rows of the examples; adds its gradients to `.grad`.
+
+    Each answer's share goes backward at once, so that only one answer's graph is ever held.
+    """
+    count = sum(len(answer) for example in examples for answer in example.answers)
+    total = 0.0
+    for example in examples:
+        for k in range(len(example.answers)):
+            loss = row_losses(model, example, k, objective).sum() / count
+            loss.backward()
+            total += loss.item()
+    return total
 
 
 def row_losses(model: PeftModel, example: Example, k: int, objective: Objective) -> torch.Tensor:
@@ -30,10 +35,7 @@ def row_losses(model: PeftModel, example: Example, k: int, objective: Objective)
     ids = torch.tensor([*example.prompt.tolist(), *answer.tolist()])[None]
     rows = slice(len(example.prompt) - 1, -1)  # the positions whose next token is the answer's
     logp = model(ids).logits[0, rows].double().log_softmax(-1)
-    with torch.no_grad(), model.disable_adapter():
-        logp_ref = model(ids).logits[0, rows].double().log_softmax(-1)
-
-    v = torch.zeros_like(logp_ref)
+    v = torch.zeros_like(logp)
     for t in range(len(answer)):
         for other, c in zip(example.answers, example.counts, strict=True):
             same_prefix = other[:t].tolist() == answer[:t].tolist()
@@ -41,7 +43,10 @@ def row_losses(model: PeftModel, example: Example, k: int, objective: Objective)
                 v[t, other[t]] += c
     T = v.sum(-1, keepdim=True)
 
-    p_ref = logp_ref.exp()
+    if objective.needs_reference:
+        with torch.no_grad(), model.disable_adapter():
+            logp_ref = model(ids).logits[0, rows].double().log_softmax(-1)
+        p_ref = logp_ref.exp()
     if objective.prior == "uniform":
         weights = T - v + 1
     elif objective.prior == "reference":

@@ -1,0 +1,67 @@
+"""Repeat a finished run in torch and PEFT, and set its losses beside those of minibule.
+
+    python -m minibule.train --model DIR --data FILE --steps 3 --output RUN
+    python tools/compare_torch.py RUN
+
+The settings come from RUN/config.toml; start adapter, records and order follow from them. Needs the
+extra `oracle`.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from itertools import chain
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch_reference import step_gradients
+from transformers import LlamaForCausalLM
+
+from minibule.checkpoint import save_adapter
+from minibule.config import resolve
+from minibule.errors import run
+from minibule.machine import peak_memory_gb
+from minibule.optim import learning_rate
+from minibule.train import prepare, record_order, step_batches
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", type=Path, metavar="RUN")
+    folder = parser.parse_args(argv).run
+    config = resolve({"config": str(folder / "config.toml")})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    job = prepare(config)
+    base = LlamaForCausalLM.from_pretrained(job.source, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as start:
+        save_adapter(job.model.adapter, job.model.config, Path(start) / "adapter", "base")
+        model = PeftModel.from_pretrained(base, Path(start) / "adapter", is_trainable=True)
+    job.model.weights.clear()  # torch has its own copy
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(params, weight_decay=config.weight_decay)
+    objective = config.resolved_objective()
+    order = record_order(config, job.examples)
+    print(f"{'step':>4} {'minibule':>14} {'torch':>14} {'relative':>10} {'torch s':>8}")
+    worst = 0.0
+    for line in lines:
+        started = time.perf_counter()
+        step = line["step"]
+        examples = list(chain.from_iterable(step_batches(job, order, step)))
+        optimiser.zero_grad()
+        loss = step_gradients(model, examples, objective)
+        if config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, step, job.steps)
+        optimiser.step()
+        error = abs(line["loss"] / loss - 1)
+        worst = max(worst, error)
+        seconds = time.perf_counter() - started
+        print(f"{step:>4} {line['loss']:>14.9f} {loss:>14.9f} {error:>10.1e} {seconds:>8.1f}")
+    print(f"largest relative difference {worst:.1e}; peak memory {peak_memory_gb():.2f} GB")
+
+
+if __name__ == "__main__":
+    run(main)
