@@ -383,7 +383,8 @@ def _describe(job: Job) -> None:
     frozen = sum(w.size for w in model.weights.values())
     answers = sum(len(example.answers) for example in job.examples)
     objective = config.resolved_objective()
-    print(f"model      {job.source}: {frozen:,} parameters, frozen")
+    name = config.model or "embedded"
+    print(f"model      {name}: {frozen:,} parameters, frozen")
     print(
         f"adapter    LoRA r={adapter.config.r} on {len(adapter.config.modules)} modules: "
         f"{trained:,} parameters, trained"
