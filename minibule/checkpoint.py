@@ -5,23 +5,27 @@ checkpoint are listed in one error. Folders are written whole or not at all.
 """
 
 import dataclasses
-import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
 from minibule.config import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 from minibule.errors import InputError, listed
-from minibule.files import existing_folder, read_json, whole_folder
+from minibule.files import existing_folder, read_json, whole_folder, write_json
 from minibule.llama import Llama
 from minibule.lora import Adapter, adapter_shapes, merged_weight
 from minibule.ops import Array
+from minibule.tensors import (
+    TORCH_DTYPE,
+    narrowed,
+    read_tensors,
+    stored_tensors,
+    write_safetensors,
+)
 
 # What a model folder holds beside its weights; copied as it is into a merged model's folder.
 COMPANIONS = (
@@ -33,10 +37,6 @@ COMPANIONS = (
 )
 PEFT_PREFIX = "base_model.model."
 MAX_SHARD_BYTES = 2 * 10**9
-TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-# NumPy has no bfloat16: its 16 bits are the upper half of a float32, and are read as such.
-_NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 # -- models in -------------------------------------------------------------------------------------
 
@@ -65,10 +65,10 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Llama:
     config = load_config(folder)
     stored = {
         name: tensor
-        for name, tensor in _stored_tensors(_weight_files(folder)).items()
+        for name, tensor in stored_tensors(_weight_files(folder)).items()
         if not _is_derived(name, config)
     }
-    weights = _read_tensors(stored, config.tensor_shapes(), folder)
+    weights = read_tensors(stored, config.tensor_shapes(), folder)
     model = Llama(config, weights)
     if adapter is not None:
         model.adapter = load_adapter(adapter, config)
@@ -159,80 +159,10 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-class _Stored(NamedTuple):
-    """Where a tensor lies on disk."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-
-
-def _stored_tensors(files: list[Path]) -> dict[str, _Stored]:
-    """All tensors of some safetensors files, the headers checked by the safetensors library."""
-    stored: dict[str, _Stored] = {}
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; expected the model's weights there.")
-        try:
-            with safe_open(str(file), "np") as checked:
-                names = list(checked.keys())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(
-                f"{file}: not a whole safetensors file ({error}). "
-                "It may be cut short: copy or download it again."
-            ) from None
-        with file.open("rb") as raw:
-            header_length = int.from_bytes(raw.read(8), "little")
-            header = json.loads(raw.read(header_length))
-        for name in names:
-            entry = header[name]
-            start = 8 + header_length + entry["data_offsets"][0]
-            stored[name] = _Stored(file, entry["dtype"], tuple(entry["shape"]), start)
-    return stored
-
-
 def _is_derived(name: str, config: LlamaConfig) -> bool:
     """Whether a checkpoint's tensor only repeats what follows from others, as old ones do."""
     tied_head = name == "lm_head.weight" and config.tie_word_embeddings
     return tied_head or name.endswith("rotary_emb.inv_freq")
-
-
-def _read_tensors(
-    stored: Mapping[str, _Stored], expected: Mapping[str, tuple[int, ...]], where: Path
-) -> dict[str, Array]:
-    """The expected tensors, widened to float32, or an InputError that lists what is wrong."""
-    problems = [f"{name}: missing" for name in expected if name not in stored]
-    for name, tensor in stored.items():
-        if name not in expected:
-            problems.append(f"{name}: unknown, this model has no place for it")
-        elif tensor.shape != expected[name]:
-            problems.append(f"{name}: found shape {tensor.shape}, expected {expected[name]}")
-        elif tensor.dtype not in _NUMPY_DTYPE:
-            problems.append(f"{name}: found {tensor.dtype} numbers, expected F32, F16 or BF16")
-    if problems:
-        everything = listed(problems, limit=len(problems))
-        raise InputError(f"{where}: its tensors do not fit:\n{everything}")
-    arrays = {name: _widened(stored[name]) for name in expected}
-    broken = [
-        f"{name}: {int((~np.isfinite(array)).sum()):,} numbers are NaN or infinite"
-        for name, array in arrays.items()
-        if not np.isfinite(array).all()
-    ]
-    if broken:
-        raise InputError(f"{where}: broken weights:\n{listed(broken)}")
-    return arrays
-
-
-def _widened(tensor: _Stored) -> Array:
-    """Read a tensor from disk as float32."""
-    dtype = _NUMPY_DTYPE[tensor.dtype]
-    if 0 in tensor.shape:
-        return np.zeros(tensor.shape, np.float32)
-    raw = np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape)
-    if tensor.dtype == "BF16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float32)
 
 
 # -- models out ------------------------------------------------------------------------------------
@@ -266,7 +196,7 @@ def save_weights(model: Llama, folder: Path, dtype: str) -> None:
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        arrays = {name: _narrowed(merged_tensor(model, name), dtype) for name in tensors}
+        arrays = {name: narrowed(merged_tensor(model, name), dtype) for name in tensors}
         write_safetensors(folder / file, arrays, TORCH_DTYPE[dtype])
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
@@ -292,35 +222,6 @@ def merged_tensor(model: Llama, name: str) -> Array:
     """A weight of the model by its Hugging Face name, with its adapter's share added."""
     pair = model.adapter.pair(name.removesuffix(".weight")) if model.adapter else None
     return merged_weight(model.weights[name], pair)
-
-
-def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> None:
-    """Write arrays whose bytes are numbers of `dtype` ("float32", "float16", "bfloat16")."""
-    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    specs = {
-        name: TensorSpec(
-            dtype=dtype, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
-        )
-        for name, array in held.items()
-    }
-    serialize_file(specs, str(path), metadata={"format": "pt"})
-    umask = os.umask(0)  # it can only be read by setting it
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _narrowed(x: Array, dtype: str) -> Array:
-    """float32 -> the bytes of `dtype`, rounded to nearest, ties to even."""
-    if dtype == "F32":
-        return x
-    if dtype == "F16":
-        return x.astype(np.float16)
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
@@ -385,11 +286,11 @@ def load_adapter(path: str | Path, model: LlamaConfig) -> Adapter:
     raw = read_json(file)
     stored = {
         name.removeprefix(PEFT_PREFIX): tensor
-        for name, tensor in _stored_tensors([folder / "adapter_model.safetensors"]).items()
+        for name, tensor in stored_tensors([folder / "adapter_model.safetensors"]).items()
     }
     config = _lora_config(raw, file, model, stored)
     where = folder / "adapter_model.safetensors"
-    return Adapter(config, _read_tensors(stored, adapter_shapes(config, model), where))
+    return Adapter(config, read_tensors(stored, adapter_shapes(config, model), where))
 
 
 # Settings of PEFT that change what the adapter computes, and the only value supported here.

@@ -8,9 +8,9 @@ from conftest import shared
 from tokenizers import Tokenizer
 
 from minibule.chat import CHATML, SYSTEM_MESSAGE, load_chat, render_chatml
-from minibule.checkpoint import write_json
 from minibule.config import embedded_folder
 from minibule.errors import InputError
+from minibule.files import write_json
 
 CONVERSATIONS = [
     [{"role": "user", "content": "hello"}],

@@ -27,10 +27,10 @@ from minibule.checkpoint import (
     save_adapter,
     save_model,
     save_weights,
-    write_json,
 )
 from minibule.complement import complement_loss
 from minibule.config import OBJECTIVES, LlamaConfig
+from minibule.files import write_json
 from minibule.optim import AdamW
 from minibule.train import gradients
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from minibule import ops
 from minibule.chat import CHATML, SYSTEM_MESSAGE, Chat, load_chat
-from minibule.checkpoint import config_json, load_model, save_weights, write_json
+from minibule.checkpoint import config_json, load_model, save_weights
 from minibule.config import LlamaConfig
 from minibule.errors import run
+from minibule.files import write_json
 from minibule.forest import Example, pack
 from minibule.generate import Sampling, generate
 from minibule.llama import Llama, backward, forward_batch
