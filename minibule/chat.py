@@ -18,8 +18,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minibule.errors import InputError
-from minibule.files import existing_folder, read_json
+from minibule.files import existing_folder, read_json, write_json
 from minibule.formats import Message
+from minibule.gguf_file import Gguf, read_gguf
+from minibule.gguf_import import gguf_special_ids, gguf_tokenizer, is_gguf
 from minibule.ops import Array
 
 SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -64,6 +66,10 @@ class Chat:
         Tokens that end an answer.
     end_of_turn : int
         The one of them that the model says at the end of its own turn.
+    special_texts : dict of str to str
+        The tokenizer's named tokens: bos_token, eos_token, unk_token, pad_token, ...
+    source : Path
+        The folder or file they came from.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class Chat:
         self.tokenizer.encode_special_tokens = True  # special tokens' text is text, see above
         self.template = template
         self.source = source
-        self._special_texts = special_texts
+        self.special_texts = special_texts
         self._special = {
             token.content: number
             for number, token in tokenizer.get_added_tokens_decoder().items()
@@ -89,6 +95,12 @@ class Chat:
         end_of_turn = self._special.get("<|im_end|>", eos[0])
         self.end_of_turn = end_of_turn
         self.stop = frozenset([*eos, end_of_turn])
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The named tokens' ids."""
+        ids = {name: self.tokenizer.token_to_id(text) for name, text in self.special_texts.items()}
+        return {name: number for name, number in ids.items() if number is not None}
 
     def encode_prompt(self, prompt: str | Sequence[Message]) -> Array:
         """Token ids (P,) of a prompt, ready for the assistant's answer.
@@ -143,7 +155,7 @@ class Chat:
         if not self.template:
             raise InputError(
                 f"{self.source}: found no chat template. Expected chat_template in "
-                "tokenizer_config.json, or the file chat_template.jinja."
+                "tokenizer_config.json, the file chat_template.jinja, or a GGUF file's metadata."
             )
         try:
             from jinja2 import TemplateError
@@ -161,7 +173,7 @@ class Chat:
         environment.globals["raise_exception"] = refuse  # the hub's templates call it
         try:
             return environment.from_string(self.template).render(
-                messages=messages, add_generation_prompt=True, **self._special_texts
+                messages=messages, add_generation_prompt=True, **self.special_texts
             )
         except Exception as error:  # a template may fail in any way a program can
             raise InputError(
@@ -171,13 +183,15 @@ class Chat:
 
 
 def load_chat(path: str | Path) -> Chat:
-    """The tokenizer and chat template of a Hugging Face folder.
+    """The tokenizer and chat template of a Hugging Face folder or a GGUF file.
 
     Raises
     ------
     InputError
-        If tokenizer.json is missing or broken, or no end-of-turn token is known.
+        If the tokenizer is missing or broken, or no end-of-turn token is known.
     """
+    if is_gguf(path):
+        return _gguf_chat(read_gguf(path))
     folder = existing_folder(path, "a Hugging Face model folder")
     file = folder / "tokenizer.json"
     read_json(file)  # for its errors: tokenizers' own do not name the file
@@ -187,7 +201,7 @@ def load_chat(path: str | Path) -> Chat:
         raise InputError(f"{file}: not a tokenizer that can be used ({error}).") from None
     settings = _optional_json(folder / "tokenizer_config.json")
     special_texts = {
-        name: text["content"] if isinstance(text, dict) else text
+        name: str(text.get("content")) if isinstance(text, dict) else text
         for name, text in settings.items()
         if name.endswith("_token") and isinstance(text, str | dict)
     }
@@ -195,8 +209,37 @@ def load_chat(path: str | Path) -> Chat:
     return Chat(tokenizer, _template(folder, settings, tokenizer), special_texts, eos, folder)
 
 
+def save_chat(chat: Chat, folder: Path) -> None:
+    """Write the tokenizer files of a Hugging Face folder."""
+    chat.tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {**chat.special_texts, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if chat.template:
+        settings["chat_template"] = chat.template
+    write_json(folder / "tokenizer_config.json", settings)
+    ids = {f"{name}_id": number for name, number in chat.special_ids.items()}
+    write_json(folder / "generation_config.json", ids | {"eos_token_id": chat.end_of_turn})
+
+
+def _gguf_chat(file: Gguf) -> Chat:
+    tokenizer = gguf_tokenizer(file)
+    ids = gguf_special_ids(file)
+    special_texts = {name: str(tokenizer.id_to_token(number)) for name, number in ids.items()}
+    if "eos_token" not in ids:
+        raise InputError(
+            f"{file.path}: no end-of-turn token. Expected tokenizer.ggml.eos_token_id."
+        )
+    template = file.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        template = _default_template(tokenizer)
+    return Chat(tokenizer, template, special_texts, [ids["eos_token"]], file.path)
+
+
+def _default_template(tokenizer: Tokenizer) -> str:
+    """ChatML for a model that names no template but knows ChatML's tokens; else ""."""
+    return CHATML if tokenizer.token_to_id("<|im_start|>") is not None else ""
+
+
 def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """The model's template; ChatML if it names none but knows its tokens; else ""."""
     file = folder / "chat_template.jinja"
     template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
     if isinstance(template, list):  # several named templates
@@ -204,7 +247,7 @@ def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> s
         template = named.get("default")
     if isinstance(template, str):
         return template
-    return CHATML if tokenizer.token_to_id("<|im_start|>") is not None else ""
+    return _default_template(tokenizer)
 
 
 def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, str]) -> list[int]:

@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from minibule.chat import load_chat, save_chat
 from minibule.config import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 from minibule.errors import InputError, listed
 from minibule.files import existing_folder, read_json, whole_folder, write_json
+from minibule.gguf_file import read_gguf
+from minibule.gguf_import import gguf_config, gguf_weights, is_gguf
 from minibule.llama import Llama
 from minibule.lora import Adapter, adapter_shapes, merged_weight
 from minibule.ops import Array
@@ -42,12 +45,13 @@ MAX_SHARD_BYTES = 2 * 10**9
 
 
 def load_model(path: str | Path, adapter: str | Path | None = None) -> Llama:
-    """Load a LlamaForCausalLM from a Hugging Face folder.
+    """Load a LlamaForCausalLM from a Hugging Face folder or a GGUF file.
 
     Parameters
     ----------
-    path : folder with config.json and model.safetensors, or shards and their index
-        Tensors may be F32, F16 or BF16; they are widened to float32.
+    path : folder with config.json and model.safetensors, or shards and their index; or GGUF file
+        A folder's tensors may be F32, F16 or BF16, a GGUF file's of any type that the gguf package
+        dequantises; they are widened to float32.
     adapter : PEFT adapter folder, optional
 
     Returns
@@ -61,14 +65,19 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Llama:
         If the folder is missing, holds another architecture or one with features this code does
         not compute, or if its tensors are not exactly the expected ones, or not finite.
     """
-    folder = existing_folder(path, "a Hugging Face model folder")
-    config = load_config(folder)
-    stored = {
-        name: tensor
-        for name, tensor in stored_tensors(_weight_files(folder)).items()
-        if not _is_derived(name, config)
-    }
-    weights = read_tensors(stored, config.tensor_shapes(), folder)
+    if is_gguf(path):
+        file = read_gguf(path)
+        config = gguf_config(file)
+        weights = gguf_weights(file, config)
+    else:
+        folder = existing_folder(path, "a Hugging Face model folder, or a GGUF file")
+        config = load_config(folder)
+        stored = {
+            name: tensor
+            for name, tensor in stored_tensors(_weight_files(folder)).items()
+            if not _is_derived(name, config)
+        }
+        weights = read_tensors(stored, config.tensor_shapes(), folder)
     model = Llama(config, weights)
     if adapter is not None:
         model.adapter = load_adapter(adapter, config)
@@ -173,14 +182,21 @@ def save_model(model: Llama, folder: Path, source: Path, dtype: str = "F32") -> 
 
     Parameters
     ----------
-    source : the folder the base model came from; its config and tokenizer files are taken over
+    source : folder or GGUF file the base model came from
+        Its config and tokenizer files are taken over, or made from the GGUF's metadata.
     dtype : "F32", "F16" or "BF16"
         Only F32 keeps a merged adapter's small changes to the last digit.
     """
-    config = read_json(source / "config.json")
-    config.pop("dtype", None)  # the newer name of the same
-    config["torch_dtype"] = TORCH_DTYPE[dtype]
+    chat = load_chat(source) if is_gguf(source) else None
+    if chat:
+        ids = {f"{name}_id": number for name, number in chat.special_ids.items()}
+        config = config_json(model.config, dtype) | ids
+    else:
+        config = read_json(source / "config.json") | {"torch_dtype": TORCH_DTYPE[dtype]}
+        config.pop("dtype", None)  # the newer name of the same
     with whole_folder(folder) as partial:
+        if chat:
+            save_chat(chat, partial)
         for name in COMPANIONS:
             if (source / name).exists():
                 shutil.copy(source / name, partial / name)

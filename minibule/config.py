@@ -187,8 +187,11 @@ class TrainConfig:
     )
     output: str = _setting("", "folder to write; empty = runs/NAME, the first that is free")
     overwrite: bool = _setting(False, "replace an earlier run in the output folder")
-    export: Literal["hf", "none"] = _setting(
-        "hf", "what to write beside the adapter: the merged Hugging Face folder, or nothing"
+    export: tuple[str, ...] = _setting(
+        ("hf",),
+        "what to write beside the adapter, separated by commas: hf (the merged Hugging Face "
+        "folder), gguf:TYPE (the merged model for llama.cpp), gguf-lora (the adapter for "
+        "llama.cpp); or none",
     )
     probe: str = _setting("hello", "a prompt answered before and after training; empty = none")
 
@@ -260,6 +263,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "skip_long": True,
     },
+}
+
+# Types a GGUF file's matrices can have.
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+# What each setting that is a list may hold.
+LISTS = {
+    "lora_targets": tuple(PROJECTIONS),
+    "export": ("none", "hf", "gguf-lora", *(f"gguf:{kind}" for kind in GGUF_TYPES)),
 }
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -346,10 +358,10 @@ def _convert(name: str, value: Any, from_text: bool) -> Any:
         return value
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
     kind = kinds[0]
-    if name == "lora_targets":
+    if name in LISTS:
         names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list) or not names or not set(names) <= set(PROJECTIONS):
-            raise ValueError(f"expected some of {','.join(PROJECTIONS)}")
+        if not isinstance(names, list) or not names or not set(names) <= set(LISTS[name]):
+            raise ValueError(f"expected some of {','.join(LISTS[name])}")
         return tuple(dict.fromkeys(names))
     if kind is bool:
         if not isinstance(value, bool):

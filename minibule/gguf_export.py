@@ -6,7 +6,7 @@ name until it is whole.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ from minibule.checkpoint import merged_tensor
 from minibule.config import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import whole_file
-from minibule.gguf_file import Gguf, Metadata, gguf_name, permute, permuted_heads, read_gguf
+from minibule.gguf_file import Metadata, gguf_name, permute, permuted_heads, read_gguf
 from minibule.gguf_import import (
     CONTROL,
     NORMAL,
     PRE_TOKENIZERS,
     UNUSED,
     USER_DEFINED,
-    gguf_config,
     is_gguf,
 )
 from minibule.llama import Llama
@@ -162,10 +161,7 @@ def model_metadata(config: LlamaConfig, chat: Chat) -> Metadata:
         "general.name": _text(chat.source.resolve().name),
         "general.file_type": _u32(0),
         **{f"llama.{key}": _u32(value) for key, value in shapes.items()},
-        **{
-            f"llama.{key}": GGUFValue(value, GGUFValueType.FLOAT32)
-            for key, value in reals.items()
-        },
+        **{f"llama.{key}": GGUFValue(value, GGUFValueType.FLOAT32) for key, value in reals.items()},
         **tokenizer_metadata(chat, config.vocab_size),
     }
 
@@ -215,15 +211,19 @@ def _pre_tokenizer_name(description: dict[str, Any], source: Path) -> str:
     """llama.cpp's name for a tokenizer's way of cutting text, from what the tokenizer does."""
     bpe = description["model"]
     cut = _essential(description["pre_tokenizer"])
-    problems = []
+    problems: list[str] = []
     if bpe["type"] != "BPE" or bpe.get("byte_fallback") or bpe.get("ignore_merges"):
         problems.append(f"model: found {bpe['type']}, expected plain byte-level BPE")
-    for part in ("normalizer", "post_processor"):
-        if description[part] is not None and description[part]["type"] != "ByteLevel":
-            problems.append(f"{part}: found {description[part]['type']}, expected none")
-    for token in description["added_tokens"]:
-        if token["lstrip"] or token["rstrip"]:
-            problems.append(f"{token['content']}: strips the spaces around it")
+    problems += [
+        f"{part}: found {description[part]['type']}, expected none"
+        for part in ("normalizer", "post_processor")
+        if description[part] is not None and description[part]["type"] != "ByteLevel"
+    ]
+    problems += [
+        f"{token['content']}: strips the spaces around it"
+        for token in description["added_tokens"]
+        if token["lstrip"] or token["rstrip"]
+    ]
     names = [name for name, known in PRE_TOKENIZERS.items() if _essential(known) == cut]
     if not names:
         known = ", ".join(PRE_TOKENIZERS)
@@ -259,10 +259,6 @@ def _write(
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path}: expected the name of a file in a folder that exists.")
     sizes = [int(np.prod(quant_shape_to_byte_shape(shape, kind))) for _, shape, kind in places]
-    sizes = [
-        size if kind not in _ITEMSIZE else int(np.prod(shape)) * _ITEMSIZE[kind]
-        for size, (_, shape, kind) in zip(sizes, places, strict=True)
-    ]
     free = shutil.disk_usage(path.parent).free
     if sum(sizes) > free:
         raise InputError(
@@ -273,9 +269,6 @@ def _write(
             _stream(partial, metadata, places, sizes, arrays)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}). Is the disk full?") from None
-
-
-_ITEMSIZE = {GGMLQuantizationType.F32: 4, GGMLQuantizationType.F16: 2}
 
 
 def _stream(
@@ -297,9 +290,7 @@ def _stream(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with tqdm(
-            total=sum(sizes), desc="writing GGUF", unit="B", unit_scale=True, delay=1
-        ) as bar:
+        with tqdm(total=sum(sizes), desc="writing GGUF", unit="B", unit_scale=True, delay=1) as bar:
             for (_, _, kind), size, array in zip(places, sizes, arrays, strict=True):
                 writer.write_tensor_data(quantize(np.ascontiguousarray(array), kind))
                 bar.update(size)

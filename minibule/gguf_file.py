@@ -43,7 +43,7 @@ OTHER_TENSORS = {
 
 
 def gguf_name(name: str) -> str:
-    """"model.layers.3.mlp.up_proj.weight" -> "blk.3.ffn_up.weight"; modules likewise."""
+    """ "model.layers.3.mlp.up_proj.weight" -> "blk.3.ffn_up.weight"; modules likewise."""
     module = name.removesuffix(".weight")
     ending = name[len(module) :]
     if module in OTHER_TENSORS:
@@ -121,7 +121,7 @@ _SCALARS = {
 class _Cursor:
     """Reads the header front to back and never past the end of the file."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Array) -> None:
         self.data = data
         self.at = 0
 
@@ -131,7 +131,7 @@ class _Cursor:
                 f"{n:,} bytes are expected at byte {self.at:,}, but the file has only "
                 f"{len(self.data):,} bytes: it is cut short or damaged"
             )
-        taken = bytes(self.data[self.at : self.at + n])
+        taken = self.data[self.at : self.at + n].tobytes()
         self.at += n
         return taken
 
@@ -176,9 +176,8 @@ def read_gguf(path: str | Path) -> Gguf:
         raise InputError(f"{path}: no such file; expected a GGUF model.")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; expected a GGUF model.")
-    data = memoryview(np.memmap(path, np.uint8, "r"))
     try:
-        return _parse(path, _Cursor(data))
+        return _parse(path, _Cursor(np.memmap(path, np.uint8, "r")))
     except (ValueError, KeyError, OverflowError) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(f"{path}: not a whole GGUF file ({error}).") from None
 

@@ -44,8 +44,9 @@ def gguf_config(file: Gguf) -> LlamaConfig:
     problems: list[str] = []
 
     def number(key: str, kind: type, default: Any = None) -> Any:
-        value = file.get(f"llama.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**31:
+        value: Any = file.get(f"llama.{key}", default)
+        numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if not numeric or not 0 < value < 2**31:
             problems.append(f"llama.{key}: found {value!r}, expected a number above 0")
             return 1
         return value

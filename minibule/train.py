@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minibule.chat import Chat, load_chat
-from minibule.checkpoint import load_adapter, load_model, save_adapter, save_model
+from minibule.checkpoint import load_adapter, load_model, save_adapter
 from minibule.config import (
     LoraConfig,
     Objective,
@@ -33,6 +33,7 @@ from minibule.config import (
     to_toml,
 )
 from minibule.errors import InputError, listed, run
+from minibule.export import export
 from minibule.files import whole_file
 from minibule.forest import Batch, Example, pack, total_weight
 from minibule.generate import answer
@@ -285,10 +286,23 @@ def train(config: TrainConfig) -> Path:
     after = take_snapshot(job)
     adapter = _adapter(job.model)
     save_adapter(adapter, job.model.config, output / "adapter", str(job.source))
-    if config.export == "hf":
-        save_model(job.model, output / "merged", job.source)
-    _report(job, before, after, seconds, output)
+    written = {"adapter": output / "adapter", "metrics": output / "metrics.jsonl"}
+    for kind in config.export:
+        form, _, dtype = kind.partition(":")
+        if form != "none":
+            place, name = _EXPORTS[form]
+            written[place] = output / name.format(dtype=dtype)
+            export(job.model, job.chat, form, dtype or None, written[place])
+    _report(job, before, after, seconds, written)
     return output
+
+
+# --export -> what it is called at the end, and the file or folder in the output folder.
+_EXPORTS = {
+    "hf": ("merged", "merged"),
+    "gguf": ("GGUF", "model-{dtype}.gguf"),
+    "gguf-lora": ("GGUF LoRA", "adapter.gguf"),
+}
 
 
 def run_steps(job: Job, metrics_file: Path) -> None:
@@ -399,7 +413,9 @@ def _describe(job: Job) -> None:
     )
 
 
-def _report(job: Job, before: Snapshot, after: Snapshot, seconds: float, output: Path) -> None:
+def _report(
+    job: Job, before: Snapshot, after: Snapshot, seconds: float, written: Mapping[str, Path]
+) -> None:
     print()
     print(f"{'':<34}{'before':>12}{'after':>12}")
     if before.questions and after.questions:
@@ -422,9 +438,8 @@ def _report(job: Job, before: Snapshot, after: Snapshot, seconds: float, output:
         f"\n{job.steps} steps in {seconds:.1f} s, {seconds / job.steps:.2f} s a step, "
         f"peak memory {peak_memory_gb():.2f} GB"
     )
-    print(f"adapter    {output / 'adapter'}\nmetrics    {output / 'metrics.jsonl'}")
-    if job.config.export == "hf":
-        print(f"merged     {output / 'merged'}")
+    for what, place in written.items():
+        print(f"{what:<11}{place}")
 
 
 def _compare(what: str, before: float, after: float) -> None:

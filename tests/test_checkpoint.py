@@ -205,8 +205,10 @@ def test_an_index_cannot_reach_outside_its_folder(folder, name):
 def test_missing_folders_and_files(tmp_path, folder):
     with pytest.raises(InputError, match="no such folder"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="found a file, expected a folder"):
+    with pytest.raises(InputError, match=r"config\.json: not a whole GGUF file"):
         load_model(folder / "config.json")
+    with pytest.raises(InputError, match="found a file, expected a folder"):
+        load_adapter(folder / "config.json", ODD)
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="expected the model's weights there"):
         load_model(folder)

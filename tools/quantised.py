@@ -1,0 +1,73 @@
+"""What each GGUF type costs in accuracy, measured in llama.cpp; prints the README's table.
+
+    python tools/quantised.py
+
+The embedded model is exported in every type and run by llama.cpp over the held-out prompts and
+their accepted answers. Set against the F32 logits of minibule: the share of positions with the same
+likeliest token, and the mean KL divergence. Needs the extra `interop`.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import llama_cpp
+import numpy as np
+
+from minibule.chat import Chat, load_chat
+from minibule.checkpoint import load_model
+from minibule.config import GGUF_TYPES, embedded_folder
+from minibule.gguf_export import export_gguf
+from minibule.heldout import ACCEPTED, read_questions
+from minibule.llama import Llama
+
+
+class Figures(NamedTuple):
+    size: int  # bytes
+    agreement: float  # share of positions, 0 to 1
+    kl: float  # nats, mean over positions
+    positions: int
+
+
+def measure(model: Llama, chat: Chat, dtype: str, folder: Path) -> Figures:
+    path = folder / f"{dtype}.gguf"
+    export_gguf(model, chat, path, dtype)
+    engine = llama_cpp.Llama(
+        str(path), n_ctx=512, logits_all=True, verbose=False, type_k=0, type_v=0
+    )
+    same, kl = [], []
+    for question in read_questions(embedded_folder() / "heldout.jsonl"):
+        (answer,) = chat.encode_answers(question.answers[ACCEPTED][:1])
+        ids = np.concatenate([chat.encode_prompt(question.prompt), answer])
+        engine.reset()
+        engine.eval(ids.tolist())
+        theirs, ours = np.array(engine.scores[: len(ids)]), model.logits(ids)
+        same.append(theirs.argmax(axis=1) == ours.argmax(axis=1))
+        log_p, log_q = log_softmax(ours), log_softmax(theirs)
+        kl.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+    agreement, divergence = np.concatenate(same), np.concatenate(kl)
+    return Figures(path.stat().st_size, agreement.mean(), divergence.mean(), len(agreement))
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    z = z.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def main() -> None:
+    model, chat = load_model(embedded_folder()), load_chat(embedded_folder())
+    print("| type | size | top-1 agreement | mean KL from F32 |")
+    print("|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in GGUF_TYPES:
+            figures = measure(model, chat, dtype, Path(folder))
+            print(
+                f"| {dtype} | {figures.size / 1e6:.2f} MB | {figures.agreement:.2%} "
+                f"| {figures.kl:.1e} |"
+            )
+    print(f"\n{figures.positions:,} positions")
+
+
+if __name__ == "__main__":
+    main()
