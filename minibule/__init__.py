@@ -2,16 +2,16 @@
 
     import minibule
 
-    model = minibule.load_model(path)                    # a Hugging Face folder
+    model = minibule.load_model(path)                    # a Hugging Face folder or a GGUF file
     model.logits(ids)                                    # (T,) -> (T, vocab) float32
     records = minibule.read_records(path)                # prompts and their rejected answers
     minibule.complement_distribution(counts)             # (..., V) -> (..., V) float64
     minibule.complement_loss(logits, counts, alpha=0.7)  # (n, V) twice -> (loss, dlogits)
 
-Commands: `python -m minibule.train`, `.generate`, `.records`, each with `--help`.
+Commands: `python -m minibule.train`, `.generate`, `.export`, `.records`, each with `--help`.
 
 The code is meant to be read, in this order: records, forest, ops, lora, llama, complement, loss,
-optim, train.
+optim, train, checkpoint, gguf_export.
 """
 
 from importlib import import_module
