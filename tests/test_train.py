@@ -14,9 +14,10 @@ from minibule import train as train_module
 from minibule.checkpoint import load_model
 from minibule.config import TrainConfig, embedded_folder, resolve, to_toml
 from minibule.errors import InputError
+from minibule.examples import counts_per_row, record_order, split_by_prompt
 from minibule.forest import Example
 from minibule.records import read_records
-from minibule.train import counts_per_row, main, prepare, record_order, split_by_prompt
+from minibule.train import main, prepare
 
 QUICK = ["--steps", "3", "--heldout", "", "--eval-fraction", "0.02", "--probe", ""]
 

@@ -22,9 +22,10 @@ from transformers import LlamaForCausalLM
 from minibule.checkpoint import save_adapter
 from minibule.config import resolve
 from minibule.errors import run
+from minibule.examples import record_order
 from minibule.machine import peak_memory_gb
 from minibule.optim import learning_rate
-from minibule.train import prepare, record_order, step_batches
+from minibule.train import prepare, step_batches
 
 
 def main(argv: list[str]) -> None:
