@@ -110,6 +110,8 @@ class Chat:
         messages: Sequence[Message] = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         )
+        for message in messages:
+            _check_text(message["role"] + message["content"])
         mark = _unused_character(messages)
         marked: list[Message] = [
             {"role": self._mark(m["role"], mark), "content": self._mark(m["content"], mark)}
@@ -135,6 +137,7 @@ class Chat:
 
     def encode_raw(self, text: str) -> Array:
         """Token ids of a text that is no chat, with whatever the tokenizer puts around it."""
+        _check_text(text)
         return np.array(self.tokenizer.encode(text).ids, np.int64)
 
     def decode(self, ids: Sequence[int] | Array) -> str:
@@ -267,6 +270,14 @@ def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, st
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _check_text(text: str) -> None:
+    """InputError for half characters, as a command line that is not UTF-8 makes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"prompt: expected UTF-8 text ({error}).") from None
 
 
 def _unused_character(messages: Sequence[Message]) -> str:

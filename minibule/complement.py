@@ -24,6 +24,8 @@ with p the model's distribution. The two refinements, for models that somebody w
 Arithmetic here is in float64.
 """
 
+from typing import get_args
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -39,7 +41,7 @@ def complement_distribution(counts: ArrayLike) -> Array:
 
     Parameters
     ----------
-    counts : (..., V) array, finite and >= 0
+    counts : (..., V) array, each 0 to 1e15
         How often each token was rejected.
 
     Returns
@@ -76,11 +78,11 @@ def target_distribution(
     v = _checked_counts(counts)
     if prior == "uniform":
         return complement_distribution(v)
-    p_ref = np.exp(_log_softmax(_required(ref_logits, "ref_logits", prior)))
+    p_ref = np.exp(_log_softmax(_required(ref_logits, "ref_logits", prior, v.shape)))
     if prior == "reference":
         kept = v.sum(axis=-1, keepdims=True) - v + 1
     else:
-        a = _required(attempts, "attempts", prior)[:, None] * p_ref
+        a = _required(attempts, "attempts", prior, v.shape[:1])[:, None] * p_ref
         kept = np.maximum(MIN_RATE, (a - v + 1) / (a + 1))
     weights = p_ref * kept
     return weights / weights.sum(axis=-1, keepdims=True)
@@ -95,7 +97,7 @@ def contrast_weights(
     v = _checked_counts(counts)
     w = v / np.maximum(v.sum(axis=-1, keepdims=True), 1)
     if contrast == "choice":
-        w = w * (1 - np.exp(_log_softmax(_required(ref_logits, "ref_logits", contrast))))
+        w = w * (1 - np.exp(_log_softmax(_required(ref_logits, "ref_logits", contrast, v.shape))))
     return w
 
 
@@ -113,8 +115,8 @@ def complement_loss(
 
     Parameters
     ----------
-    logits : (n, V) floats
-    counts : (n, V), finite and >= 0
+    logits : (n, V), finite, V >= 2
+    counts : (n, V), each 0 to 1e15
     alpha : share of KL(P || p), 0 to 1; the contrast's is 1 - alpha
     prior, contrast : see the top of the file; the default is the published formula
     ref_logits : (n, V), the base model's logits in the same contexts, where prior or contrast
@@ -124,7 +126,7 @@ def complement_loss(
     Returns
     -------
     loss : float
-    dlogits : (n, V), dtype of `logits`
+    dlogits : (n, V), dtype of `logits` (float64 for whole numbers)
         alpha (p - P) + (1 - alpha) (a - (sum_i a_i) p), a_i = w_i p_i / (1 - p_i), over n.
 
     Raises
@@ -132,15 +134,17 @@ def complement_loss(
     InputError
         If shapes differ, alpha is out of range, or an input that is needed is missing.
     """
-    z = np.asarray(logits)
-    v = _checked_counts(counts)
-    if z.ndim != 2 or z.shape != v.shape or 0 in z.shape:
+    z, v = _numbers(logits, "logits"), _checked_counts(counts)
+    if z.ndim != 2 or z.shape != v.shape or len(z) == 0 or z.shape[1] < 2:
         raise InputError(
             f"complement_loss: found logits {z.shape} and counts {v.shape}, "
-            "expected one (n, V) shape for both."
+            "expected one shape (n, V) for both, n >= 1, V >= 2."
         )
-    if not 0 <= alpha <= 1:
-        raise InputError(f"complement_loss: found alpha = {alpha}, expected 0 to 1.")
+    if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+        raise InputError(f"complement_loss: found alpha = {alpha!r}, expected 0 to 1.")
+    for name, value, known in (("prior", prior, Prior), ("contrast", contrast, Contrast)):
+        if value not in get_args(known):
+            raise InputError(f"{name}: found {value!r}, expected one of {get_args(known)}.")
     P = target_distribution(v, prior, ref_logits, attempts)
     w = contrast_weights(v, contrast, ref_logits)
 
@@ -236,18 +240,31 @@ def _log_one_minus_p(z: Array) -> Array:
 
 
 def _checked_counts(counts: ArrayLike) -> Array:
-    v = np.asarray(counts)
-    if v.ndim == 0 or v.shape[-1] == 0 or v.dtype.kind not in "iufb":
-        raise InputError(
-            f"counts: found shape {v.shape} of {v.dtype}, expected numbers of shape (..., V)."
-        )
-    v = v.astype(np.float64)
-    if not (np.isfinite(v).all() and (v >= 0).all()):
-        raise InputError(f"counts: found {v.min()} to {v.max()}, expected finite numbers >= 0.")
+    v = _numbers(counts, "counts").astype(np.float64)
+    if v.ndim == 0 or v.shape[-1] == 0:
+        raise InputError(f"counts: found shape {v.shape}, expected (..., V) with V >= 1.")
+    if (v < 0).any() or (v > 1e15).any():  # whole numbers are exact in a float64 up to there
+        raise InputError(f"counts: found {v.min()} to {v.max()}, expected 0 to 1e15.")
     return v
 
 
-def _required(value: ArrayLike | None, name: str, why: str) -> Array:
+def _required(value: ArrayLike | None, name: str, why: str, shape: tuple[int, ...]) -> Array:
     if value is None:
         raise InputError(f"the {why!r} objective needs {name}.")
-    return np.asarray(value, np.float64)
+    array = _numbers(value, name).astype(np.float64)
+    if array.shape != shape:
+        raise InputError(f"{name}: found shape {array.shape}, expected {shape}.")
+    return array
+
+
+def _numbers(value: ArrayLike, name: str) -> Array:
+    """`value` as an array of finite numbers; whole numbers become float64."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise InputError(f"{name}: found rows of different lengths, expected an array.") from None
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{name}: found {array.dtype}, expected numbers.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name}: found NaN or infinite numbers, expected finite ones.")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)

@@ -208,7 +208,7 @@ class TrainConfig:
     )
 
     lora_r: int = _setting(16, "LoRA rank", 1)
-    lora_alpha: float = _setting(32.0, "LoRA scale: the adapter counts lora_alpha / r times", 0)
+    lora_alpha: float = _setting(32.0, "LoRA scale: the adapter counts lora_alpha / r times", 1e-6)
     lora_targets: tuple[str, ...] = _setting(
         tuple(PROJECTIONS), "adapted projections, separated by commas"
     )

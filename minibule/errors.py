@@ -5,6 +5,7 @@ expected, where, and what to do. `run` turns it into one clear message and an ex
 a traceback on the screen always means a bug in minibule.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,9 +28,13 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     Exit status: 0 done, 2 bad input, 130 interrupted (Ctrl-C), 1 anything else that is no bug.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character gets its code instead of an error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where the caller closed it
+            sys.stdout.flush()
     except InputError as error:
         _leave(f"error: {error}", 2)
     except BrokenPipeError:

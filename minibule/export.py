@@ -19,17 +19,19 @@ FORMATS = {
     "gguf-lora": "the adapter alone, for llama.cpp's --lora",
     "hf": "the merged Hugging Face folder",
 }
+DTYPES = {
+    "gguf": GGUF_TYPES,
+    "gguf-lora": ("f32",),
+    "hf": tuple(dtype.lower() for dtype in TORCH_DTYPE),
+}
 DEFAULT_DTYPE = {"gguf": "f16", "gguf-lora": "f32", "hf": "f32"}
 
 
 def export(model: Llama, chat: Chat, form: str, dtype: str | None, output: Path) -> None:
     """Write `output` in one of FORMATS; dtype None takes the format's default."""
     dtype = dtype or DEFAULT_DTYPE[form]
-    allowed = {"gguf": GGUF_TYPES, "gguf-lora": ("f32",), "hf": tuple(map(str.lower, TORCH_DTYPE))}
-    if dtype not in allowed[form]:
-        raise InputError(
-            f"--dtype {dtype}: {form} is written as one of {', '.join(allowed[form])}."
-        )
+    if dtype not in DTYPES[form]:
+        raise InputError(f"--dtype {dtype}: {form} is written as one of {', '.join(DTYPES[form])}.")
     if form == "gguf":
         export_gguf(model, chat, output, dtype)
     elif form == "gguf-lora":

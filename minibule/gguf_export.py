@@ -67,9 +67,9 @@ def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
         has a name for, or the disk is too small.
     """
     kind, file_type = _TYPES[dtype]
+    check_gguf(model.config, chat, dtype)
     base = read_gguf(chat.source) if is_gguf(chat.source) else None
     shapes = model.config.tensor_shapes()
-    _check_blocks(shapes, kind)
     metadata = dict(base.metadata) if base else model_metadata(model.config, chat)
     metadata["general.file_type"] = _u32(int(file_type))
     if GGML_QUANT_SIZES[kind][0] > 1:
@@ -93,6 +93,13 @@ def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
         ],
         (tensor(name) for name in names),
     )
+
+
+def check_gguf(config: LlamaConfig, chat: Chat, dtype: str) -> None:
+    """InputError where `export_gguf` would fail on this model: to be known before a long run."""
+    _check_blocks(config.tensor_shapes(), _TYPES[dtype][0])
+    if not is_gguf(chat.source):
+        tokenizer_metadata(chat, config.vocab_size)
 
 
 def export_gguf_lora(model: Llama, path: Path) -> None:

@@ -3,7 +3,8 @@
     python -m minibule.train                                  the embedded model, about a minute
     python -m minibule.train --model DIR --data FILE          your own
 
-The way through: records -> examples -> forest -> llama.forward -> loss -> llama.backward -> optim -> checkpoint
+The way through: records -> examples -> forest -> llama.forward -> loss -> llama.backward -> optim
+-> checkpoint, export.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from minibule.export import export
 from minibule.files import whole_file
 from minibule.forest import Batch, Example, pack, total_weight
 from minibule.generate import answer
+from minibule.gguf_export import check_gguf
 from minibule.heldout import ACCEPTED, NOISE, Answers, Question, ask, read_questions
 from minibule.llama import Llama, backward, forward_batch
 from minibule.lora import Adapter, init_adapter
@@ -161,6 +163,9 @@ def prepare(config: TrainConfig) -> Job:
     questions_file = config.heldout or ("" if config.data else embedded / "heldout.jsonl")
 
     model, chat = load_model(source), load_chat(source)
+    for kind in config.export:
+        if kind.startswith("gguf:"):
+            check_gguf(model.config, chat, kind.removeprefix("gguf:"))
     if config.init_adapter:
         model.adapter = load_adapter(config.init_adapter, model.config)
     else:

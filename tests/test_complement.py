@@ -51,7 +51,10 @@ def test_the_distribution_of_a_hand_worked_row():
     np.testing.assert_allclose(complement_distribution(np.zeros((2, 4))), np.full((2, 4), 0.25))
 
 
-@pytest.mark.parametrize("counts", [-1.0, [], [[1, -1]], [np.nan, 1], [np.inf, 1], ["a", "b"]])
+@pytest.mark.parametrize(
+    "counts",
+    [-1.0, [], [[1, -1]], [np.nan, 1], [np.inf, 1], ["a", "b"], [1e308, 1e308], [[1, 2], [3]]],
+)
 def test_counts_that_are_none(counts):
     with pytest.raises(InputError, match="counts"):
         complement_distribution(counts)
@@ -103,6 +106,7 @@ def test_gradient_is_zero_at_the_target_when_alpha_is_one():
 def test_loss_keeps_float32_logits_in_float32():
     logits, counts = RNG.normal(size=(6, 11)).astype(np.float32), random_counts(RNG)
     assert complement_loss(logits, counts)[1].dtype == np.float32
+    assert complement_loss([[1, 2, 3]], [[0, 2, 1]])[1].dtype == np.float64
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,21 @@ def test_loss_keeps_float32_logits_in_float32():
     [
         (lambda: complement_loss(np.zeros((2, 3)), np.zeros((3, 3))), r"\(2, 3\)"),
         (lambda: complement_loss(np.zeros((2, 3)), np.zeros((2, 3)), 1.5), "alpha = 1.5"),
-        (lambda: complement_loss(np.zeros((2, 3)), -np.ones((2, 3))), ">= 0"),
+        (lambda: complement_loss(np.zeros((2, 3)), -np.ones((2, 3))), "expected 0 to 1e15"),
+        (lambda: complement_loss([[0.0, np.nan]], [[1, 0]]), "logits: found NaN"),
+        (lambda: complement_loss([[0.0, -np.inf]], [[1, 0]]), "logits: found NaN or infinite"),
+        (lambda: complement_loss([[0.0]], [[1]]), "V >= 2"),
+        (lambda: complement_loss([["a", "b"]], [[1, 0]]), "expected numbers"),
+        (lambda: complement_loss([[1, 2], [3]], [[1, 0]]), "different lengths"),
+        (lambda: complement_loss([[1.0, 2]], [[1, 0]], "x"), "alpha = 'x'"),
+        (lambda: complement_loss([[1.0, 2]], [[1, 0]], prior="foo"), "prior: found 'foo'"),
+        (lambda: complement_loss([[1.0, 2]], [[1, 0]], contrast="foo"), "contrast: found 'foo'"),
+        (
+            lambda: complement_loss(
+                [[1.0, 2]], [[1, 0]], prior="reference", ref_logits=[[1.0, 2, 3]]
+            ),
+            r"ref_logits: found shape \(1, 3\), expected \(1, 2\)",
+        ),
         (
             lambda: complement_loss(np.zeros((2, 3)), np.ones((2, 3)), prior="reference"),
             "ref_logits",

@@ -1,9 +1,14 @@
 """Generation from the cache against recomputing everything, and the command."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import ODD, random_adapter, random_llama
 
+from minibule import generate as generate_module
 from minibule.errors import InputError
 from minibule.generate import Sampling, choose, generate, main
 
@@ -134,6 +139,36 @@ def test_bad_arguments(arguments, capsys):
         main(arguments)
     assert exit.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_no_text():
+    with pytest.raises(InputError, match="expected UTF-8 text"):
+        main(["--prompt", "\udcff"])
+    with pytest.raises(InputError, match="expected UTF-8 text"):
+        main(["--prompt", "\udcff", "--raw"])
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "PYTHONIOENCODING=ascii {python} -m minibule.generate --prompt 'é' --raw --temperature 2",
+        "{python} -m minibule.generate --prompt hello >&-",
+        "{python} -m minibule.generate --prompt hello -n 50 --temperature 1 | head -1",
+    ],
+    ids=["a terminal that knows only ASCII", "closed output", "a reader that leaves"],
+)
+def test_no_output_brings_a_traceback(shell):
+    done = subprocess.run(
+        ["bash", "-c", shell.format(python=sys.executable)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            "PYTHONPATH": str(Path(generate_module.__file__).parent.parent),
+            "PATH": "/bin:/usr/bin",
+        },
+    )
+    assert "Traceback" not in done.stderr and done.returncode == 0
 
 
 def test_a_prompt_longer_than_the_context():
