@@ -50,10 +50,13 @@ def tokenize(
 def split_by_prompt(
     records: Sequence[Record], fraction: float, seed: int
 ) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records, both in their order; a prompt is on one side only."""
+    """Training and held-out records, both in their order; a prompt is on one side only.
+
+    At least one prompt is left to train on.
+    """
     prompts = [json.dumps(record.prompt) for record in records]
     distinct = list(dict.fromkeys(prompts))
-    held = round(fraction * len(distinct))
+    held = min(round(fraction * len(distinct)), len(distinct) - 1)
     chosen = np.random.default_rng([seed, 2]).permutation(len(distinct))[:held]
     heldout = {distinct[i] for i in chosen}
     sides: tuple[list[Record], list[Record]] = ([], [])

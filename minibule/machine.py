@@ -36,6 +36,9 @@ def set_threads(threads: int) -> None:
     """
     if threads == 0:
         return
+    cores = os.cpu_count() or 1
+    if threads > cores:  # they would wait for each other without end
+        raise InputError(f"--threads {threads}: the machine has {cores} cores.")
     folder = Path(np.__file__).parent
     for library in [
         *folder.parent.glob("numpy.libs/*openblas*"),

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from minibule.chat import Chat, load_chat
 from minibule.checkpoint import load_adapter, load_model, save_adapter
 from minibule.config import (
+    FIELDS,
     LoraConfig,
     Objective,
     TrainConfig,
@@ -32,7 +33,7 @@ from minibule.config import (
     resolve,
     to_toml,
 )
-from minibule.errors import InputError, run
+from minibule.errors import InputError, listed, run
 from minibule.examples import record_order, split_by_prompt, tokenize
 from minibule.export import export
 from minibule.files import whole_file
@@ -166,10 +167,12 @@ def prepare(config: TrainConfig) -> Job:
     for kind in config.export:
         if kind.startswith("gguf:"):
             check_gguf(model.config, chat, kind.removeprefix("gguf:"))
+    lora = _lora_config(config, model)
     if config.init_adapter:
         model.adapter = load_adapter(config.init_adapter, model.config)
+        _check_start(config, lora, model.adapter.config)
     else:
-        model.adapter = init_adapter(_lora_config(config, model), model.config, config.seed)
+        model.adapter = init_adapter(lora, model.config, config.seed)
     records, _ = read_file(data, progress=True)
     train_records, held_records = split_by_prompt(
         records[: config.max_records or None], config.eval_fraction, config.seed
@@ -194,6 +197,27 @@ def _lora_config(config: TrainConfig, model: Llama) -> LoraConfig:
     last = range(layers - (config.lora_layers or layers), layers)
     modules = module_names(last, config.lora_targets)
     return LoraConfig(config.lora_r, config.lora_alpha, modules, config.rslora)
+
+
+def _check_start(config: TrainConfig, wanted: LoraConfig, start: LoraConfig) -> None:
+    """A start adapter brings its own shape: InputError where a setting asks for another."""
+    same = {
+        "lora_r": wanted.r == start.r,
+        "lora_alpha": wanted.lora_alpha == start.lora_alpha,
+        "lora_targets": wanted.modules == start.modules,
+        "lora_layers": wanted.modules == start.modules,
+        "rslora": wanted.use_rslora == start.use_rslora,
+    }
+    problems = [
+        f"{name} = {getattr(config, name)}"
+        for name, fits in same.items()
+        if not fits and getattr(config, name) != FIELDS[name].default
+    ]
+    if problems:
+        raise InputError(
+            f"--init-adapter {config.init_adapter}: it has a shape of its own, which these "
+            f"settings contradict. Leave them out:\n{listed(problems)}"
+        )
 
 
 def train(config: TrainConfig) -> Path:

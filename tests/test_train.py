@@ -122,6 +122,15 @@ def test_start_adapter_and_last_layers(capsys):
         np.testing.assert_array_equal(again[name], tensor)  # lr 0: as it came
 
 
+def test_a_start_adapter_brings_its_own_shape(capsys):
+    main([*QUICK, "--output", "a", "--lora-targets", "q_proj", "--lora-r", "4"])
+    start = [*QUICK, "--init-adapter", "a/adapter", "--export", "none"]
+    for flags in (["--lora-r", "8"], ["--lora-layers", "1"], ["--rslora"]):
+        message = fails([*start, "--output", "b", *flags])
+        assert flags[0].strip("-").replace("-", "_") in message and "Leave them out" in message
+    main([*start, "--output", "b", "--lora-r", "4", "--lora-targets", "q_proj"])  # as it has them
+
+
 def test_evaluation_in_between(capsys):
     main([*QUICK, "--output", "a", "--eval-every", "2", "--export", "none"])
     assert ["eval_loss" in line for line in metrics_of("a")] == [False, True, False]
@@ -151,6 +160,7 @@ def test_split_by_prompt(data):
     assert split_by_prompt(doubled, 0.25, seed=0) == (train, held)
     assert split_by_prompt(doubled, 0.25, seed=1) != (train, held)
     assert split_by_prompt(doubled, 0.0, seed=0) == (doubled, [])
+    assert split_by_prompt(records[:1], 0.9, seed=0) == (records[:1], [])
 
 
 def example(counts, lengths):
@@ -212,6 +222,7 @@ def test_a_prompt_that_leaves_no_room(data, capsys):
         (["--init-adapter", "nowhere"], "nowhere: no such folder"),
         (["--config", "nowhere.toml"], "nowhere.toml: cannot read"),
         (["--lora-layers", "9"], "the model has only 4"),
+        (["--threads", "9999"], "the machine has"),
         (["--alpha", "1.5"], "alpha = 1.5 (command line): expected a number from 0 to 1"),
         (["--lr", "nan"], "lr = nan"),
         (["--steps", "2.5"], "steps = 2.5 (command line): expected a whole number"),
