@@ -239,7 +239,11 @@ class TrainConfig:
     eval_records: int = _setting(64, "held-out records evaluated, at most; 0 = all", 0)
     eval_every: int = _setting(0, "steps between evaluations; 0 = before and after only", 0)
 
-    pass_tokens: int = _setting(2048, "tokens computed at once, about; less needs less memory", 1)
+    pass_tokens: int = _setting(
+        512,
+        "tokens computed at once, about (a long record: up to twice); less needs less memory",
+        1,
+    )
     threads: int = _setting(0, "processor threads; 0 = all", 0)
     seed: int = _setting(0, "start of every random choice", 0)
 

@@ -93,12 +93,12 @@ class Batch(NamedTuple):
 def pack(examples: Iterable[Example], counts: Counts, pass_tokens: int) -> Iterator[Batch]:
     """Batches of about `pass_tokens` tokens that together hold every row of the examples once.
 
-    A record too long for one pass is divided between several: its answers are dealt out and its
-    prompt is computed again for each, which changes no row's loss.
+    A record of more than twice as many is divided between passes: its answers are dealt out and
+    its prompt is computed again for each, which changes no row's loss.
     """
     forest = _Forest(counts)
     for example in examples:
-        for members in _deal(example, pass_tokens):
+        for members in _deal(example, 2 * pass_tokens):
             size = len(example.prompt) + sum(len(example.answers[k]) - 1 for k in members)
             if forest.ids and len(forest.ids) + size > pass_tokens:
                 yield forest.batch()
@@ -113,14 +113,14 @@ def total_weight(examples: Iterable[Example]) -> int:
     return sum(len(answer) for example in examples for answer in example.answers)
 
 
-def _deal(example: Example, pass_tokens: int) -> Iterator[list[int]]:
-    """Split an example's answers, in order, so that prompt and share fit in `pass_tokens`."""
+def _deal(example: Example, most: int) -> Iterator[list[int]]:
+    """Split an example's answers, in order, so that prompt and share fit in `most` tokens."""
     members: list[int] = []
-    room = pass_tokens - len(example.prompt)
+    room = most - len(example.prompt)
     for k, answer in enumerate(example.answers):
         if members and len(answer) - 1 > room:
             yield members
-            members, room = [], pass_tokens - len(example.prompt)
+            members, room = [], most - len(example.prompt)
         members.append(k)
         room -= len(answer) - 1
     yield members

@@ -12,6 +12,8 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,8 +233,11 @@ def train(config: TrainConfig) -> Path:
     _describe(job)
     before = take_snapshot(job)
     output.mkdir(parents=True, exist_ok=True)
+    _clear(output)
+    knobs = config.resolved_objective()._asdict()
+    resolved = dataclasses.replace(config, output=str(output), **knobs)
     with whole_file(output / "config.toml") as file:
-        file.write_text(to_toml(dataclasses.replace(config, output=str(output))), encoding="utf-8")
+        file.write_text(to_toml(resolved), encoding="utf-8")
     started = time.perf_counter()
     run_steps(job, output / "metrics.jsonl")
     seconds = time.perf_counter() - started
@@ -256,6 +261,15 @@ _EXPORTS = {
     "gguf": ("GGUF", "model-{dtype}.gguf"),
     "gguf-lora": ("GGUF LoRA", "adapter.gguf"),
 }
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier run's results, so that none of them passes for this run's."""
+    for path in (*output.glob("*.gguf"), output / "metrics.jsonl"):
+        path.unlink(missing_ok=True)
+    for folder in (output / "adapter", output / "merged"):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def run_steps(job: Job, metrics_file: Path) -> None:
@@ -328,8 +342,11 @@ def _output_folder(config: TrainConfig) -> Path:
     """The folder to write, checked but not yet made."""
     if config.output:
         output = Path(config.output)
-        if output.is_file():
-            raise InputError(f"--output {output}: found a file, expected a folder or a new name.")
+        there = next(path for path in (output, *output.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"--output {output}: {there} is a file, expected a folder.")
+        if not os.access(there, os.W_OK):
+            raise InputError(f"--output {output}: may not write in {there}.")
         if (output / "metrics.jsonl").exists() and not config.overwrite:
             raise InputError(
                 f"--output {output}: found an earlier run there. Choose another folder, "

@@ -37,7 +37,7 @@ def naive_rows(examples, counts):
 
 
 @pytest.mark.parametrize("counts", ["position", "prefix"])
-@pytest.mark.parametrize("pass_tokens", [10**6, 12, 1])
+@pytest.mark.parametrize("pass_tokens", [10**6, 6, 1])
 @pytest.mark.parametrize("seed", range(8))
 def test_rows_are_those_of_the_definition(counts, pass_tokens, seed):
     examples = random_examples(seed)
@@ -87,14 +87,17 @@ def test_shared_tokens_are_computed_once():
 def test_passes_keep_to_their_size_where_they_can(pass_tokens):
     examples = random_examples(3, records=20)
     for batch in pack(examples, "position", pass_tokens):
-        assert len(batch.ids) <= pass_tokens or len(batch.answer_entry) == 1
+        trees = (batch.positions == 0).sum()
+        assert len(batch.ids) <= (pass_tokens if trees > 1 else 2 * pass_tokens) or (
+            len(batch.answer_entry) == 1
+        )
 
 
 def test_a_record_divided_between_passes_keeps_its_counts():
     """The answers of other passes still count in v."""
     answers = tuple(np.array([7, k, k]) for k in range(4))
     example = Example(np.array([1, 2]), answers, (1, 2, 3, 4), 10)
-    batches = list(pack([example], "prefix", 4))
+    batches = list(pack([example], "prefix", 2))
     assert len(batches) == 4
     for batch in batches:
         assert batch.rows.total.tolist() == [10, 10, batch.rows.entry_count[-1]]

@@ -104,6 +104,7 @@ def test_config_toml_repeats_the_run(capsys):
     main([*QUICK, "--output", "a", "--lr", "0.002", "--lora-targets", "q_proj,v_proj"])
     settings = tomllib.loads(Path("a/config.toml").read_text())
     assert settings["lr"] == 0.002 and settings["lora_targets"] == ["q_proj", "v_proj"]
+    assert settings["prior"] == "reference" and settings["alpha"] == 0.3  # as resolved
     main(["--config", "a/config.toml", "--output", "b"])
     assert load_file("a/adapter/adapter_model.safetensors").keys() == (
         load_file("b/adapter/adapter_model.safetensors").keys()
@@ -251,12 +252,23 @@ def test_unknown_flags_and_keys(capsys):
 
 def test_output_that_is_a_file_or_an_earlier_run(capsys):
     Path("file").write_text("mine")
-    assert "found a file, expected a folder" in fails(["--output", "file"])
+    assert "file is a file, expected a folder" in fails(["--output", "file"])
+    assert "file is a file, expected a folder" in fails(["--output", "file/in/it"])
     assert Path("file").read_text() == "mine"
-    main([*QUICK, "--output", "run", "--export", "none"])
+    main([*QUICK, "--output", "run", "--export", "hf,gguf:f16"])
     assert "found an earlier run" in fails([*QUICK, "--output", "run"])
     main([*QUICK, "--output", "run", "--export", "none", "--overwrite", "--steps", "1"])
     assert len(metrics_of("run")) == 1
+    assert {path.name for path in Path("run").iterdir()} == {
+        "adapter",
+        "config.toml",
+        "metrics.jsonl",
+    }
+
+
+def test_output_where_nothing_may_be_written(monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "may not write in" in fails(["--output", "new"])
 
 
 def test_an_adapter_for_another_model():
