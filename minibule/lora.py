@@ -20,7 +20,7 @@ def lora_linear(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple
     """y = x W^T + scaling * (x A^T) B^T."""
     xA = x @ A.T  # (T, r)
     y = x @ W.T
-    y += scaling * (xA @ B.T)
+    y += (scaling * xA) @ B.T
     return y, (x, W, A, B, scaling, xA)
 
 

@@ -129,19 +129,26 @@ def attention(q: Array, k: Array, v: Array, segments: Sequence[Segment]) -> tupl
 
     Grouped-query attention: query head h reads key and value head h // G, so the G query heads of
     a group are stacked into one matrix product. The weights are not kept: at (H, t, S) they are
-    the largest arrays of the model, and backward works them out again from q and k.
+    the largest arrays of the model, and backward works them out again from q, k and the scores'
+    logsumexp.
     """
     out = np.empty_like(q)  # (T, H, hd)
     kv_heads = k.shape[1]
+    lses = []
     for rows, keys in segments:
         t = rows.stop - rows.start
-        weights = _attention_weights(_by_group(q[rows], kv_heads), _by_head(k[keys]), t)
-        out[rows] = _ungroup(weights @ _by_head(v[keys]), t)
-    return out, (q, k, v, out, segments)
+        weights = _scores(_by_group(q[rows], kv_heads), _by_head(k[keys]), t)
+        highest = weights.max(axis=-1, keepdims=True)
+        weights -= highest
+        np.exp(weights, out=weights)
+        total = weights.sum(axis=-1, keepdims=True)  # (K, G*t, 1)
+        out[rows] = _ungroup(weights @ _by_head(v[keys]) / total, t)
+        lses.append(highest + np.log(total))
+    return out, (q, k, v, out, lses, segments)
 
 
 def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """With w the weights of a segment, s = q k^T / sqrt(hd) its scores and o = w v:
+    """With s = q k^T / sqrt(hd) the scores of a segment, w = exp(s - lse) and o = w v:
 
     dv = w^T do     dw = do v^T     ds = w * (dw - sum_S(w * dw))
     dq = ds k / sqrt(hd)            dk = ds^T q / sqrt(hd)
@@ -149,40 +156,44 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     The sum over S equals sum_hd(do * o), which is cheaper (Dao et al. 2022, "FlashAttention").
     The gradients of an ancestor's keys and values add up over all segments that read them.
     """
-    q, k, v, out, segments = cache
+    q, k, v, out, lses, segments = cache
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
     kv_heads = k.shape[1]
-    scale = 1 / np.sqrt(q.shape[-1]).astype(q.dtype)
-    for rows, keys in segments:
+    for (rows, keys), lse in zip(segments, lses, strict=True):
         t = rows.stop - rows.start
         q_g, k_h, v_h = _by_group(q[rows], kv_heads), _by_head(k[keys]), _by_head(v[keys])
         do = _by_group(dout[rows], kv_heads)  # (K, G*t, hd)
-        weights = _attention_weights(q_g, k_h, t)  # (K, G*t, S)
         inner = np.sum(do * _by_group(out[rows], kv_heads), axis=-1, keepdims=True)  # (K, G*t, 1)
+        weights = _scores(q_g, k_h, t)  # (K, G*t, S)
+        weights -= lse
+        np.exp(weights, out=weights)
         ds = do @ v_h.swapaxes(1, 2)  # (K, G*t, S): dw, made ds in place
         ds -= inner
         ds *= weights
-        ds *= scale
         dq[rows] = _ungroup(ds @ k_h, t)
         # A segment names each key once, so += on the gathered positions is safe.
         dk[keys] += (ds.swapaxes(1, 2) @ q_g).swapaxes(0, 1)  # (S, K, hd)
         dv[keys] += (weights.swapaxes(1, 2) @ do).swapaxes(0, 1)
+    scale = _score_scale(q)
+    dq *= scale
+    dk *= scale
     return dq, dk, dv
 
 
-def _attention_weights(q: Array, k: Array, t: int) -> Array:
-    """Causal softmax weights (K, G*t, S) of q (K, G*t, hd) over k (K, S, hd).
+def _scores(q: Array, k: Array, t: int) -> Array:
+    """Scores (K, G*t, S) of q (K, G*t, hd) and k (K, S, hd), -inf where a token may not look.
 
     The segment's own t tokens are the last of the S keys; of those, token i sees tokens <= i.
     """
-    weights = q @ k.swapaxes(1, 2)
-    weights *= 1 / np.sqrt(q.shape[-1]).astype(q.dtype)
-    own = weights.reshape(len(q), -1, t, k.shape[1])[..., -t:]  # (K, G, t, t), a view
+    scores = (q * _score_scale(q)) @ k.swapaxes(1, 2)
+    own = scores.reshape(len(q), -1, t, k.shape[1])[..., -t:]  # (K, G, t, t), a view
     np.copyto(own, -np.inf, where=_later(t))
-    weights -= weights.max(axis=-1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights
+    return scores
+
+
+def _score_scale(q: Array) -> Any:
+    """1 / sqrt(hd), in the dtype of q."""
+    return 1 / np.sqrt(q.shape[-1]).astype(q.dtype)
 
 
 @functools.cache
@@ -213,23 +224,35 @@ def _ungroup(x: Array, t: int) -> Array:
 
 def swiglu(gate: Array, up: Array) -> tuple[Array, Cache]:
     """a = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
-    return gate * _sigmoid(gate) * up, (gate, up)
+    a = _sigmoid(gate)
+    a *= gate
+    a *= up
+    return a, (gate, up)
 
 
 def swiglu_backward(da: Array, cache: Cache) -> tuple[Array, Array]:
-    """With s = sigmoid(g) and silu'(g) = s + g s (1 - s):
+    """With s = sigmoid(g) and silu'(g) = s + g s (1 - s) = s + silu(g) - s silu(g):
 
     dgate = da up silu'(gate)      dup = da silu(gate)
     """
     gate, up = cache
     s = _sigmoid(gate)
     silu = gate * s
-    return da * up * (s + silu * (1 - s)), da * silu
+    dup = da * silu
+    dgate = s + silu  # worked out in place: these are the widest arrays of a layer
+    s *= silu
+    dgate -= s
+    dgate *= up
+    dgate *= da
+    return dgate, dup
 
 
 def _sigmoid(x: Array) -> Array:
+    s = np.negative(x)
     with np.errstate(over="ignore"):  # exp(-x) = inf gives the right answer, 0
-        return 1 / (1 + np.exp(-x))
+        np.exp(s, out=s)
+    s += 1
+    return np.divide(1, s, out=s)
 
 
 # -- cross-entropy (pretraining) -------------------------------------------------------------------
