@@ -103,7 +103,7 @@ def torch_params(other):
 
 
 @pytest.mark.parametrize("config", [SMALL, SMOLLM2_360M], ids=["small", "smollm2-360m"])
-def test_logits_are_those_of_transformers(config, record_property):
+def test_logits_are_those_of_transformers(config):
     model = random_llama(config, std=0.3 if config is SMALL else 0.04)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 60)
     ours = model.logits(ids)
