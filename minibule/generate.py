@@ -74,7 +74,12 @@ def generate(
         )
     logits, cache = _prefill(model, prompts, samples, max_new_tokens)
     sequences = np.arange(len(prompts) * samples)  # those still running
-    draws = [np.random.default_rng([sampling.seed, int(i) % samples]) for i in sequences]
+    # The draws depend on the prompt too: the same ones for all would make their answers alike.
+    draws = [
+        np.random.default_rng([sampling.seed, sample, *prompt.tolist()])
+        for prompt in prompts
+        for sample in range(samples)
+    ]
     answers: list[list[int]] = [[] for _ in sequences]
     for position in range(max_new_tokens):
         u = np.array([draws[i].random() for i in sequences])

@@ -1,6 +1,6 @@
 """Train a LoRA adapter from rejection records.
 
-    python -m minibule.train                                  the embedded model, about a minute
+    python -m minibule.train                                  the embedded model, a few seconds
     python -m minibule.train --model DIR --data FILE          your own
 
 The way through: records -> examples -> forest -> llama.forward -> loss -> llama.backward -> optim

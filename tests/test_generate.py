@@ -67,6 +67,13 @@ def test_samples_do_not_depend_on_their_company(model):
     )
 
 
+def test_other_prompts_get_other_draws(model):
+    """With the same draws for all, the records of different prompts would be alike."""
+    sampling = Sampling(temperature=1e6, seed=3)  # the model hardly matters: nearly uniform
+    answers = generate(model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, samples=2)
+    assert len({tuple(sample) for samples in answers for sample in samples}) == 2 * len(PROMPTS)
+
+
 def test_sampling_follows_the_distribution():
     logits = np.array([[1.0, 3.0, 2.0, -1.0]], np.float32)
     p = np.exp(logits[0]) / np.exp(logits[0]).sum()

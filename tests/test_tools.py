@@ -55,7 +55,9 @@ def test_the_embedded_records_were_rejected_and_heldout_prompts_never_asked(tool
     records = read_records(embedded_folder() / "records.jsonl")
     questions = read_questions(embedded_folder() / "heldout.jsonl")
     assert not {r.prompt for r in records} & {q.prompt for q in questions}
-    assert {r.prompt for r in records} | {q.prompt for q in questions} == set(table)
+    # A prompt all of whose answers were accepted has no record.
+    assert {r.prompt for r in records} | {q.prompt for q in questions} <= set(table)
+    assert len(records) > 0.95 * (len(table) - len(questions))
     for record in records:
         assert record.total_rounds == 8 >= sum(record.counts)
         for text in record.rejected:
