@@ -13,8 +13,9 @@ A row is a position whose next token is part of some rejected answer. Rows that 
 share are computed once and carry how many they stand for as their weight.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ from minibule.ops import Array, Segment
 # Longer segments are cut into a chain of this many tokens, each the child of the one before:
 # attention then skips the masked half of a long causal block and needs less memory at once.
 MAX_SEGMENT = 256
+
+# Passes are not made smaller than this only to give every thread one: short ones compute slowly.
+MIN_PASS = 128
 
 
 class Example(NamedTuple):
@@ -79,7 +83,8 @@ class Batch(NamedTuple):
     segments                   what each run of tokens attends to
     stream (R,) int            where in the stream each row lies
     rows                       what each row's logits are trained on
-    answer_entry (answers,)    entry that completes each answer, in the order they were given
+    answer (answers, 2)        the example's number and the answer's, for each answer ...
+    answer_entry (answers,)    ... and the entry that completes it
     """
 
     ids: Array
@@ -87,24 +92,21 @@ class Batch(NamedTuple):
     segments: list[Segment]
     stream: Array
     rows: Rows
+    answer: Array
     answer_entry: Array
 
 
-def pack(examples: Iterable[Example], counts: Counts, pass_tokens: int) -> Iterator[Batch]:
+def pack(
+    examples: Sequence[Example], counts: Counts, pass_tokens: int, threads: int = 1
+) -> Iterator[Batch]:
     """Batches of about `pass_tokens` tokens that together hold every row of the examples once.
 
-    A record of more than twice as many is divided between passes: its answers are dealt out and
-    its prompt is computed again for each, which changes no row's loss.
+    They are as many as the threads can share evenly, and about equal in size.
     """
-    forest = _Forest(counts)
-    for example in examples:
-        for members in _deal(example, 2 * pass_tokens):
-            size = len(example.prompt) + sum(len(example.answers[k]) - 1 for k in members)
-            if forest.ids and len(forest.ids) + size > pass_tokens:
-                yield forest.batch()
-                forest = _Forest(counts)
-            forest.add(example, frozenset(members))
-    if forest.ids:
+    for trees in _deal(examples, pass_tokens, threads):
+        forest = _Forest(counts)
+        for example, members in trees:
+            forest.add(examples[example], example, members)
         yield forest.batch()
 
 
@@ -113,17 +115,37 @@ def total_weight(examples: Iterable[Example]) -> int:
     return sum(len(answer) for example in examples for answer in example.answers)
 
 
-def _deal(example: Example, most: int) -> Iterator[list[int]]:
-    """Split an example's answers, in order, so that prompt and share fit in `most` tokens."""
-    members: list[int] = []
-    room = most - len(example.prompt)
-    for k, answer in enumerate(example.answers):
-        if members and len(answer) - 1 > room:
-            yield members
-            members, room = [], most - len(example.prompt)
-        members.append(k)
-        room -= len(answer) - 1
-    yield members
+# A tree to compute: the example's number, and which of its answers.
+_Tree = tuple[int, list[int]]
+
+
+def _deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[list[_Tree]]:
+    """Deal the examples out to passes: the longest first, each to the pass that has least so far.
+
+    An example goes as a whole unless its pass would then exceed its share by more than the prompt:
+    beyond that it is cheaper to divide the answers, and to compute the prompt again for the rest.
+    """
+    sizes = [len(e.prompt) + sum(len(answer) - 1 for answer in e.answers) for e in examples]
+    total = sum(sizes)
+    number = math.ceil(total / pass_tokens)
+    even = threads * math.ceil(number / threads)
+    if total / even >= MIN_PASS:
+        number = even
+    share = total / number
+    passes: list[list[_Tree]] = [[] for _ in range(number)]
+    loads = [0] * number
+    for i in sorted(range(len(examples)), key=lambda i: -sizes[i]):
+        prompt, answers = len(examples[i].prompt), examples[i].answers
+        left = list(range(len(answers)))
+        while left:
+            emptiest = loads.index(min(loads))
+            load, members = loads[emptiest] + prompt, []
+            while left and (not members or load + len(answers[left[0]]) - 1 <= share + prompt):
+                load += len(answers[left[0]]) - 1
+                members.append(left.pop(0))
+            passes[emptiest].append((i, members))
+            loads[emptiest] = load
+    return [sorted(trees) for trees in passes if trees]
 
 
 class _Forest:
@@ -142,11 +164,13 @@ class _Forest:
         self.entry_row: list[int] = []
         self.entry_id: list[int] = []
         self.entry_count: list[int] = []
+        self.answer: list[tuple[int, int]] = []
         self.answer_entry: list[int] = []
 
-    def add(self, example: Example, members: frozenset[int]) -> None:
+    def add(self, example: Example, number: int, members: Collection[int]) -> None:
         """Append the tree of the answers `members`. The record's other answers are only counted."""
         answers = [answer.tolist() for answer in example.answers]
+        members = frozenset(members)
         completed: dict[int, int] = {}  # answer -> the entry that completes it
 
         def node(
@@ -193,6 +217,7 @@ class _Forest:
 
         root = np.empty(0, np.int64)
         node(example.prompt.tolist(), list(range(len(answers))), 0, root, -1)
+        self.answer += [(number, k) for k in sorted(members)]
         self.answer_entry += [completed[k] for k in sorted(members)]
 
     def row(self, v: Counter[int], stream: int, depth: int, parent_entry: int) -> dict[int, int]:
@@ -237,5 +262,6 @@ class _Forest:
             self.segments,
             np.array(self.stream),
             rows,
+            np.array(self.answer),
             np.array(self.answer_entry),
         )

@@ -19,10 +19,11 @@ import numpy as np
 
 from minibule.chat import Chat
 from minibule.errors import InputError, listed
-from minibule.forest import Example, pack
+from minibule.forest import Batch, Example, pack
 from minibule.generate import answer
 from minibule.llama import Llama, forward_batch
 from minibule.loss import entry_log_probs, path_log_probs
+from minibule.machine import side_by_side, threads
 
 ACCEPTED = "accepted"
 NOISE = "noise"
@@ -130,11 +131,16 @@ def _answer_log_probs(
         Example(chat.encode_prompt(q.prompt), tuple(a), (1,) * len(a), len(a))
         for q, a in zip(questions, answers, strict=True)
     ]
-    logps = []
-    for batch in pack(examples, "prefix", pass_tokens):
+    logps = [np.empty(len(a)) for a in answers]
+
+    def answer_log_probs(batch: Batch) -> np.ndarray:
         hidden, _ = forward_batch(model, batch, model.adapter)
         logp = entry_log_probs(hidden, model.head, batch.rows)
         _, path = path_log_probs(batch.rows, logp)
-        logps.append(path[batch.answer_entry])
-    counts = np.cumsum([len(a) for a in answers])[:-1]
-    return np.split(np.concatenate(logps), counts), [np.array([*map(len, a)]) for a in answers]
+        return path[batch.answer_entry]
+
+    batches = list(pack(examples, "prefix", pass_tokens, threads()))
+    for batch, logp in zip(batches, side_by_side(answer_log_probs, batches), strict=True):
+        for (question, k), value in zip(batch.answer, logp, strict=True):
+            logps[question][k] = value
+    return logps, [np.array([*map(len, a)]) for a in answers]

@@ -20,6 +20,7 @@ which keeps log(1 - p(m)) = lse_rest - lse exact when p(m) is 1 to the last bit 
 Sums over the vocabulary run in float32, everything of size (n,) or (entries,) in float64.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -30,8 +31,9 @@ from minibule.config import Objective
 from minibule.forest import Rows
 from minibule.ops import Array
 
-# Logits computed at once: 2^22 float32 are 16 MB, about what a last-level cache holds.
-CHUNK_LOGITS = 2**22
+# Logits computed at once by a thread: 2^23 float32 are 32 MB. With fewer rows at a time the matrix
+# product is slow, because all of the head passes through the processor for each chunk.
+CHUNK_LOGITS = 2**23
 
 
 def head_loss(
@@ -68,8 +70,8 @@ def head_loss(
     for c in _chunks(hidden, head, rows, objective, ref_hidden):
         values, dz = row_losses(c.z, c.z_ref, c.attempts, c.rows, objective)
         share = c.rows.weight / count
-        dz *= share.astype(dz.dtype)[:, None]
-        dhidden[c.where] = dz @ head
+        np.matmul(dz, head, out=dhidden[c.where])
+        dhidden[c.where] *= share.astype(dz.dtype)[:, None]
         _add_shares(metrics, share, values)
     return metrics, dhidden
 
@@ -124,7 +126,8 @@ def _chunks(
     if objective and objective.prior == "rate" and ref_hidden is not None:
         prefix, _ = path_log_probs(rows, entry_log_probs(ref_hidden, head, rows))
         attempts = np.maximum(rows.total, rows.rounds * np.exp(prefix))  # (R,)
-    size = max(1, CHUNK_LOGITS // len(head))
+    chunks = math.ceil(len(hidden) * len(head) / CHUNK_LOGITS)
+    size = math.ceil(len(hidden) / chunks)
     for start in range(0, len(rows.weight), size):
         chunk = slice(start, start + size)
         yield _Chunk(

@@ -1,13 +1,22 @@
-"""What the machine is asked: how much memory this process takes, and how many threads it may."""
+"""What the machine is asked: how much memory this process takes, and to compute on all cores."""
 
+import contextvars
 import ctypes
+import functools
+import itertools
 import os
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from minibule.errors import InputError
+
+X, Y = TypeVar("X"), TypeVar("Y")
 
 
 def memory_gb() -> float:
@@ -29,27 +38,73 @@ def peak_memory_gb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def set_threads(threads: int) -> None:
-    """Let NumPy's matrix products use that many threads; 0 leaves it as it is.
+# -- threads ---------------------------------------------------------------------------------------
 
-    NumPy has no call for it, so the OpenBLAS that its wheels carry is asked directly.
-    """
-    if threads == 0:
+
+def threads() -> int:
+    """How many threads NumPy's matrix products use now; 1 where that cannot be known."""
+    blas = _openblas()
+    return blas.get_num_threads() if blas else 1
+
+
+def set_threads(number: int) -> None:
+    """Let NumPy's matrix products use that many threads; 0 leaves it as it is."""
+    if number == 0:
         return
     cores = os.cpu_count() or 1
-    if threads > cores:  # they would wait for each other without end
-        raise InputError(f"--threads {threads}: the machine has {cores} cores.")
+    if number > cores:  # they would wait for each other without end
+        raise InputError(f"--threads {number}: the machine has {cores} cores.")
+    blas = _openblas()
+    if blas is None:
+        raise InputError(
+            f"--threads {number}: this NumPy does not carry OpenBLAS, whose threads minibule can "
+            f"set. Set OMP_NUM_THREADS={number} in the environment instead."
+        )
+    blas.set_num_threads(number)
+
+
+def side_by_side(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
+    """function(item) of every item, in order, on as many threads as matrix products may use.
+
+    Each call has one thread to itself, and with it one core: that also keeps both cores busy in
+    the element-wise work between two products, which NumPy does on one thread. A single item is
+    computed as usual. (Threads, because NumPy lets go of the interpreter while it computes.)
+    """
+    items = iter(items)
+    first = list(itertools.islice(items, 2))
+    blas, number = _openblas(), threads()
+    if len(first) < 2 or blas is None or number == 1:
+        yield from map(function, itertools.chain(first, items))
+        return
+    blas.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(number) as pool:
+            pending: deque[Future[Y]] = deque()
+            for item in itertools.chain(first, items):
+                # A copy of the context carries np.errstate over to the thread.
+                pending.append(pool.submit(contextvars.copy_context().run, function, item))
+                if len(pending) > number:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+    finally:
+        blas.set_num_threads(number)
+
+
+class _OpenBLAS(NamedTuple):
+    get_num_threads: Callable[[], int]
+    set_num_threads: Callable[[int], None]
+
+
+@functools.cache
+def _openblas() -> _OpenBLAS | None:
+    """The OpenBLAS that NumPy's wheels carry: NumPy itself has no call for its threads."""
     folder = Path(np.__file__).parent
-    for library in [
-        *folder.parent.glob("numpy.libs/*openblas*"),
-        *folder.glob(".dylibs/*openblas*"),
-    ]:
-        for symbol in ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_"):
-            set_num_threads = getattr(ctypes.CDLL(str(library)), symbol, None)
-            if set_num_threads is not None:
-                set_num_threads(threads)
-                return
-    raise InputError(
-        f"--threads {threads}: this NumPy does not carry OpenBLAS, whose threads minibule can set. "
-        f"Set OMP_NUM_THREADS={threads} in the environment instead."
-    )
+    for path in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
+        library = ctypes.CDLL(str(path))
+        for prefix, suffix in (("scipy_openblas", "64_"), ("openblas", "64_")):
+            names = (f"{prefix}_{verb}_num_threads{suffix}" for verb in ("get", "set"))
+            calls = [getattr(library, name, None) for name in names]
+            if all(calls):
+                return _OpenBLAS(*calls)
+    return None

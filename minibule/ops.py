@@ -16,7 +16,7 @@ Letters used for shapes, here and in every other module:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 Cache: TypeAlias = Any
+
+# Numbers of an array that the widest element-wise work takes at once: 128 kB of float32.
+BLOCK_NUMBERS = 2**15
 
 
 # -- linear ----------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ def _scores(q: Array, k: Array, t: int) -> Array:
     """
     scores = (q * _score_scale(q)) @ k.swapaxes(1, 2)
     own = scores.reshape(len(q), -1, t, k.shape[1])[..., -t:]  # (K, G, t, t), a view
-    np.copyto(own, -np.inf, where=_later(t))
+    own += _causal_mask(t, scores.dtype)
     return scores
 
 
@@ -197,9 +200,9 @@ def _score_scale(q: Array) -> Any:
 
 
 @functools.cache
-def _later(t: int) -> Array:
-    """(t, t), True where the key comes after the query."""
-    return np.triu(np.ones((t, t), bool), k=1)
+def _causal_mask(t: int, dtype: Any) -> Array:
+    """(t, t), -inf where the key comes after the query, else 0."""
+    return np.triu(np.full((t, t), -np.inf, dtype), k=1)
 
 
 def _by_head(x: Array) -> Array:
@@ -224,9 +227,11 @@ def _ungroup(x: Array, t: int) -> Array:
 
 def swiglu(gate: Array, up: Array) -> tuple[Array, Cache]:
     """a = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
-    a = _sigmoid(gate)
-    a *= gate
-    a *= up
+    a = np.empty_like(gate)
+    for rows in _row_blocks(gate):
+        s = _sigmoid(gate[rows])
+        s *= gate[rows]
+        np.multiply(s, up[rows], out=a[rows])
     return a, (gate, up)
 
 
@@ -236,15 +241,23 @@ def swiglu_backward(da: Array, cache: Cache) -> tuple[Array, Array]:
     dgate = da up silu'(gate)      dup = da silu(gate)
     """
     gate, up = cache
-    s = _sigmoid(gate)
-    silu = gate * s
-    dup = da * silu
-    dgate = s + silu  # worked out in place: these are the widest arrays of a layer
-    s *= silu
-    dgate -= s
-    dgate *= up
-    dgate *= da
+    dgate, dup = np.empty_like(gate), np.empty_like(up)
+    for rows in _row_blocks(gate):
+        s = _sigmoid(gate[rows])
+        silu = gate[rows] * s
+        np.multiply(da[rows], silu, out=dup[rows])
+        slope = s + silu
+        s *= silu
+        slope -= s
+        slope *= up[rows]
+        np.multiply(slope, da[rows], out=dgate[rows])
     return dgate, dup
+
+
+def _row_blocks(x: Array) -> Iterator[slice]:
+    """Slices of rows of x (T, F), small enough that a few such blocks stay in a core's cache."""
+    size = max(1, BLOCK_NUMBERS // x.shape[1])
+    return (slice(start, start + size) for start in range(0, len(x), size))
 
 
 def _sigmoid(x: Array) -> Array:

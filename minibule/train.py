@@ -46,7 +46,7 @@ from minibule.heldout import ACCEPTED, NOISE, Answers, Question, ask, read_quest
 from minibule.llama import Llama, backward, forward_batch
 from minibule.lora import Adapter, init_adapter
 from minibule.loss import head_loss, head_metrics
-from minibule.machine import memory_gb, peak_memory_gb, set_threads
+from minibule.machine import memory_gb, peak_memory_gb, set_threads, side_by_side, threads
 from minibule.ops import Array
 from minibule.optim import AdamW, clip_gradients, learning_rate
 from minibule.records import read_file
@@ -73,32 +73,26 @@ def gradients(
     Every pass divides by the rows of the whole step, so however a step is cut into batches and
     passes, their sum is the same.
     """
-    count = total_weight(example for batch in batches for example in batch)
-    grads: dict[str, Array] = {}
-    metrics: Sums = {}
-    tokens = 0
-    for examples in batches:
-        for batch in pack(examples, objective.counts, pass_tokens):
-            _one_pass(model, batch, objective, count, grads, metrics)
-            tokens += len(batch.ids)
+    examples = [example for batch in batches for example in batch]
+    count = total_weight(examples)
+
+    def one_pass(batch: Batch) -> tuple[dict[str, Array], Sums, int]:
+        """Forward, loss and backward of one packed stream."""
+        ref_hidden = forward_batch(model, batch, None)[0] if objective.needs_reference else None
+        hidden, cache = forward_batch(model, batch, model.adapter, keep=True)
+        metrics, dhidden = head_loss(
+            hidden, model.head, batch.rows, objective, ref_hidden, count=count
+        )
+        return backward(dhidden, cache), metrics, len(batch.ids)
+
+    passes = side_by_side(one_pass, pack(examples, objective.counts, pass_tokens, threads()))
+    grads, metrics, tokens = next(passes)
+    for more_grads, more_metrics, more_tokens in passes:
+        for name, grad in more_grads.items():
+            grads[name] += grad
+        _add(metrics, more_metrics)
+        tokens += more_tokens
     return grads, metrics, tokens
-
-
-def _one_pass(
-    model: Llama,
-    batch: Batch,
-    objective: Objective,
-    count: int,
-    grads: dict[str, Array],
-    metrics: Sums,
-) -> None:
-    """Forward, loss and backward of one packed stream, added to `grads` and `metrics`."""
-    ref_hidden = forward_batch(model, batch, None)[0] if objective.needs_reference else None
-    hidden, cache = forward_batch(model, batch, model.adapter, keep=True)
-    parts, dhidden = head_loss(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
-    _add(metrics, parts)
-    for name, grad in backward(dhidden, cache).items():
-        grads[name] = grads[name] + grad if name in grads else grad
 
 
 def evaluate(
@@ -106,18 +100,21 @@ def evaluate(
 ) -> Sums:
     """Means over the rows of held-out examples; what they are, `loss.row_metrics` says."""
     count = total_weight(examples)
+
+    def one_pass(batch: Batch) -> tuple[Sums, int]:
+        ref_hidden, _ = forward_batch(model, batch, None)
+        hidden, _ = forward_batch(model, batch, model.adapter)
+        metrics = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
+        return metrics, len(batch.answer_entry)
+
     metrics: Sums = {}
     answers = sum(len(example.answers) for example in examples)
     with tqdm(total=answers, desc="evaluating", unit=" answers", delay=1, leave=False) as bar:
-        for batch in pack(examples, objective.counts, pass_tokens):
-            ref_hidden, _ = forward_batch(model, batch, None)
-            hidden, _ = forward_batch(model, batch, model.adapter)
-            rows = batch.rows
-            _add(
-                metrics,
-                head_metrics(hidden, model.head, rows, objective, ref_hidden, count=count),
-            )
-            bar.update(len(batch.answer_entry))
+        for parts, size in side_by_side(
+            one_pass, pack(examples, objective.counts, pass_tokens, threads())
+        ):
+            _add(metrics, parts)
+            bar.update(size)
     metrics["first_rejected_mass"] /= metrics.pop("first")
     return metrics
 

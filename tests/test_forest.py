@@ -86,11 +86,18 @@ def test_shared_tokens_are_computed_once():
 @pytest.mark.parametrize("pass_tokens", [5, 20, 100])
 def test_passes_keep_to_their_size_where_they_can(pass_tokens):
     examples = random_examples(3, records=20)
+    prompt = max(len(e.prompt) for e in examples)
+    answer = max(len(a) for e in examples for a in e.answers)
     for batch in pack(examples, "position", pass_tokens):
-        trees = (batch.positions == 0).sum()
-        assert len(batch.ids) <= (pass_tokens if trees > 1 else 2 * pass_tokens) or (
-            len(batch.answer_entry) == 1
-        )
+        assert len(batch.ids) <= pass_tokens + 2 * prompt + answer
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_thread_gets_as_much_to_do(threads):
+    examples = random_examples(3, records=400)
+    sizes = [len(batch.ids) for batch in pack(examples, "position", 512, threads)]
+    assert len(sizes) % threads == 0
+    assert max(sizes) - min(sizes) < 64
 
 
 def test_a_record_divided_between_passes_keeps_its_counts():
