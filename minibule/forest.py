@@ -139,7 +139,8 @@ def _deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[l
         left = list(range(len(answers)))
         while left:
             emptiest = loads.index(min(loads))
-            load, members = loads[emptiest] + prompt, []
+            load = loads[emptiest] + prompt
+            members: list[int] = []
             while left and (not members or load + len(answers[left[0]]) - 1 <= share + prompt):
                 load += len(answers[left[0]]) - 1
                 members.append(left.pop(0))

@@ -141,6 +141,6 @@ def _answer_log_probs(
 
     batches = list(pack(examples, "prefix", pass_tokens, threads()))
     for batch, logp in zip(batches, side_by_side(answer_log_probs, batches), strict=True):
-        for (question, k), value in zip(batch.answer, logp, strict=True):
-            logps[question][k] = value
+        for (question, k), answer_logp in zip(batch.answer, logp, strict=True):
+            logps[question][k] = answer_logp
     return logps, [np.array([*map(len, a)]) for a in answers]

@@ -16,7 +16,8 @@ import numpy as np
 
 from minibule.errors import InputError
 
-X, Y = TypeVar("X"), TypeVar("Y")
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 
 def memory_gb() -> float:
@@ -102,9 +103,10 @@ def _openblas() -> _OpenBLAS | None:
     folder = Path(np.__file__).parent
     for path in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
-        for prefix, suffix in (("scipy_openblas", "64_"), ("openblas", "64_")):
-            names = (f"{prefix}_{verb}_num_threads{suffix}" for verb in ("get", "set"))
-            calls = [getattr(library, name, None) for name in names]
-            if all(calls):
-                return _OpenBLAS(*calls)
+        for prefix in ("scipy_openblas", "openblas"):
+            if hasattr(library, f"{prefix}_set_num_threads64_"):
+                return _OpenBLAS(
+                    getattr(library, f"{prefix}_get_num_threads64_"),
+                    getattr(library, f"{prefix}_set_num_threads64_"),
+                )
     return None
