@@ -107,7 +107,7 @@ def small_flags(tmp_path):
         ("knobs", ["uniform, position, plain", "reference, prefix, choice"]),
         ("data", ["10 records", "1 answer a record", "15 steps", "all, as in the demo"]),
         ("unlikelihood", ["unlikelihood, lr 1e-4", "literal, lr 3e-4", "reference, lr 1e-3"]),
-        ("steps", ["alpha 0.3, lr 1e-3, 90 steps", "alpha 0.7, lr 1e-3, 180 steps"]),
+        ("steps", ["alpha 0.3, lr 1e-3, 90 steps", "alpha 0.7, lr 1e-3, 120 steps"]),
     ],
 )
 def test_each_experiment_prints_a_table_with_its_rows(
@@ -145,7 +145,7 @@ def test_each_experiment_prints_a_table_with_its_rows(
 
 
 def test_an_experiments_seeds_and_data_are_runs_of_their_own_in_worker_processes(
-    tools, small_flags, capsys, monkeypatch
+    tools, small_flags, capfd, monkeypatch
 ):
     import experiments
 
@@ -155,7 +155,7 @@ def test_an_experiments_seeds_and_data_are_runs_of_their_own_in_worker_processes
     }
     monkeypatch.setitem(experiments.TABLES, "data", experiments.Table(rows, seeds=3))
     experiments.main(["data", "--seeds", "2", "--seed", "7", *small_flags])
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     cells = [line.split(" | ") for line in out.splitlines() if "of 2)" in line]
     assert [row[0] for row in cells] == ["| some", "| all"]
     kl = [row[5] for row in cells]  # "mean (lowest-highest)"
