@@ -115,12 +115,12 @@ TABLES = {
     "unlikelihood": Table(
         {
             f"{name}, lr {lr}": vary(f"{settings} lr={lr}")
-            for name, settings in (
-                ("unlikelihood", UNLIKELIHOOD),
-                ("literal", LITERAL),
-                ("reference", REFERENCE),
+            for name, settings, rates in (
+                ("unlikelihood", UNLIKELIHOOD, ("1e-4", "2e-4", "3e-4", "1e-3")),
+                ("literal", LITERAL, ("1e-4", "3e-4", "1e-3")),
+                ("reference", REFERENCE, ("1e-4", "3e-4", "1e-3")),
             )
-            for lr in ("1e-4", "3e-4", "1e-3")
+            for lr in rates
         },
         seeds=3,
     ),
