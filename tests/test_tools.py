@@ -1,6 +1,8 @@
-"""The tools: the embedded model is made again from its seed, and a random model is loadable."""
+"""The tools: the embedded model is made again from its seed, a random model is loadable, and the
+experiments print their tables."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from safetensors import safe_open
 from minibule.chat import load_chat
 from minibule.checkpoint import load_model
 from minibule.config import embedded_folder
+from minibule.errors import InputError
+from minibule.forest import Example
 from minibule.heldout import read_questions
 from minibule.records import read_records
 
@@ -83,3 +87,128 @@ def test_a_random_model_has_the_shapes_of_its_model(tools, tmp_path, capsys):
     )
     with safe_open(str(tmp_path / "out" / "model.safetensors"), "np") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - tied; the file is no dict
+
+
+@pytest.fixture
+def small_flags(tmp_path):
+    """For an experiment: few records and questions, and steps that make a difference."""
+    questions = tmp_path / "heldout.jsonl"
+    lines = (embedded_folder() / "heldout.jsonl").read_text().splitlines(keepends=True)
+    questions.write_text("".join(lines[:2]))
+    less = ["--max-records", "120", "--heldout", str(questions), "--eval-records", "2"]
+    return [*less, "--warmup-steps", "0", "--lr", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("table", "labels"),
+    [
+        ("objectives", ["literal, but prior reference", "rate, alpha .7"]),
+        ("alpha", ["reference, alpha 0", "reference, alpha 1", "rate, alpha 0.5"]),
+        ("knobs", ["uniform, position, plain", "reference, prefix, choice"]),
+        ("data", ["10 records", "1 answer a record", "15 steps", "all, as in the demo"]),
+        ("unlikelihood", ["unlikelihood, lr 1e-4", "literal, lr 3e-4", "reference, lr 1e-3"]),
+        ("steps", ["alpha 0.3, lr 1e-3, 90 steps", "alpha 0.7, lr 1e-3, 120 steps"]),
+    ],
+)
+def test_each_experiment_prints_a_table_with_its_rows(
+    tools, small_flags, capsys, monkeypatch, table, labels
+):
+    import experiments
+
+    def measure_here(runs):  # without workers, and equal runs once
+        outcomes = {
+            repr(run): experiments.measure(*run) for run in {repr(r): r for r in runs}.values()
+        }
+        return [outcomes[repr(run)] for run in runs]
+
+    def one_step(row):  # long enough that every figure shows it
+        return row._replace(settings=row.settings | {"steps": "1", "lr": "0.01"})
+
+    full = experiments.TABLES[table]
+    short = full._replace(rows={name: one_step(row) for name, row in full.rows.items()})
+    monkeypatch.setitem(experiments.TABLES, table, short)
+    monkeypatch.setattr(experiments, "measure_all", measure_here)
+    experiments.main([table, "--seeds", "1", *small_flags])
+
+    printed, _, verdict = capsys.readouterr().out.partition("\n\n")
+    header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()
+    ]
+    assert header == ["", *experiments.COLUMNS, '"hello"']
+    assert [row[0] for row in rows] == ["base", *full.rows] and set(labels) <= set(full.rows)
+    for name, *figures, hello in rows:
+        untrained = name == "base" or short.rows[name].settings.get("alpha") == "0"
+        assert [figure == "" for figure in figures] == [False] * 5 + [untrained]
+        assert hello
+    assert rows[0][5] == ".0000" and all(float(row[5]) > 0 for row in rows[1:])  # KL(base, p)
+    assert "in the mean:" in verdict and "on every seed:" in verdict
+
+
+def test_an_experiments_seeds_and_data_are_runs_of_their_own_in_worker_processes(
+    tools, small_flags, capfd, monkeypatch
+):
+    import experiments
+
+    rows = {
+        "some": experiments.vary("steps=1", records=1, answers=1),
+        "all": experiments.vary("steps=1"),
+    }
+    monkeypatch.setitem(experiments.TABLES, "data", experiments.Table(rows, seeds=3))
+    experiments.main(["data", "--seeds", "2", "--seed", "7", *small_flags])
+    out, err = capfd.readouterr()
+    cells = [line.split(" | ") for line in out.splitlines() if "of 2)" in line]
+    assert [row[0] for row in cells] == ["| some", "| all"]
+    kl = [row[5] for row in cells]  # "mean (lowest-highest)"
+    assert all(re.fullmatch(r"\.\d{4} \(\.\d{4}-\.\d{4}\)", spread) for spread in kl)
+    assert kl[0] != kl[1]
+    assert "5/5" in err and "step" not in err  # the runs' own progress bars are not shown
+
+
+def test_fewer_records_are_some_of_more_and_fewer_answers_the_first(tools):
+    import experiments
+
+    examples = [
+        Example(np.array([n]), (np.array([1]), np.array([2, n])), (3, 1), 8) for n in range(20)
+    ]
+
+    def numbers(records, seed=0):
+        return {int(e.prompt[0]) for e in experiments.fewer(examples, records, 0, seed)}
+
+    assert numbers(0) == set(range(20)) and len(numbers(5)) == 5
+    assert numbers(5) < numbers(10) and numbers(5) != numbers(5, seed=1)
+    with pytest.raises(InputError, match="found 20 training records, expected at least 21"):
+        numbers(21)
+    (first, *_) = experiments.fewer(examples, 0, 1, seed=0)
+    assert first.counts == (3,) and [a.tolist() for a in first.answers] == [[1]]
+
+
+def test_an_experiment_shows_the_mean_the_spread_and_the_commonest_answer(tools):
+    import experiments
+
+    assert experiments.cell([0.1, 0.3], ".3f") == ".200 (.100-.300)"
+    assert experiments.cell([0.12341, 0.12339], ".3f") == ".123"
+    assert experiments.cell([1.0, 1.5], ".2f") == "1.25 (1.00-1.50)"
+    assert experiments.cell([], ".3f") == ""
+    assert experiments.said(["b", "a|c", "b"]) == "b (2 of 3)"
+    assert experiments.said(["a|\nc"]) == "a\\| c"
+    assert experiments.said(["x" * 30]) == "x" * 22 + "..."
+
+
+@pytest.mark.parametrize(
+    "worse", [{"greedy accepted": 0.9}, {"noise": 0.031}, {"KL(base, p)": 0.021}]
+)
+def test_a_row_that_misses_one_demand_on_one_seed_is_not_named_for_every_seed(tools, capsys, worse):
+    import experiments
+
+    good = {"greedy accepted": 1.0, "noise": 0.01, "KL(base, p)": 0.01}
+    both = [experiments.Outcome(good, ""), experiments.Outcome(good | worse, "")]
+    experiments.print_rule({"good": both[:1], "half": both, "bad": both[1:]})
+    out = capsys.readouterr().out
+    assert "in the mean:    good; half\n" in out and "on every seed:  good\n" in out
+
+
+def test_an_experiment_needs_a_seed(tools):
+    import experiments
+
+    with pytest.raises(InputError, match="--seeds 0: expected at least 1"):
+        experiments.main(["data", "--seeds", "0"])
