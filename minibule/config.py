@@ -288,7 +288,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=PRESETS, help="named settings (tiny when no --model is given)"
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
-    for name, field in FIELDS.items():
+    add_settings(parser, FIELDS)
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Give `parser` a flag for each of these settings."""
+    for name in names:
+        field = FIELDS[name]
         flag = "--" + name.replace("_", "-")
         text = field.metadata["help"].replace("%", "%%")
         if field.default not in (None, "", False):
