@@ -243,8 +243,8 @@ def _context(chat: Chat, subject: Subject) -> Iterator[str]:
     prefix = example.answers[place.answer - 1][: place.position - 1]
     yield from heading(1, "The context")
     yield from prose(
-        f"What the model has read when it says the next token: {len(example.prompt) + len(prefix)} "
-        "tokens. Control tokens stand bare, text in quotes."
+        f"The model has read {len(example.prompt) + len(prefix):,} tokens when it says the next. "
+        "Control tokens stand bare, text in quotes."
     )
     lines = [""]
     text: list[int] = []
@@ -400,7 +400,11 @@ def _one_step(
     shown = row.shown(before, before)
     rest[shown] = False
     body = [
-        [row.name(i), f"{row.v[i]:g}", *map(share, (before[i], after[i], after[i] - before[i]))]
+        [
+            row.name(i),
+            decimals(0)(row.v[i]),
+            *map(share, (before[i], after[i], after[i] - before[i])),
+        ]
         for i in shown
     ]
     was, now = before[rest].sum(), after[rest].sum()

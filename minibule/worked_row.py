@@ -18,7 +18,7 @@ from minibule.loss import row_losses
 from minibule.ops import Array
 
 WIDTH = 100  # columns of the text
-MOST_REJECTED = 8  # rejected tokens shown one by one
+MOST_REJECTED = 6  # rejected tokens shown one by one
 MOST_LIKELY = 3  # tokens shown of the likeliest by p, and by P
 SMALL_VOCAB = 10  # up to here every token is shown, with exp(z), in fewer digits
 STEP = 1e-5  # h of the central differences in float64: near the cube root of its precision
@@ -251,12 +251,13 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -
     """Lines of a table: its first `left` columns to the left, all others to the right."""
     lines = [header, *body]
     widths = [max(columns_of(line[i]) for line in lines) for i in range(len(header))]
+    gap = 3 if sum(widths) + 3 * len(widths) + 2 <= WIDTH else 2
     for line in lines:
-        cells = ["  "]
+        cells = [" " * (5 - gap)]
         for i, (cell, width) in enumerate(zip(line, widths, strict=True)):
             space = " " * (width - columns_of(cell))
             cells.append(cell + space if i < left else space + cell)
-        yield "   ".join(cells).rstrip()
+        yield (" " * gap).join(cells).rstrip()
 
 
 def decimals(digits: int) -> Show:
