@@ -207,7 +207,7 @@ def _whole_story(
     if not np.any(kept[lora_name(module, "B")]):
         yield ""
         yield from prose("B is no longer 0, and now the gradient reaches A as well:")
-        yield from check.lines(adapter)
+        yield from check.lines(adapter, "A")
 
 
 class _Pass(NamedTuple):
@@ -327,8 +327,10 @@ class _Check:
         self.wide = Llama(model.config, _Float64(model.weights))
         self.ref_hidden, _ = forward_batch(self.wide, subject.batch, None)
 
-    def lines(self, adapter: Adapter, above: Sequence[Sequence[str]] = ()) -> Iterator[str]:
-        """A table of dB and dA below the rows `above`, and whether the two agree."""
+    def lines(
+        self, adapter: Adapter, matrices: str, above: Sequence[Sequence[str]] = ()
+    ) -> Iterator[str]:
+        """A table of dB and dA, as `matrices` says, below the rows `above`, and the verdict."""
         # Backward goes down to the lowest module of the config, here the one that is looked at.
         config = dataclasses.replace(adapter.config, modules=(self.module,))
         wide = Adapter(config, {n: p.astype(np.float64) for n, p in adapter.params.items()})
@@ -339,7 +341,7 @@ class _Check:
         now = one_pass()
         grads = backward(now.dhidden, now.cache)
         body, pairs = list(above), []
-        for matrix in "BA":
+        for matrix in matrices:
             name = lora_name(self.module, matrix)
             grad = grads[name]
             index = tuple(int(i) for i in np.unravel_index(np.abs(grad).argmax(), grad.shape))
@@ -373,7 +375,7 @@ def _into_lora(adapter: Adapter, module: str, row: Row, dh: Array, check: _Check
         "Where each is largest, the loss is asked again: that entry of B or A moved up and down, "
         "the whole model run in float64."
     )
-    yield from check.lines(adapter, [_sizes("dz", row.loss(row.z)[1]), _sizes("dh", dh)])
+    yield from check.lines(adapter, "BA", [_sizes("dz", row.loss(row.z)[1]), _sizes("dh", dh)])
     if not np.any(adapter.params[lora_name(module, "B")]):
         yield from prose(
             "A fresh adapter has B = 0, so that it changes nothing yet. Then dA = s (dy B)^T x is "
