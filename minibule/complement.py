@@ -256,7 +256,10 @@ def optimum(P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
 
 
 def optimality_gap(logits: ArrayLike, P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
-    """Total variation between the model's p and p*, (n,), 0 (optimal) to 1."""
+    """Total variation between the model's p and p*, (n,), 0 (optimal) to 1.
+
+    logits, P, w: (n, V); alpha above 0, as in `optimum`, which raises InputError otherwise.
+    """
     p = np.exp(log_softmax(np.asarray(logits)))
     return np.abs(p - optimum(P, w, alpha)).sum(axis=-1) / 2
 

@@ -118,6 +118,7 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def rank(self, module: str) -> int:
+        """r of a module, given by its full name."""
         return int(_by_suffix(self.rank_pattern, module, self.r))
 
     def scaling(self, module: str) -> float:
@@ -158,6 +159,7 @@ class Objective(NamedTuple):
 
     @property
     def needs_reference(self) -> bool:
+        """Whether the loss asks for the frozen base model's logits."""
         return self.prior != "uniform" or self.contrast == "choice"
 
 
