@@ -237,11 +237,13 @@ def verdict(numeric: Array, gradient: Array, z: Array) -> str:
 
 
 def heading(number: int, title: str) -> Iterator[str]:
+    """A section's title; no other line begins with a digit."""
     yield ""
     yield f"{number}. {title}"
 
 
 def prose(sentences: str) -> Iterator[str]:
+    """Sentences, broken into lines."""
     yield from textwrap.wrap(
         sentences, WIDTH, initial_indent="   ", subsequent_indent="   ", break_on_hyphens=False
     )

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from conftest import ROOT, random_adapter
 
-from minibule import complement, complement_loss, load_model
-from minibule import explain as explain_module
+from minibule import complement, complement_loss, load_model, worked_step
 from minibule.chat import load_chat
 from minibule.checkpoint import save_adapter
 from minibule.config import OBJECTIVES, embedded_folder, resolve
 from minibule.errors import InputError
 from minibule.examples import tokenize
-from minibule.explain import Place, explain, explain_tiny_vocab, main
+from minibule.explain import explain, explain_tiny_vocab, main
 from minibule.records import read_records
 from minibule.worked_row import columns_of, shortened
+from minibule.worked_step import Place
 
 RECORDS = embedded_folder() / "records.jsonl"
 
@@ -154,9 +154,9 @@ def test_a_wrong_gradient_of_the_loss_shows(monkeypatch):
 
 
 def test_a_wrong_gradient_of_the_adapter_shows(monkeypatch):
-    right = explain_module.backward
+    right = worked_step.backward
     monkeypatch.setattr(
-        explain_module,
+        worked_step,
         "backward",
         lambda *args: {name: 1.0001 * grad for name, grad in right(*args).items()},
     )
