@@ -1,4 +1,4 @@
-"""minibule: teach a language model from what it should not say, in NumPy alone.
+"""Teach a language model from what it should not say, in NumPy alone.
 
     import minibule
 
@@ -8,7 +8,13 @@
     minibule.complement_distribution(counts)             # (..., V) -> (..., V) float64
     minibule.complement_loss(logits, counts, alpha=0.7)  # (n, V) twice -> (loss, dlogits)
 
-Commands: `python -m minibule.train`, `.generate`, `.export`, `.records`, each with `--help`.
+Commands, each with `--help`:
+
+    python -m minibule.train      teach a model from rejection records
+    python -m minibule.generate   answer a prompt
+    python -m minibule.export     write the model or its adapter for others to load
+    python -m minibule.records    check, count and convert files of rejected answers
+    python -m minibule.explain    one gradient worked through with its numbers: begin here
 
 The code is meant to be read, in this order: records, forest, ops, lora, llama, complement, loss,
 optim, train, checkpoint, gguf_export.

@@ -24,7 +24,7 @@ with p the model's distribution. The two refinements, for models that somebody w
 Arithmetic here is in float64.
 """
 
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -75,17 +75,31 @@ def target_distribution(
     attempts is max(T, total_rounds * p_ref(prefix)): how many of the sampled answers are expected
     to have come by this row; a(i) = attempts * p_ref(i).
     """
+    q, kept = target_factors(counts, prior, ref_logits, attempts)
+    weights = q * kept
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def target_factors(
+    counts: ArrayLike,
+    prior: Prior = OBJECTIVES["literal"].prior,
+    ref_logits: ArrayLike | None = None,
+    attempts: ArrayLike | None = None,
+) -> tuple[Array, Array]:
+    """The two factors (n, V) whose product P is proportional to; arguments as in `complement_loss`.
+
+    The prior is p_ref, or 1 where it is uniform. The other says what the rejections leave of it:
+    T - v + 1, or for the rate prior max(.05, (a - v + 1) / (a + 1)).
+    """
     v = _checked_counts(counts)
+    kept = v.sum(axis=-1, keepdims=True) - v + 1
     if prior == "uniform":
-        return complement_distribution(v)
-    p_ref = np.exp(_log_softmax(_required(ref_logits, "ref_logits", prior, v.shape)))
-    if prior == "reference":
-        kept = v.sum(axis=-1, keepdims=True) - v + 1
-    else:
+        return np.ones_like(v), kept
+    p_ref = np.exp(log_softmax(_required(ref_logits, "ref_logits", prior, v.shape)))
+    if prior == "rate":
         a = _required(attempts, "attempts", prior, v.shape[:1])[:, None] * p_ref
         kept = np.maximum(MIN_RATE, (a - v + 1) / (a + 1))
-    weights = p_ref * kept
-    return weights / weights.sum(axis=-1, keepdims=True)
+    return p_ref, kept
 
 
 def contrast_weights(
@@ -97,7 +111,7 @@ def contrast_weights(
     v = _checked_counts(counts)
     w = v / np.maximum(v.sum(axis=-1, keepdims=True), 1)
     if contrast == "choice":
-        w = w * (1 - np.exp(_log_softmax(_required(ref_logits, "ref_logits", contrast, v.shape))))
+        w = w * (1 - np.exp(log_softmax(_required(ref_logits, "ref_logits", contrast, v.shape))))
     return w
 
 
@@ -145,24 +159,58 @@ def complement_loss(
     for name, value, known in (("prior", prior, Prior), ("contrast", contrast, Contrast)):
         if value not in get_args(known):
             raise InputError(f"{name}: found {value!r}, expected one of {get_args(known)}.")
+    parts = loss_parts(z, v, prior, contrast, ref_logits, attempts)
+    loss = np.mean(np.sum(alpha * parts.kl + (1 - alpha) * parts.contrast, axis=-1))
+    dlogits = (alpha * parts.dkl + (1 - alpha) * parts.dcontrast) / len(z)
+    return float(loss), dlogits.astype(z.dtype)
+
+
+class LossParts(NamedTuple):
+    """What the loss of n rows and its gradient are put together from, token by token: all (n, V).
+
+    P, w              target distribution and contrast weights
+    logp, log_rest    log p(i) and log(1 - p(i))
+    kl, contrast      P(i) log(P(i) / p(i)) and -w(i) log(1 - p(i)), which sum to a row's KL and
+                      contrast
+    a                 w(i) p(i) / (1 - p(i))
+    dkl, dcontrast    the gradients of the two sums with respect to the logits
+    """
+
+    P: Array
+    w: Array
+    logp: Array
+    log_rest: Array
+    kl: Array
+    contrast: Array
+    a: Array
+    dkl: Array
+    dcontrast: Array
+
+
+def loss_parts(
+    z: Array,
+    v: Array,
+    prior: Prior,
+    contrast: Contrast,
+    ref_logits: ArrayLike | None,
+    attempts: ArrayLike | None,
+) -> LossParts:
+    """The parts of `complement_loss`, from arguments that it has checked; z and v are (n, V)."""
     P = target_distribution(v, prior, ref_logits, attempts)
     w = contrast_weights(v, contrast, ref_logits)
 
-    logp = _log_softmax(z)
+    logp = log_softmax(z)
     log_rest = _log_one_minus_p(z)
     p = np.exp(logp)
-    kl = np.sum(P * (np.log(P) - logp), axis=-1)
-    row_contrast = -np.sum(w * log_rest, axis=-1)
-    loss = np.mean(alpha * kl + (1 - alpha) * row_contrast)
+    kl = P * (np.log(P) - logp)
 
     # d/dz_j of -log(1 - p_i) is p_i at j = i and -p_i p_j / (1 - p_i) elsewhere. With the odds
     # o_i = p_i / (1 - p_i) that is o_i (delta_ij - p_j), but at p_i near 1 the odds explode while
     # the gradient stays bounded, so j = i is written out as p_i.
     odds = np.exp(logp - log_rest)
-    pushed = w * odds  # a
-    others = pushed.sum(axis=-1, keepdims=True) - pushed  # sum over i != j of a_i
-    dcontrast = w * p - others * p
-    return float(loss), ((alpha * (p - P) + (1 - alpha) * dcontrast) / len(z)).astype(z.dtype)
+    a = w * odds
+    others = a.sum(axis=-1, keepdims=True) - a  # sum over i != j of a_i
+    return LossParts(P, w, logp, log_rest, kl, -w * log_rest, a, p - P, w * p - others * p)
 
 
 def optimum(P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
@@ -208,12 +256,16 @@ def optimum(P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
 
 
 def optimality_gap(logits: ArrayLike, P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
-    """Total variation between the model's p and p*, (n,), 0 (optimal) to 1."""
-    p = np.exp(_log_softmax(np.asarray(logits)))
+    """Total variation between the model's p and p*, (n,), 0 (optimal) to 1.
+
+    logits, P, w: (n, V); alpha above 0, as in `optimum`, which raises InputError otherwise.
+    """
+    p = np.exp(log_softmax(np.asarray(logits)))
     return np.abs(p - optimum(P, w, alpha)).sum(axis=-1) / 2
 
 
-def _log_softmax(z: Array) -> Array:
+def log_softmax(z: Array) -> Array:
+    """log p(i) = z(i) - logsumexp(z) over the last axis, in float64."""
     z = z.astype(np.float64)
     z = z - z.max(axis=-1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
@@ -225,7 +277,7 @@ def _log_one_minus_p(z: Array) -> Array:
     Only a row's top token can have p > 1/2. For it, 1 - p is what the others have together:
     log(1 - p) = logsumexp(z without i) - logsumexp(z). For the others log1p(-p) is exact.
     """
-    logp = _log_softmax(z)
+    logp = log_softmax(z)
     n, top = np.arange(len(z)), z.argmax(axis=-1)
     others = z.astype(np.float64)
     z_top = others[n, top]

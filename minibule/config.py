@@ -118,6 +118,7 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def rank(self, module: str) -> int:
+        """r of a module, given by its full name."""
         return int(_by_suffix(self.rank_pattern, module, self.r))
 
     def scaling(self, module: str) -> float:
@@ -158,6 +159,7 @@ class Objective(NamedTuple):
 
     @property
     def needs_reference(self) -> bool:
+        """Whether the loss asks for the frozen base model's logits."""
         return self.prior != "uniform" or self.contrast == "choice"
 
 
@@ -289,7 +291,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=PRESETS, help="named settings (tiny when no --model is given)"
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
-    for name, field in FIELDS.items():
+    add_settings(parser, FIELDS)
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Give `parser` a flag for each of these settings."""
+    for name in names:
+        field = FIELDS[name]
         flag = "--" + name.replace("_", "-")
         text = field.metadata["help"].replace("%", "%%")
         if field.default not in (None, "", False):

@@ -65,7 +65,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 def clip_gradients(grads: dict[str, Array], max_norm: float) -> float:
     """Scale all gradients down, in place, so that their common L2 norm is at most `max_norm`.
 
-    Returns the norm before; max_norm 0 only measures it.
+    Returns the norm before; max_norm 0 only measures it. Source: Pascanu et al. 2013, "On the
+    difficulty of training recurrent neural networks".
     """
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
     if 0 < max_norm < norm:
