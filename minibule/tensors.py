@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import TensorSpec, safe_open, serialize_file
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
 from minibule.errors import InputError, listed
 from minibule.files import native_parser
@@ -129,7 +129,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
         )
         for name, array in held.items()
     }
-    serialize_file(specs, str(path), metadata={"format": "pt"})
+    try:
+        serialize_file(specs, str(path), metadata={"format": "pt"})
+    except SafetensorError as error:  # to the caller one failed write is like another
+        raise OSError(str(error)) from None
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone
