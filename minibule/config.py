@@ -401,9 +401,10 @@ def _number(metadata: Mapping[str, Any], kind: type, value: Any, from_text: bool
         number: int | float = kind(value)
     except (ValueError, OverflowError):
         raise expected from None
-    in_range = low <= number <= (math.inf if high is None else high)
-    if not in_range or not math.isfinite(number):
+    if not low <= number <= (math.inf if high is None else high) or number == math.inf:
         raise expected
+    if number >= 2**63:  # no count is, and NumPy's whole numbers end here
+        raise ValueError("expected less than 2^63")
     return number
 
 

@@ -16,6 +16,7 @@ peak of resident memory, set back before every case.
 
 import argparse
 import contextlib
+import copy
 import gzip
 import json
 import multiprocessing
@@ -220,20 +221,25 @@ def put(container: list[Any], i: int, value: Any) -> None:
     container[i] = (container[i][0], value) if isinstance(container, Pairs) else value
 
 
+def another_value(rng: random.Random) -> Any:
+    return copy.deepcopy(rng.choice(VALUES))  # it may be damaged in its turn
+
+
 def damage_value(rng: random.Random, value: Any, limit: int = 400) -> Any:
     """Change something in a parsed JSON value, in place; big files mostly near their top."""
     all_places = [place for place, _ in zip(places(value), range(limit), strict=False)]
     if not all_places:
-        return rng.choice(VALUES)
+        return another_value(rng)
     container, i = rng.choice(all_places)
     old = get(container, i)
     way = rng.randrange(8)
     if way <= 3:
-        put(container, i, rng.choice(VALUES))
+        put(container, i, another_value(rng))
     elif way == 4:
         del container[i]
     elif way == 5:  # a key twice, or an item
-        twice = (container[i][0], rng.choice([old, *VALUES])) if type(container) is Pairs else old
+        again = copy.deepcopy(old) if rng.random() < 0.3 else another_value(rng)
+        twice = (container[i][0], again) if type(container) is Pairs else copy.deepcopy(old)
         container.insert(rng.randrange(len(container) + 1), twice)
     elif way == 6:
         other, j = rng.choice(all_places)
@@ -814,7 +820,11 @@ def work(pipe: Connection, seed: int, cases: list[tuple[str, int]]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         pipe.send("ready")
         for name, number in cases:
-            pipe.send(run_case(folder, name, known[name], seed, number))
+            try:
+                outcome = run_case(folder, name, known[name], seed, number)
+            except Exception:
+                outcome = Outcome("failed", 0.0, 0, f"this tool: {traceback.format_exc()}")
+            pipe.send(outcome)
 
 
 def run_cases(seed: int, cases: list[tuple[str, int]]) -> Iterator[Outcome]:
@@ -883,17 +893,21 @@ def case_counts() -> dict[str, int]:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument("--kind", help="only this kind of file")
+    parser.add_argument("--kind", nargs="+", help="only these kinds of files")
     parser.add_argument("--case", type=int, metavar="N", help="only this case of that kind")
     parser.add_argument("--cases", type=int, metavar="N", help="so many of each kind")
     args = parser.parse_args(argv)
+    known = case_counts()
+    chosen = args.kind or list(known)
+    if not set(chosen) <= set(known) or (args.case is not None and len(chosen) > 1):
+        raise InputError(f"--kind: expected one or, without --case, more of {', '.join(known)}.")
     if args.case is not None:
         with tempfile.TemporaryDirectory() as temporary:
             make_good_files(Path(temporary))
-            kind = kinds(Path(temporary))[args.kind]
-            print(*run_case(Path(temporary), args.kind, kind, args.seed, args.case), sep="\n")
+            kind = kinds(Path(temporary))[chosen[0]]
+            print(*run_case(Path(temporary), chosen[0], kind, args.seed, args.case), sep="\n")
         return
-    counts = {n: args.cases or c for n, c in case_counts().items() if args.kind in (None, n)}
+    counts = {name: args.cases or n for name, n in known.items() if name in chosen}
     print(f"{'kind':18}  cases loaded refused failed  slowest  most memory")
     failures = 0
     for name, n in counts.items():
