@@ -445,7 +445,7 @@ TEMPLATES = [
     '{{ "{:1000000000}".format(1) }}',
     '{{ "a".center(10**10) }}',
     '{{ "a"|center(10**10) }}',
-    "{{ 10**10**10 }}",
+    "{{ 10 ** (10 ** 10) }}",
     "{{ lipsum(n=10**9) }}",
     "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}"
     "{% endfor %}{{ ns.x }}",
