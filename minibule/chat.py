@@ -1,12 +1,12 @@
 """Messages to text to token ids, and back.
 
 SmolLM2's own chat template, ChatML, is built in. Another model's template is rendered by jinja2
-in its sandbox, where that optional package is installed.
+in its sandbox, in a process of its own (`sandbox.py`), where that optional package is installed.
 
 What a user or an answer writes stays text: "<|im_end|>" inside a message is spelled out in
 ordinary tokens and never becomes the control token. To that end every special token's text within
-a message is marked with a private character before the template is rendered; afterwards the
-unmarked ones, which the template itself put there, are the control tokens.
+a message is marked, a private character before each of its characters, before the template is
+rendered; afterwards the unmarked ones, which the template itself put there, are the control tokens.
 """
 
 import re
@@ -18,11 +18,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minibule.errors import InputError
-from minibule.files import existing_folder, read_json, write_json
+from minibule.files import existing_folder, native_parser, read_json, write_json
 from minibule.formats import Message
 from minibule.gguf_file import Gguf, read_gguf
-from minibule.gguf_import import gguf_special_ids, gguf_tokenizer, is_gguf
+from minibule.gguf_import import gguf_config, gguf_special_ids, gguf_tokenizer, is_gguf
 from minibule.ops import Array
+from minibule.sandbox import Template
 
 SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -70,6 +71,8 @@ class Chat:
         The tokenizer's named tokens: bos_token, eos_token, unk_token, pad_token, ...
     source : Path
         The folder or file they came from.
+    vocab_size : int or None
+        How many tokens the model knows, where that is known: a tokenizer may name more.
     """
 
     def __init__(
@@ -79,11 +82,15 @@ class Chat:
         special_texts: dict[str, str],
         eos: Sequence[int],
         source: Path,
+        vocab_size: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.tokenizer.encode_special_tokens = True  # special tokens' text is text, see above
+        self.tokenizer.no_truncation()  # a tokenizer.json may carry both; here all of a text counts
+        self.tokenizer.no_padding()
         self.template = template
         self.source = source
+        self.vocab_size = vocab_size
         self.special_texts = special_texts
         self._special = {
             token.content: number
@@ -91,10 +98,12 @@ class Chat:
             if token.special
         }
         texts = sorted(self._special, key=len, reverse=True)
-        self._special_pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+        self._special_pattern = "|".join(map(re.escape, texts)) or r"(?!)"
         end_of_turn = self._special.get("<|im_end|>", eos[0])
         self.end_of_turn = end_of_turn
         self.stop = frozenset([*eos, end_of_turn])
+        self._known([*self.stop])
+        self._sandboxed: Template | None = None
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -112,7 +121,7 @@ class Chat:
         )
         for message in messages:
             _check_text(message["role"] + message["content"])
-        mark = _unused_character(messages)
+        mark = self._unused_character(messages)
         marked: list[Message] = [
             {"role": self._mark(m["role"], mark), "content": self._mark(m["content"], mark)}
             for m in messages
@@ -120,37 +129,56 @@ class Chat:
         rendered = self._render(marked)
         ids: list[int] = []
         end = 0
-        for control in self._special_pattern.finditer(rendered):
-            ids += self._encode_text(rendered[end : control.start()].replace(mark, ""))
+        for control in re.finditer(f"(?<!{mark})(?:{self._special_pattern})", rendered):
+            ids += self._encode(rendered[end : control.start()].replace(mark, ""))
             ids.append(self._special[control.group()])
             end = control.end()
-        ids += self._encode_text(rendered[end:].replace(mark, ""))
-        return np.array(ids, np.int64)
+        ids += self._encode(rendered[end:].replace(mark, ""))
+        if not ids:
+            raise InputError(f"{self.source}: its chat template makes nothing of this prompt.")
+        return np.array(self._known(ids), np.int64)
 
     def encode_answers(self, answers: Sequence[str]) -> list[Array]:
         """Token ids of each answer, without the end-of-turn token.
 
         Rejecting that token too would teach the model never to stop.
         """
-        encodings = self.tokenizer.encode_batch(list(answers), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+        with native_parser(f"{self.source}: its tokenizer fails on an answer"):
+            encodings = self.tokenizer.encode_batch(list(answers), add_special_tokens=False)
+        return [np.array(self._known(encoding.ids), np.int64) for encoding in encodings]
 
     def encode_raw(self, text: str) -> Array:
         """Token ids of a text that is no chat, with whatever the tokenizer puts around it."""
         _check_text(text)
-        return np.array(self.tokenizer.encode(text).ids, np.int64)
+        return np.array(self._known(self._encode(text, add_special_tokens=True)), np.int64)
 
     def decode(self, ids: Sequence[int] | Array) -> str:
         """The text of token ids, special tokens left out."""
-        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        with native_parser(f"{self.source}: its tokenizer cannot decode"):
+            return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         if not text:
             return []
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        with native_parser(f"{self.source}: its tokenizer fails on this text"):
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """`ids`, all of which the model must have a row for."""
+        if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
+            raise InputError(
+                f"{self.source}: its tokenizer gives the token {max(ids)}, "
+                f"expected less than the model's vocab_size of {self.vocab_size}."
+            )
+        return ids
 
     def _mark(self, text: str, mark: str) -> str:
-        return self._special_pattern.sub(lambda m: m.group()[0] + mark + m.group()[1:], text)
+        return re.sub(self._special_pattern, lambda m: "".join(mark + c for c in m.group()), text)
+
+    def _unused_character(self, messages: Sequence[Message]) -> str:
+        """A character, private if possible, that neither the messages nor the template have."""
+        used = set(self.template).union(*(m["role"] + m["content"] for m in messages))
+        return next(c for c in map(chr, range(0xE000, 0x110000)) if c not in used)
 
     def _render(self, messages: list[Message]) -> str:
         if self.template == CHATML:
@@ -161,28 +189,14 @@ class Chat:
                 "tokenizer_config.json, the file chat_template.jinja, or a GGUF file's metadata."
             )
         try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise InputError(
-                f"{self.source}: its chat template is not the built-in ChatML and needs jinja2. "
-                "Install it: pip install 'minibule[templates]'."
-            ) from None
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse  # the hub's templates call it
-        try:
-            return environment.from_string(self.template).render(
-                messages=messages, add_generation_prompt=True, **self.special_texts
+            if self._sandboxed is None:
+                self._sandboxed = Template(self.template)
+            return self._sandboxed.render(
+                {"messages": messages, "add_generation_prompt": True, **self.special_texts}
             )
-        except Exception as error:  # a template may fail in any way a program can
-            raise InputError(
-                f"{self.source}: its chat template fails on this prompt "
-                f"({type(error).__name__}: {error})."
-            ) from None
+        except InputError as error:
+            self._sandboxed = None  # it may have ended
+            raise InputError(f"{self.source}: its chat template {error}") from None
 
 
 def load_chat(path: str | Path) -> Chat:
@@ -198,18 +212,20 @@ def load_chat(path: str | Path) -> Chat:
     folder = existing_folder(path, "a Hugging Face model folder")
     file = folder / "tokenizer.json"
     read_json(file)  # for its errors: tokenizers' own do not name the file
-    try:
+    with native_parser(f"{file}: not a tokenizer that can be used"):
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(f"{file}: not a tokenizer that can be used ({error}).") from None
     settings = _optional_json(folder / "tokenizer_config.json")
-    special_texts = {
-        name: str(text.get("content")) if isinstance(text, dict) else text
+    texts = {
+        name: text.get("content") if isinstance(text, dict) else text
         for name, text in settings.items()
-        if name.endswith("_token") and isinstance(text, str | dict)
+        if name.endswith("_token")
     }
+    special_texts = {name: text for name, text in texts.items() if isinstance(text, str)}
     eos = _stop_tokens(folder, tokenizer, special_texts)
-    return Chat(tokenizer, _template(folder, settings, tokenizer), special_texts, eos, folder)
+    template = _template(folder, settings, tokenizer)
+    size = _optional_json(folder / "config.json").get("vocab_size")
+    vocab_size = size if type(size) is int else None
+    return Chat(tokenizer, template, special_texts, eos, folder, vocab_size)
 
 
 def save_chat(chat: Chat, folder: Path) -> None:
@@ -234,7 +250,8 @@ def _gguf_chat(file: Gguf) -> Chat:
     template = file.get("tokenizer.chat_template")
     if not isinstance(template, str):
         template = _default_template(tokenizer)
-    return Chat(tokenizer, template, special_texts, [ids["eos_token"]], file.path)
+    vocab_size = gguf_config(file).vocab_size
+    return Chat(tokenizer, template, special_texts, [ids["eos_token"]], file.path, vocab_size)
 
 
 def _default_template(tokenizer: Tokenizer) -> str:
@@ -244,10 +261,15 @@ def _default_template(tokenizer: Tokenizer) -> str:
 
 def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> str:
     file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
+    template = settings.get("chat_template")
+    if file.is_file():
+        try:
+            template = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: not UTF-8 text ({error}).") from None
     if isinstance(template, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
     if isinstance(template, str):
         return template
     return _default_template(tokenizer)
@@ -256,8 +278,8 @@ def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> s
 def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, str]) -> list[int]:
     for file in ("generation_config.json", "config.json"):
         eos = _optional_json(folder / file).get("eos_token_id")
-        ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
-        if ids and all(tokenizer.id_to_token(i) is not None for i in ids):
+        ids = [i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int]
+        if ids and all(0 <= i < 2**32 and tokenizer.id_to_token(i) is not None for i in ids):
             return ids
     token = tokenizer.token_to_id(special_texts.get("eos_token", "<|im_end|>"))
     if token is None:
@@ -278,8 +300,3 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"prompt: expected UTF-8 text ({error}).") from None
-
-
-def _unused_character(messages: Sequence[Message]) -> str:
-    text = "".join(m["role"] + m["content"] for m in messages)
-    return next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text)

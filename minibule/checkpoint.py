@@ -9,12 +9,21 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr  # values of a damaged file may be as long as the file
 from typing import Any
 
 import numpy as np
 
 from minibule.chat import load_chat, save_chat
-from minibule.config import PROJECTIONS, LlamaConfig, LoraConfig, module_names
+from minibule.config import (
+    MAX_LAYERS,
+    PROJECTIONS,
+    RMS_NORM_EPS,
+    ROPE_THETA,
+    LlamaConfig,
+    LoraConfig,
+    module_names,
+)
 from minibule.errors import InputError, listed
 from minibule.files import existing_folder, read_json, whole_folder, write_json
 from minibule.gguf_file import read_gguf
@@ -91,7 +100,7 @@ def load_config(folder: Path) -> LlamaConfig:
     architectures = raw.get("architectures") or [raw.get("model_type")]
     if architectures not in (["LlamaForCausalLM"], ["llama"]):
         raise InputError(
-            f"{path}: found the architecture {architectures}, expected LlamaForCausalLM, "
+            f"{path}: found the architecture {repr(architectures)}, expected LlamaForCausalLM, "
             "the only one minibule computes."
         )
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
@@ -105,39 +114,41 @@ def load_config(folder: Path) -> LlamaConfig:
         "quantization_config": (raw.get("quantization_config"), None),
     }
     problems = [
-        f"{name}: found {value!r}, minibule computes only {expected!r}"
+        f"{name}: found {repr(value)}, minibule computes only {expected!r}"
         for name, (value, expected) in found.items()
         if value != expected
     ]
     raw = {"rope_theta": rope.get("rope_theta", 10000.0), **raw}
 
-    def whole(name: str, default: int | None = None) -> int:
+    def whole(name: str, default: int | None = None, high: int = 2**31 - 1) -> int:
         value = raw.get(name, default)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            problems.append(f"{name}: found {value!r}, expected a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= high:
+            expected = f"a whole number above 0 and at most {high:,}"
+            problems.append(f"{name}: found {repr(value)}, expected {expected}")
             return 1
         return value
 
-    def real(name: str) -> float:
-        value = raw.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            problems.append(f"{name}: found {value!r}, expected a number above 0")
+    def real(name: str, low: float, high: float) -> float:
+        value: Any = raw.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            problems.append(f"{name}: found {repr(value)}, expected a number from {low} to {high}")
             return 1.0
         return float(value)
 
     heads, hidden = whole("num_attention_heads"), whole("hidden_size")
     config = LlamaConfig(
         hidden_size=hidden,
-        num_hidden_layers=whole("num_hidden_layers"),
+        num_hidden_layers=whole("num_hidden_layers", high=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=whole("num_key_value_heads", heads),
         head_dim=whole("head_dim", hidden // heads),
         intermediate_size=whole("intermediate_size"),
         vocab_size=whole("vocab_size"),
         max_position_embeddings=whole("max_position_embeddings", 2048),
-        rms_norm_eps=real("rms_norm_eps"),
-        rope_theta=real("rope_theta"),
+        rms_norm_eps=real("rms_norm_eps", *RMS_NORM_EPS),
+        rope_theta=real("rope_theta", *ROPE_THETA),
         tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
     )
     if config.num_attention_heads % config.num_key_value_heads:
@@ -159,13 +170,13 @@ def _weight_files(folder: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: expected an object weight_map from tensor to file.")
-    names = sorted(set(map(str, weight_map.values())))
-    outside = [name for name in names if Path(name).name != name or name in (".", "..")]
-    if outside:
-        raise InputError(
-            f"{index}: found the file {outside[0]!r}, expected plain file names in {folder}."
-        )
-    return [folder / name for name in names]
+    for name in weight_map.values():
+        # Not "..", not "a/b", and on Windows, where other signs cut names too, not "C:b" or "a\\b".
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{0,250}", name):
+            raise InputError(
+                f"{index}: found the file {repr(name)}, expected plain file names in {folder}."
+            )
+    return [folder / name for name in sorted(set(weight_map.values()))]
 
 
 def _is_derived(name: str, config: LlamaConfig) -> bool:
@@ -329,7 +340,7 @@ def _lora_config(
     raw: Mapping[str, Any], file: Path, model: LlamaConfig, stored: Mapping[str, Any]
 ) -> LoraConfig:
     problems = [
-        f"{name}: found {raw[name]!r}, minibule computes only {plain!r}"
+        f"{name}: found {repr(raw[name])}, minibule computes only {plain!r}"
         for name, plain in _PLAIN_LORA.items()
         if raw.get(name) and raw[name] != plain
     ]
@@ -337,31 +348,36 @@ def _lora_config(
     def checked(name: str, value: Any, kind: type, patterned: bool = False) -> Any:
         if patterned:
             if not isinstance(value or {}, dict):
-                problems.append(f"{name}: found {value!r}, expected an object")
+                problems.append(f"{name}: found {repr(value)}, expected an object")
                 return {}
             for key, entry in (value or {}).items():
-                checked(f"{name}[{key}]", entry, kind)
                 if not re.fullmatch(r"[\w.]+", key):
-                    problems.append(f"{name}: found {key!r}, expected a module's name")
+                    problems.append(f"{name}: found {repr(key)}, expected a module's name")
+                checked(f"{name}[{key[:40]}]", entry, kind)
             return value or {}
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not number or not 0 < value < 1e9:
             what = "a whole number" if kind is int else "a number"
-            problems.append(f"{name}: found {value!r}, expected {what} above 0")
+            problems.append(f"{name}: found {repr(value)}, expected {what} above 0")
             return 1
         return value
 
+    layers = raw.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    if layers is not None and not isinstance(layers, list):
+        problems.append(f"layers_to_transform: found {repr(layers)}, expected a list of layers")
+        layers = None
     config = LoraConfig(
         r=checked("r", raw.get("r"), int),
         lora_alpha=checked("lora_alpha", raw.get("lora_alpha"), float),
-        modules=_adapted_modules(raw, model, stored),
+        modules=_adapted_modules(raw.get("target_modules"), layers, model, stored),
         use_rslora=raw.get("use_rslora", False) is True,
         rank_pattern=checked("rank_pattern", raw.get("rank_pattern"), int, patterned=True),
         alpha_pattern=checked("alpha_pattern", raw.get("alpha_pattern"), float, patterned=True),
     )
     if not config.modules:
         problems.append(
-            f"target_modules: found {raw.get('target_modules')!r}, none of which this model has"
+            f"target_modules: found {repr(raw.get('target_modules'))}, none of which this model has"
         )
     if problems:
         raise InputError(f"{file}: not an adapter minibule can use:\n{listed(problems)}")
@@ -369,14 +385,12 @@ def _lora_config(
 
 
 def _adapted_modules(
-    raw: Mapping[str, Any], model: LlamaConfig, stored: Mapping[str, Any]
+    targets: Any, layers: list[Any] | None, model: LlamaConfig, stored: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The model's modules that target_modules names.
+    """The model's modules that target_modules names, in these layers or all.
 
     PEFT also takes a regular expression there; then the matrices in the file say what it matched.
     """
-    targets, layers = raw.get("target_modules"), raw.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
     names = []
     for module in module_names(range(model.num_hidden_layers), PROJECTIONS):
         if isinstance(targets, list):

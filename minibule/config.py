@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import math
+import reprlib
 import tomllib
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,13 @@ def embedded_folder() -> Path:
 
 
 # -- the model -------------------------------------------------------------------------------------
+
+# What a model's own description may claim. The deepest Llama has 126 layers; the shapes of so many
+# as a damaged file may name would fill the memory. RoPE's base and RMSNorm's epsilon (1e4 to 1e7
+# and 1e-5 or 1e-6 in every Llama) must leave float32 numbers.
+MAX_LAYERS = 1000
+ROPE_THETA = (1.0, 1e12)
+RMS_NORM_EPS = (1e-12, 0.1)
 
 
 @dataclass(frozen=True)
@@ -321,16 +329,16 @@ def resolve(arguments: Mapping[str, Any]) -> TrainConfig:
     preset = arguments.get("preset") or table.pop("preset", None)
     if preset is None and not (flags.get("model") or table.get("model")):
         preset = "tiny"
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise InputError(
-            f"preset {preset!r} in {config_path}: unknown. Known: {', '.join(PRESETS)}."
+            f"preset {_show(preset)} in {config_path}: unknown. Known: {', '.join(PRESETS)}."
         )
     values: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
     problems: list[str] = []
     for source, given in ((str(config_path), table), ("command line", flags)):
         for name, value in given.items():
             if name not in FIELDS:
-                problems.append(f"{name} ({source}): no such setting{_meant(name)}")
+                problems.append(f"{_show(name)} ({source}): no such setting{_meant(name)}")
                 continue
             try:
                 values[name] = _convert(name, value, from_text=given is flags)
@@ -356,9 +364,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the settings ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too many digits, too deep
         raise InputError(f"{path}: not a TOML file ({error}).") from None
-    return {name.replace("-", "_"): value for name, value in table.items()}
+    settings = {name.replace("-", "_"): value for name, value in table.items()}
+    if len(settings) < len(table):
+        twice = next(name for name in table if "-" in name and name.replace("-", "_") in table)
+        raise InputError(f"{path}: {twice} stands there twice, once with _ for -; expected once.")
+    return settings
 
 
 def _convert(name: str, value: Any, from_text: bool) -> Any:
@@ -373,7 +385,7 @@ def _convert(name: str, value: Any, from_text: bool) -> Any:
     kind = kinds[0]
     if name in LISTS:
         names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list) or not names or not set(names) <= set(LISTS[name]):
+        if not isinstance(names, list) or not names or any(n not in LISTS[name] for n in names):
             raise ValueError(f"expected some of {','.join(LISTS[name])}")
         return tuple(dict.fromkeys(names))
     if kind is bool:
@@ -396,11 +408,12 @@ def _number(metadata: Mapping[str, Any], kind: type, value: Any, from_text: bool
         raise expected
     try:
         number: int | float = kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise expected from None
-    in_range = low <= number <= (math.inf if high is None else high)
-    if not in_range or not math.isfinite(number):
+    if not low <= number <= (math.inf if high is None else high) or number == math.inf:
         raise expected
+    if number >= 2**63:  # no count is, and NumPy's whole numbers end here
+        raise ValueError("expected less than 2^63")
     return number
 
 
@@ -426,7 +439,9 @@ def _meant(name: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return value if isinstance(value, str) and len(value) <= 40 else reprlib.repr(value)
 
 
 def _toml_value(value: Any) -> str:

@@ -39,7 +39,11 @@ def export(model: Llama, chat: Chat, form: str, dtype: str | None, output: Path)
     else:
         if output.exists():
             raise InputError(f"--output {output}: exists already; expected a new folder.")
-        save_model(model, output, chat.source, dtype.upper())
+        try:
+            save_model(model, output, chat.source, dtype.upper())
+        except OSError as error:  # which may name no file, or one that is only copied from
+            what = error.strerror or error
+            raise InputError(f"--output {output}: cannot be written ({what}).") from None
 
 
 def main(argv: list[str]) -> None:

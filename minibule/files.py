@@ -13,8 +13,13 @@ from minibule.errors import InputError
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; InputError where there is none."""
+    if path.exists() and not path.is_file():  # a folder, or a pipe that would be waited for
+        raise InputError(f"{path}: found something else there, expected a JSON file.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # JSON can spell half a character, which no file or text holds
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file. {_what_is_there(path.parent)}") from None
     except OSError as error:
@@ -24,6 +29,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: found a JSON {type(value).__name__}, expected an object.")
     return value
+
+
+@contextmanager
+def native_parser(refusal: str) -> Iterator[None]:
+    """Around calls of tokenizers and safetensors: any way they fail is an InputError.
+
+    They raise plain Exceptions, type errors for texts that are no Unicode, and where their Rust
+    panics pyo3's PanicException, which is not even an Exception.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        said = str(error)  # which may quote a value as long as the file
+        shown = said if len(said) <= 500 else f"{said[:250]} ... {said[-250:]}"
+        raise InputError(f"{refusal} ({shown}).") from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

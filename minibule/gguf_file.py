@@ -9,6 +9,7 @@ llama.cpp rotates neighbouring numbers of a head, (x[2i], x[2i+1]), where Huggin
 
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +119,9 @@ _SCALARS = {
 }
 
 
+MAX_ITEMS = 2**21  # of an array of metadata, whose items become Python objects; vocabularies: 2**18
+
+
 class _Cursor:
     """Reads the header front to back and never past the end of the file."""
 
@@ -152,8 +156,9 @@ class _Cursor:
         kind, n = GGUFValueType(self.number("I")), self.number("Q")
         if kind is GGUFValueType.ARRAY:
             raise ValueError("found an array of arrays")
+        if n > MAX_ITEMS:
+            raise ValueError(f"found an array of {n:,} values, expected {MAX_ITEMS:,} at most")
         if kind is GGUFValueType.STRING:
-            # Every text takes 8 bytes at least, so this loop ends with the file.
             items: list[Any] = [self.text() for _ in range(n)]
         else:
             items = list(self.numbers(_SCALARS[kind], n))
@@ -195,27 +200,33 @@ def _parse(path: Path, cursor: _Cursor) -> Gguf:
         if key in metadata:
             raise ValueError(f"found {key!r} twice")
         metadata[key] = cursor.value()
-    places = []
+    places: dict[str, tuple[tuple[int, ...], GGMLQuantizationType, int]] = {}
     for _ in range(n_tensors):
         name, n_dims = cursor.text(), cursor.number("I")
-        if n_dims > 4:
+        if name in places:
+            raise ValueError(f"found {name!r} twice")
+        if not 1 <= n_dims <= 4:
             raise ValueError(f"{name}: {n_dims} dimensions")
         shape = tuple(reversed(cursor.numbers("Q", n_dims)))
-        places.append((name, shape, GGMLQuantizationType(cursor.number("I")), cursor.number("Q")))
+        places[name] = shape, GGMLQuantizationType(cursor.number("I")), cursor.number("Q")
     alignment = metadata.get("general.alignment", GGUFValue(32, GGUFValueType.UINT32)).value
     if alignment not in (2**i for i in range(3, 17)):
         raise ValueError(f"general.alignment: found {alignment}, expected a power of two")
     first = -(-cursor.at // alignment) * alignment
     tensors = {}
-    for name, shape, kind, offset in places:
+    for name, (shape, kind, offset) in places.items():
         block, block_bytes = GGML_QUANT_SIZES[kind]
         size = 1
         for n in shape:
             size *= n
-        if not shape or size == 0 or shape[-1] % block:
+        if size == 0 or shape[-1] % block:
             raise ValueError(f"{name}: shape {shape} cannot be {kind.name}")
         tensor = GgufTensor(kind, shape, first + offset, size // block * block_bytes)
-        if name in tensors or tensor.start + tensor.nbytes > len(cursor.data):
-            raise ValueError(f"{name}: found twice, or its numbers lie beyond the end of the file")
+        if tensor.start + tensor.nbytes > len(cursor.data):
+            raise ValueError(f"{name}: its numbers lie beyond the end of the file")
         tensors[name] = tensor
+    in_order = sorted(tensors, key=lambda name: tensors[name].start)
+    for one, other in pairwise(in_order):
+        if tensors[one].start + tensors[one].nbytes > tensors[other].start:
+            raise ValueError(f"{other}: its numbers begin within those of {one}")
     return Gguf(path, metadata, tensors)

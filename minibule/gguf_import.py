@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from reprlib import repr  # values of a damaged file may be as long as the file
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibule.config import LlamaConfig
+from minibule.config import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
 from minibule.errors import InputError, listed
+from minibule.files import native_parser
 from minibule.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
 from minibule.ops import Array
 from minibule.tensors import check_finite, check_shapes
@@ -38,16 +40,19 @@ def gguf_config(file: Gguf) -> LlamaConfig:
     architecture = file.get("general.architecture")
     if architecture != "llama":
         raise InputError(
-            f"{file.path}: found the architecture {architecture!r}, expected 'llama', "
+            f"{file.path}: found the architecture {repr(architecture)}, expected 'llama', "
             "the only one minibule computes."
         )
     problems: list[str] = []
 
-    def number(key: str, kind: type, default: Any = None) -> Any:
+    def number(
+        key: str, kind: type, default: Any = None, low: float = 1, high: float = 2**31 - 1
+    ) -> Any:
         value: Any = file.get(f"llama.{key}", default)
         numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if not numeric or not 0 < value < 2**31:
-            problems.append(f"llama.{key}: found {value!r}, expected a number above 0")
+        if not numeric or not low <= value <= high:
+            expected = f"a number from {low:g} to {high:g}"
+            problems.append(f"llama.{key}: found {repr(value)}, expected {expected}")
             return 1
         return value
 
@@ -61,24 +66,29 @@ def gguf_config(file: Gguf) -> LlamaConfig:
     }.items():
         value = file.get(f"llama.{key}", expected)
         if value != expected:
-            problems.append(f"llama.{key}: found {value!r}, minibule computes only {expected!r}")
-    vocab = len(file.get("tokenizer.ggml.tokens", []))
+            problems.append(f"llama.{key}: found {repr(value)}, minibule computes only {expected}")
+    tokens = file.get("tokenizer.ggml.tokens")
+    vocab = len(tokens) if isinstance(tokens, list) else None
     kv_heads = number("attention.head_count_kv", int, heads)
     if heads % kv_heads or head_dim % 2:
         problems.append(f"{heads} heads of {head_dim} numbers do not fit {kv_heads} key heads")
     config = LlamaConfig(
         hidden_size=hidden,
-        num_hidden_layers=number("block_count", int),
+        num_hidden_layers=number("block_count", int, high=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=number("feed_forward_length", int),
         vocab_size=number("vocab_size", int, vocab),
         max_position_embeddings=number("context_length", int),
-        rms_norm_eps=_decimal(number("attention.layer_norm_rms_epsilon", float)),
-        rope_theta=_decimal(number("rope.freq_base", float, 10000.0)),
+        rms_norm_eps=_decimal(
+            number("attention.layer_norm_rms_epsilon", float, None, *RMS_NORM_EPS)
+        ),
+        rope_theta=_decimal(number("rope.freq_base", float, 10000.0, *ROPE_THETA)),
         tie_word_embeddings="output.weight" not in file.tensors,
     )
+    if vocab is not None and vocab > config.vocab_size:
+        problems.append(f"llama.vocab_size: found {config.vocab_size} for {vocab} tokens")
     if problems:
         raise InputError(f"{file.path}: not a model minibule can compute:\n{listed(problems)}")
     return config
@@ -112,14 +122,16 @@ def _array(file: Gguf, name: str) -> Array:
 def gguf_tokenizer(file: Gguf) -> Tokenizer:
     """The byte-level BPE that the file's metadata describes."""
     model, pre = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre")
-    if model != "gpt2" or pre not in PRE_TOKENIZERS:
+    if model != "gpt2" or not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise InputError(
-            f"{file.path}: found the tokenizer {model!r} with pre-tokenizer {pre!r}, expected "
-            f"'gpt2' with one of {', '.join(PRE_TOKENIZERS)}."
+            f"{file.path}: found the tokenizer {repr(model)} with pre-tokenizer {repr(pre)}, "
+            f"expected 'gpt2' with one of {', '.join(PRE_TOKENIZERS)}."
         )
     tokens, merges = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.merges", [])
-    types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens or []))
-    if not isinstance(tokens, list) or not isinstance(types, list) or len(types) != len(tokens):
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise InputError(f"{file.path}: expected tokenizer.ggml.tokens, a list of texts.")
+    types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
         raise InputError(f"{file.path}: expected as many token types as tokens.")
     special = {CONTROL: True, USER_DEFINED: False}
     added = [
@@ -162,10 +174,8 @@ def gguf_tokenizer(file: Gguf) -> Tokenizer:
             "merges": merges,
         },
     }
-    try:
+    with native_parser(f"{file.path}: its tokenizer cannot be used"):
         return Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(f"{file.path}: its tokenizer cannot be used ({error}).") from None
 
 
 def gguf_special_ids(file: Gguf) -> dict[str, int]:
@@ -176,7 +186,11 @@ def gguf_special_ids(file: Gguf) -> dict[str, int]:
         f"{short}_token": file.get(f"tokenizer.ggml.{long}_token_id")
         for long, short in names.items()
     }
-    wrong = [f"{name} is {i!r}" for name, i in found.items() if i and not 0 <= i < len(tokens)]
+    wrong = [
+        f"{name} is {repr(i)}"
+        for name, i in found.items()
+        if i is not None and (type(i) is not int or not 0 <= i < len(tokens))
+    ]
     if wrong:
         raise InputError(f"{file.path}: {', '.join(wrong)}, but there are {len(tokens)} tokens.")
     return {name: i for name, i in found.items() if i is not None}

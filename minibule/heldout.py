@@ -55,8 +55,9 @@ def read_questions(path: str | Path) -> list[Question]:
     """Read a heldout file; InputError lists the rows that are none."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # Not splitlines(): that also cuts at U+2028, which may stand within a JSON text.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
     questions, problems = [], []
     for number, line in enumerate(lines, start=1):
@@ -65,11 +66,11 @@ def read_questions(path: str | Path) -> list[Question]:
             questions.append(_question(row))
         except (ValueError, RecursionError) as error:
             problems.append(f"line {number}: {error}")
-    if problems or not questions:
+    if problems:
         raise InputError(
             f"{path}: not a heldout file. Expected lines of "
             '{"prompt": text, "accepted": [texts], "rejected": {style: [texts]}}:\n'
-            + listed(problems or ["the file is empty"])
+            + listed(problems)
         )
     return questions
 
@@ -77,19 +78,34 @@ def read_questions(path: str | Path) -> list[Question]:
 def _question(row: Any) -> Question:
     if not isinstance(row, dict) or set(row) != {"prompt", "accepted", "rejected"}:
         raise ValueError("expected the fields prompt, accepted and rejected")
-    if not isinstance(row["rejected"], dict):
-        raise ValueError("rejected: expected an object from style to texts")
+    if not isinstance(row["rejected"], dict) or {ACCEPTED, NOISE} & set(row["rejected"]):
+        raise ValueError(
+            f"rejected: expected an object from style to texts, no style {ACCEPTED} or {NOISE}"
+        )
     answers = {ACCEPTED: row["accepted"], **row["rejected"]}
     for style, texts in answers.items():
         if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
-            raise ValueError(f"{style}: expected a list of texts")
-    if not isinstance(row["prompt"], str) or not answers[ACCEPTED]:
+            raise ValueError(f"{style[:40]}: expected a list of texts")
+    texts = [text for known in answers.values() for text in known]
+    if len(set(texts)) < len(texts):  # its probability would count twice
+        raise ValueError("found the same answer twice")
+    if not isinstance(row["prompt"], str) or not row["prompt"].strip() or not answers[ACCEPTED]:
         raise ValueError("expected a text as prompt, and at least one accepted answer")
+    for text in [row["prompt"], *answers, *texts]:
+        text.encode()  # half a character is no text: a UnicodeEncodeError is a ValueError
     return Question(row["prompt"], answers)
 
 
 def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int) -> Answers:
-    """Put every question to the model."""
+    """Put every question to the model; InputError where one does not fit into its context."""
+    context = model.config.max_position_embeddings
+    longest = max(len(a) for q in questions for a in _encoded(chat, q))
+    prompts = max(len(chat.encode_prompt(q.prompt)) for q in questions)
+    if prompts + longest > context:
+        raise InputError(
+            f"held-out questions: found a prompt of {prompts:,} tokens and an answer of "
+            f"{longest:,}, expected prompts and answers that fit into {context:,}."
+        )
     styles = list(dict.fromkeys(style for q in questions for style in q.answers))
     exact = dict.fromkeys([*styles, NOISE], 0.0)
     logps, tokens = [], 0
@@ -107,8 +123,8 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
             known += p
         exact[NOISE] += max(0.0, 1 - known) / len(questions)
 
-    longest = max(len(a) for q in questions for a in _encoded(chat, q))
-    texts = answer(model, chat, [q.prompt for q in questions], 2 * longest)
+    room = min(2 * longest, context - prompts)
+    texts = answer(model, chat, [q.prompt for q in questions], room)
     greedy = dict.fromkeys([*styles, NOISE], 0.0)
     for question, text in zip(questions, texts, strict=True):
         style = next((s for s, known in question.answers.items() if text in known), NOISE)

@@ -101,7 +101,7 @@ def _parquet(stream: io.BufferedIOBase) -> Rows:
             for value in batch.to_pylist():
                 row += 1
                 yield f"row {row:,}", value
-    except ValueError as error:  # the base of pyarrow's own errors
+    except Exception as error:  # of pyarrow's many, no other base is common to all
         yield f"after row {row:,}", InputError(f"not readable as parquet: {error}")
 
 

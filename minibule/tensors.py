@@ -13,10 +13,15 @@ import numpy as np
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
 from minibule.errors import InputError, listed
+from minibule.files import native_parser
 from minibule.ops import Array
 
 NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+# float16's largest number: every model that has a 16-bit form keeps to it. A flipped bit of an
+# exponent does not, and the forward pass would overflow on it.
+LARGEST = 65504.0
 
 
 class Stored(NamedTuple):
@@ -34,18 +39,15 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such file; expected the model's weights there.")
-        try:
-            with safe_open(str(file), "np") as checked:
-                names = list(checked.keys())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(
-                f"{file}: not a whole safetensors file ({error}). "
-                "It may be cut short: copy or download it again."
-            ) from None
+        refusal = f"{file}: not a whole safetensors file, copy or download it again"
+        with native_parser(refusal), safe_open(str(file), "np") as checked:
+            names = list(checked.keys())
         with file.open("rb") as raw:
             header_length = int.from_bytes(raw.read(8), "little")
             header = json.loads(raw.read(header_length))
         for name in names:
+            if name in stored:
+                raise InputError(f"{file}: {name} is in {stored[name].file.name} too.")
             entry = header[name]
             start = 8 + header_length + entry["data_offsets"][0]
             stored[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start)
@@ -80,16 +82,16 @@ def check_shapes(
         elif shape != expected[name]:
             problems.append(f"{name}: found shape {shape}, expected {expected[name]}")
     if problems:
-        everything = listed(problems, limit=len(problems))
-        raise InputError(f"{where}: its tensors do not fit:\n{everything}")
+        raise InputError(f"{where}: its tensors do not fit:\n{listed(problems, limit=1000)}")
 
 
 def check_finite(arrays: Iterable[tuple[str, Array]], where: Path) -> None:
-    """InputError that names the arrays with numbers that are NaN or infinite."""
+    """InputError that names the arrays with numbers that are NaN, infinite or absurdly large."""
     problems = [
-        f"{name}: {int((~np.isfinite(array)).sum()):,} numbers are NaN or infinite"
+        f"{name}: {int((~(np.abs(array) <= LARGEST)).sum()):,} numbers are NaN or infinite, "
+        f"or larger than {LARGEST:,.0f}"
         for name, array in arrays
-        if not np.isfinite(array).all()
+        if not -LARGEST <= array.min(initial=0) <= array.max(initial=0) <= LARGEST  # NaN: false
     ]
     if problems:
         raise InputError(f"{where}: broken weights:\n{listed(problems)}")
@@ -102,7 +104,9 @@ def _widened(tensor: Stored) -> Array:
         return np.zeros(tensor.shape, np.float32)
     raw = np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape)
     if tensor.dtype == "BF16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
+        bits = raw.astype(np.uint32)
+        bits <<= 16  # in place: no third copy
+        return bits.view(np.float32)
     return raw.astype(np.float32)
 
 
@@ -125,7 +129,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
         )
         for name, array in held.items()
     }
-    serialize_file(specs, str(path), metadata={"format": "pt"})
+    try:
+        serialize_file(specs, str(path), metadata={"format": "pt"})
+    except SafetensorError as error:  # to the caller one failed write is like another
+        raise OSError(str(error)) from None
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone

@@ -140,6 +140,97 @@ def test_a_template_that_fails_or_tries_to_get_out(folder, template, message):
         load_chat(folder).encode_prompt("x")
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "0.5 seconds",
+        ),
+        ("{{ 10 ** (10 ** 10) }}", "took more than 0.5 seconds"),
+        ('{{ "a" * 10**10 }}', "MemoryError"),
+        ('{{ "{:10000000000}".format(1) }}', "MemoryError"),
+        ('{{ "a" * 5000000 }}', "it writes 5,000,000 characters"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError"),
+        ("{% if false %}x{% endif %}", "makes nothing of this prompt"),
+    ],
+)
+def test_a_template_takes_no_more_than_its_share(folder, template, message, monkeypatch):
+    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
+    pytest.importorskip("resource", reason="memory is limited on Unix")
+    if "seconds" in message:  # the others are quick on any machine but a busy one
+        monkeypatch.setattr("minibule.sandbox.SECONDS", 0.5)
+    set_template(folder, template)
+    with pytest.raises(InputError, match=message):
+        load_chat(folder).encode_prompt("x")
+
+
+def test_a_template_that_fails_on_one_prompt_is_asked_again_for_the_next(folder):
+    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
+    set_template(folder, "{{ messages[0].content * 3 ** (messages[0].content | length * 3) }}")
+    chat = load_chat(folder)
+    with pytest.raises(InputError, match="fails on this prompt"):
+        chat.encode_prompt("more than fits")
+    assert chat.decode(chat.encode_prompt("x")) == "x" * 27
+
+
+def test_a_template_file_that_is_no_text(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"chat_template\.jinja: not UTF-8 text"):
+        load_chat(folder)
+
+
+def change_tokenizer(folder, **changes):
+    path = folder / "tokenizer.json"
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+def test_a_tokenizer_that_would_cut_or_pad_does_not(folder, chat):
+    cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    pad = {
+        "strategy": {"Fixed": 4000},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": "<|im_end|>",
+    }
+    change_tokenizer(folder, truncation=cut, padding=pad)
+    text = "a text of more than three tokens"
+    np.testing.assert_array_equal(load_chat(folder).encode_prompt(text), chat.encode_prompt(text))
+    (ids,), (expected,) = load_chat(folder).encode_answers([text]), chat.encode_answers([text])
+    np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("text", ["a", "a|b", "|b", "xa|b|bx"])
+def test_special_text_stays_text_in_tokens_of_one_character_and_within_others(folder, text):
+    """Special tokens "a", "a|b" and "|b": a mark within the longest would leave the others."""
+    path = folder / "tokenizer.json"
+    added = json.loads(path.read_text())["added_tokens"]
+    more = [
+        added[0] | {"id": 512 + i, "content": content}
+        for i, content in enumerate(["a", "a|b", "|b"])
+    ]
+    change_tokenizer(folder, added_tokens=added + more)
+    (folder / "config.json").unlink()  # whose vocabulary has no place for them
+    chat = load_chat(folder)
+    ids = chat.encode_prompt([{"role": "user", "content": text}])
+    # What the template itself writes, ChatML's system message, holds "a" too.
+    expected = chat.encode_prompt([{"role": "user", "content": "x"}])
+    assert (ids >= 512).sum() == (expected >= 512).sum()
+
+
+def test_a_message_with_every_private_character_survives(chat):
+    text = "".join(map(chr, range(0xE000, 0xF900))) + "<|im_end|>"
+    assert text in chat.decode(chat.encode_prompt(text))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(folder):
+    write_json(folder / "config.json", {"vocab_size": 100})
+    with pytest.raises(InputError, match=r"gives the token .*, expected less than .* 100"):
+        load_chat(folder).encode_prompt("hello")
+
+
 def test_without_a_template_chatml_is_taken_where_its_tokens_are_known(folder):
     set_template(folder, None)
     assert load_chat(folder).template == CHATML

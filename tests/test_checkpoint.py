@@ -125,6 +125,9 @@ def test_rope_theta_in_the_newer_place(folder):
         ({"head_dim": 3}, "head_dim: found 3, expected an even"),
         ({"rms_norm_eps": True}, "rms_norm_eps: found True"),
         ({"vocab_size": "37"}, "vocab_size: found '37'"),
+        ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers: found 2147483647.*at most 1,000"),
+        ({"rope_theta": 1e-30}, "rope_theta: found 1e-30, expected a number from 1.0"),
+        ({"rms_norm_eps": 1e-300}, "rms_norm_eps: found 1e-300"),
     ],
 )
 def test_configs_that_are_not_supported_are_refused_by_name(folder, changes, message):
@@ -134,7 +137,9 @@ def test_configs_that_are_not_supported_are_refused_by_name(folder, changes, mes
     assert "config.json" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000, '"x"'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", "[" * 100_000, '"x"', '{"a": "\\ud800"}', "9" * 5000]
+)
 def test_a_config_that_is_no_json_object(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
@@ -179,6 +184,17 @@ def test_weights_that_are_not_finite(folder, broken):
         load_model(folder)
 
 
+def test_a_number_no_model_has(folder):
+    """A flipped bit of an exponent: finite, but the forward pass would not be."""
+
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 2.0**120
+
+    change_tensors(folder / "model.safetensors", change)
+    with pytest.raises(InputError, match=r"up_proj\.weight: 1 numbers are .*larger than 65,504"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("length", [0, 4, 8, 200, -1000, -1])
 def test_a_truncated_safetensors_file(folder, length):
     path = folder / "model.safetensors"
@@ -193,12 +209,29 @@ def test_a_header_that_claims_to_be_huge(folder):
         load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", "a/b.safetensors"])
+OUTSIDE = ["../model.safetensors", "/etc/passwd", "..", ".", "", "a/b", "C:b", "a\\b", "a\0b"]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "x" * 300, 3, None, ["a"]])
 def test_an_index_cannot_reach_outside_its_folder(folder, name):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": name}}
     write_json(folder / "model.safetensors.index.json", index)
     with pytest.raises(InputError, match="expected plain file names"):
+        load_model(folder)
+
+
+def test_a_tensor_in_two_shards(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for name in ("one.safetensors", "two.safetensors"):
+        save_file(tensors, folder / name)
+    names = ("one.safetensors", "two.safetensors")
+    write_json(
+        folder / "model.safetensors.index.json",
+        {"weight_map": dict(zip(tensors, names * len(tensors), strict=False))},
+    )
+    with pytest.raises(InputError, match=r"two\.safetensors: .* is in one\.safetensors too"):
         load_model(folder)
 
 
@@ -273,6 +306,7 @@ def test_adapter_files_have_the_names_of_peft(adapter_folder):
         ({"rank_pattern": [1]}, r"rank_pattern: found \[1\], expected an object"),
         ({"alpha_pattern": {"(a+)+": 2}}, "expected a module's name"),
         ({"target_modules": ["c_attn"]}, "none of which this model has"),
+        ({"layers_to_transform": "0"}, "layers_to_transform: found '0', expected a list"),
     ],
 )
 def test_adapter_settings_that_are_not_supported(adapter_folder, changes, message):

@@ -270,6 +270,27 @@ def test_lengths_that_claim_to_be_huge(written, tmp_path):
             read_gguf(tmp_path / "huge.gguf")
 
 
+def test_tensors_that_overlap(written, tmp_path):
+    data = bytearray(written.read_bytes())
+    name = b"blk.0.attn_q.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8 + 4  # after its dimensions and type: its offset
+    data[at : at + 8] = struct.pack("<Q", 32)
+    (tmp_path / "lies.gguf").write_bytes(data)
+    with pytest.raises(InputError, match="its numbers begin within those of"):
+        read_gguf(tmp_path / "lies.gguf")
+
+
+def test_an_array_that_claims_to_be_huge(written, tmp_path):
+    """As many items as the file has bytes for: each would become an object of Python's."""
+    data = bytearray(written.read_bytes()) + bytes(2**22)
+    key = b"tokenizer.ggml.token_type"
+    at = data.index(key) + len(key)
+    data[at + 4 : at + 16] = struct.pack("<IQ", 0, 2**22)
+    (tmp_path / "huge.gguf").write_bytes(data)
+    with pytest.raises(InputError, match="an array of 4,194,304 values, expected 2,097,152"):
+        read_gguf(tmp_path / "huge.gguf")
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_flipped_bytes_end_in_words_or_load(written, tmp_path, seed):
     rng = np.random.default_rng(seed)
