@@ -167,7 +167,8 @@ def row_metrics(
 
     On top of the loss and its parts: entropy in nats, kl_to_base = KL(p_ref || p), the rejected
     mass of the answers' first positions (`first` says which rows those are), and where alpha > 0
-    the optimality gap, the total variation between p and the optimum p* of the row.
+    the rejected mass of p*, the optimum of the row, and the optimality gap, the total variation
+    between p and p*.
     """
     z_kept = z.copy()
     values, p, target = _compare(z, z_ref, attempts, rows, objective)
@@ -176,7 +177,10 @@ def row_metrics(
     values["first"] = (rows.depth == 0).astype(np.float64)
     values["first_rejected_mass"] = values["first"] * values["rejected_mass"]
     if objective.alpha > 0:
-        values["optimality_gap"] = _optimality_gap(p, probabilities, target, rows, objective)
+        at_entries, gap = _optimum(p, probabilities, target, rows, objective)
+        share = rows.entry_count / rows.total[rows.entry_row]
+        values["optimal_rejected_mass"] = _per_row(share * at_entries, rows.entry_row, len(z))
+        values["optimality_gap"] = gap
     return values
 
 
@@ -331,10 +335,12 @@ def _gradient(p: _Softmax, target: _Target, rows: Rows, objective: Objective) ->
     return dz
 
 
-def _optimality_gap(
+def _optimum(
     p: _Softmax, dense_p: Array, target: _Target, rows: Rows, objective: Objective
-) -> Array:
-    """Total variation between p and p*, (n,): `complement.optimum` from the entries alone.
+) -> tuple[Array, Array]:
+    """p* at the entries (E,), and the total variation between p and p*, (n,).
+
+    It is `complement.optimum` from the entries alone.
 
     Where nothing was rejected p* = alpha P / lambda, one multiple of the prior; only the entries
     need the root, and sum p* = 1 is alpha (1 - sum_e P_e) / lambda + sum_e p*_e = 1.
@@ -358,8 +364,9 @@ def _optimality_gap(
         gap = np.abs(dense_p - (factor / dense_p.shape[1]).astype(dense_p.dtype)[:, None])
     else:
         gap = np.abs(dense_p - factor.astype(dense_p.dtype)[:, None] * target.dense)
-    gap[row, rows.entry_id] = np.abs(np.exp(p.logp) - p_star(high))
-    return gap.sum(axis=1, dtype=np.float64) / 2
+    at_entries = p_star(high)
+    gap[row, rows.entry_id] = np.abs(np.exp(p.logp) - at_entries)
+    return at_entries, gap.sum(axis=1, dtype=np.float64) / 2
 
 
 def _per_row(values: Array, row: Array, n: int) -> Array:
