@@ -5,14 +5,14 @@ stay texts in the page's own font, and its coordinates are cut to a tenth of a p
 captions are the page's.
 """
 
-import importlib.util
+import importlib
 import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 360, 200  # points of a line chart; the page scales it
 MOST_POINTS = 300  # drawn of a line: more could not be told apart
 SMOOTHED_FROM = 40  # points from which a running mean is drawn, and the points themselves faintly
+
+_ROUND = (1, 2, 2.5, 5, 10)  # ticks lie at multiples of these
 
 # Colours that stand for the page's CSS variables until the SVG is done.
 _COLOURS = {
@@ -65,13 +67,17 @@ _RC = {
 
 
 class Series(NamedTuple):
-    """A line: steps and finite values, of one length >= 1; marked where measured points are few."""
+    """A line: steps and finite values, of one length >= 1.
+
+    `kind` is how it is drawn: "noisy" as faint dots and their running mean where there are many,
+    "exact" as it is, "points" with a mark at each of a few measurements.
+    """
 
     label: str
     colour: str
     steps: Array
     values: Array
-    marked: bool = False
+    kind: Literal["noisy", "exact", "points"] = "noisy"
 
 
 class Level(NamedTuple):
@@ -93,8 +99,12 @@ class Bars(NamedTuple):
 
 
 def available() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+    """Whether matplotlib is installed, and works."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError:
+        return False
+    return True
 
 
 def line_chart(
@@ -107,7 +117,7 @@ def line_chart(
     with _style():
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         axes = figure.add_axes((48 / WIDTH, 26 / HEIGHT, 1 - 60 / WIDTH, 1 - 36 / HEIGHT))
-        for line in series:
+        for line in reversed(series):  # the first on top
             _draw(axes, line)
         if level:
             axes.axhline(level.value, color=_CODE["ink"], linewidth=1, dashes=(4, 3), alpha=0.7)
@@ -115,8 +125,8 @@ def line_chart(
         if from_zero:
             axes.set_ylim(bottom=0)
         axes.grid(axis="y")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, steps=_ROUND))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_ROUND))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         axes.yaxis.set_major_formatter(lambda y, _: short(y))
         return _svg(figure, name, alt)
@@ -124,17 +134,19 @@ def line_chart(
 
 def _draw(axes: "Axes", line: Series) -> None:
     colour, n = _CODE[line.colour], len(line.steps)
-    if line.marked or n == 1:
-        axes.plot(line.steps, line.values, "o-", color=colour, markersize=4.5)
+    if line.kind == "points" or n == 1:
+        # Nothing is known between the measurements: the line only leads the eye.
+        axes.plot(line.steps, line.values, color=colour, linewidth=1, alpha=0.5)
+        axes.plot(line.steps, line.values, "o", color=colour, markersize=4.5)
         return
     steps, values = line.steps, line.values
-    if n >= SMOOTHED_FROM:
+    if line.kind == "noisy" and n >= SMOOTHED_FROM:
         some = spread(n)
         # A dot is a stroke of no length with round ends: one path holds them all.
         gaps = np.full(len(some), np.nan)
         x = np.stack([steps[some], steps[some], gaps], axis=1).ravel()
         y = np.stack([values[some], values[some], gaps], axis=1).ravel()
-        axes.plot(x, y, color=colour, linewidth=2.2, alpha=0.28)
+        axes.plot(x, y, color=colour, linewidth=3, alpha=0.3)
         values = running_mean(values)
     some = spread(n)
     axes.plot(steps[some], values[some], color=colour)
@@ -142,6 +154,7 @@ def _draw(axes: "Axes", line: Series) -> None:
 
 def bar_chart(name: str, alt: str, rows: Sequence[Bars]) -> str:
     """Probabilities of tokens before and after, with the target's marked, as an SVG element."""
+    from matplotlib import ticker
     from matplotlib.figure import Figure
 
     row_height = 30
@@ -155,10 +168,10 @@ def bar_chart(name: str, alt: str, rows: Sequence[Bars]) -> str:
             (0.17, "blue", [row.after or 0 for row in rows]),
         ):
             axes.barh(place + shift, values, height=0.3, color=_CODE[colour])
-        for shift, row in zip(place, rows, strict=True):
+        for y, row in enumerate(rows):
             axes.plot(
                 [row.target, row.target],
-                [shift - 0.38, shift + 0.38],
+                [y - 0.38, y + 0.38],
                 color=_CODE["orange"],
                 linewidth=2.2,
                 solid_capstyle="butt",
@@ -172,6 +185,7 @@ def bar_chart(name: str, alt: str, rows: Sequence[Bars]) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.grid(axis="x")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=_ROUND))
         axes.xaxis.set_major_formatter(lambda x, _: short(x))
         axes.set_yticks(place, [row.label for row in rows], fontfamily="monospace")
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
@@ -191,13 +205,12 @@ def spread(n: int, most: int = MOST_POINTS) -> Array:
 
 
 def running_mean(values: Array) -> Array:
-    """The mean of each value and its neighbours, a twentieth of them all, fewer at the ends."""
+    """The mean of each value and its neighbours, a tenth of them all; at the ends, of one side."""
     n = len(values)
-    reach = max(1, n // 40)
+    reach = max(1, n // 20)
     total = np.concatenate([[0.0], values.cumsum()])
     place = np.arange(n)
-    reach_here = np.minimum(reach, np.minimum(place, n - 1 - place))  # as far on either side
-    first, last = place - reach_here, place + reach_here + 1
+    first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, n)
     return (total[last] - total[first]) / (last - first)
 
 
@@ -210,8 +223,9 @@ def _style() -> Iterator[None]:
     """
     import matplotlib
 
-    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
-    with matplotlib.rc_context(defaults | _RC), warnings.catch_warnings():
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_RC}
+    del settings["backend"]
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -247,7 +261,9 @@ def _attribute(match: re.Match[str], name: str) -> str:
     if key == "style":
         value = re.sub(r"#0000\d\d", lambda m: f"var(--{_COLOURS[m[0]]})", value)
         value = re.sub(r"font-family: [^;]*'DejaVu Sans'[^;]*;? ?", "", value)
-        value = re.sub(r"font-family: [^;]*'DejaVu Sans Mono'[^;]*", "font-family: var(--mono)", value)
+        value = re.sub(
+            r"font-family: [^;]*'DejaVu Sans Mono'[^;]*", "font-family: var(--mono)", value
+        )
         return f' style="{value}"'
     if value.startswith("rotate(-0"):
         return ""

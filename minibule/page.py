@@ -34,7 +34,7 @@ h1 { font-size: clamp(2rem, 6vw, 3rem); line-height: 1.1; margin: 0 0 1rem; font
 h2 { font-size: 1.55rem; line-height: 1.2; margin: 4rem 0 .5rem; padding-top: 1.25rem;
   border-top: 1px solid var(--line); font-weight: 600; }
 h3 { font-size: 1rem; margin: 0; font-weight: 600; }
-p { margin: .5rem 0; max-width: 44rem; }
+p { margin: .5rem 0; max-width: 44rem; text-wrap: pretty; }
 header { padding-top: clamp(2rem, 7vw, 4.5rem); }
 .kicker { color: var(--muted); font-size: .8rem; letter-spacing: .08em; text-transform: uppercase;
   margin: 0 0 .75rem; }
@@ -47,11 +47,14 @@ dt { color: var(--muted); font-size: .8rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 .columns { display: grid; gap: 2rem 3rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-.charts { display: grid; gap: 2.25rem 2rem; margin-top: 1.5rem;
+.charts { display: grid; gap: 0 2rem; margin-top: 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 19.5rem), 1fr)); }
 .columns > *, .charts > * { min-width: 0; }
 figure { margin: 0; }
+.charts figure { display: grid; grid-row: span 4; grid-template-rows: subgrid; row-gap: 0; }
+.columns figure { max-width: 31rem; }
 figcaption { font-size: .85rem; line-height: 1.45; }
+.charts figcaption { margin-bottom: 2.25rem; }
 figure svg { display: block; width: 100%; height: auto; margin: .4rem 0 .25rem; overflow: hidden;
   stroke-linejoin: round; font-family: var(--sans); }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .8rem; color: var(--muted); }
@@ -98,8 +101,9 @@ pre { margin: .4rem 0 1.5rem; padding: .8rem 1rem; background: var(--raised); fo
 pre.command { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }
 pre.context { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 16rem; }
 code { font-family: var(--mono); font-size: .88em; overflow-wrap: anywhere; }
+th code { font-size: 1em; }
 pre code { font-size: inherit; overflow-wrap: inherit; }
-details { margin: 2rem 0; } summary { cursor: pointer; }
+details { margin: 0; } summary { cursor: pointer; }
 @media print { .scroll, pre { max-height: none !important; } h2 { break-after: avoid; } }
 """  # noqa: E501
 

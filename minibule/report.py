@@ -12,14 +12,14 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from minibule import figures
 from minibule.config import TrainConfig, resolve
 from minibule.errors import InputError, run
-from minibule.figures import Bars, Level, Series, short, spread
+from minibule.figures import Bars, Level, Series, short
 from minibule.files import existing_folder, whole_file
 from minibule.heldout import ACCEPTED, NOISE
 from minibule.page import code, facts, foreign, page, scrolling, section, table, text
@@ -27,8 +27,12 @@ from minibule.snapshot import Comparison, Position, Snapshot, Token, comparisons
 
 SHOWN_ANSWERS = 200  # of the held-out prompts; all are in after.json
 SHOWN_TOKENS = 10  # of the position's likeliest
+TIMES = "\u00d7"
 PLOT_HINT = "pip install 'minibule[plot]'"
 PLOT_HINT_CLONE = "pip install '.[plot]'"
+
+
+Kind = Literal["noisy", "exact", "points"]
 
 
 class Run(NamedTuple):
@@ -133,10 +137,13 @@ def _head(found: Run) -> str:
     counted: dict[str, int] = sizes.sizes if sizes else {}
     objective = config.resolved_objective()
     values = {
-        "Model": _joined(text(config.model or "embedded"), _many(counted, "parameters", "frozen")),
+        "Model": _joined(
+            text(config.model or "embedded"), _many(counted, "parameters", "parameters, frozen")
+        ),
         "Adapter": _joined(
-            f"LoRA, rank {config.lora_r}" if not config.init_adapter else
-            f"LoRA, started from {text(config.init_adapter)}",
+            f"LoRA, rank {config.lora_r}"
+            if not config.init_adapter
+            else f"LoRA, started from {text(config.init_adapter)}",
             _many(counted, "trained", "parameters trained"),
         ),
         "Records": _joined(
@@ -150,11 +157,12 @@ def _head(found: Run) -> str:
         "Steps": _steps(found),
     }
     if (memory := _series(found, "rss_gb")) is not None:
-        values["Memory"] = f"{memory.values.max():.2f} GB resident at most, at the end of a step"
+        values["Memory"] = f"up to {memory.values.max():.2f} GB resident"
     return (
         '<header>\n<p class="kicker">minibule training report</p>\n'
         f"<h1>{text(_name(found))}</h1>\n"
-        f'<p class="lead">{text(_result(found))}</p>\n{_unfinished(found)}{facts(values)}\n</header>'
+        f'<p class="lead">{text(_result(found))}</p>\n'
+        f"{_unfinished(found)}{facts(values)}\n</header>"
     )
 
 
@@ -305,12 +313,12 @@ def charts(found: Run) -> list[Chart]:
         Chart(
             "loss",
             "Loss",
-            f"{objective.alpha:g} × KL(P || p) + {1 - objective.alpha:g} × contrast, mean over the "
+            f"{objective.alpha:g} KL(P || p) + {1 - objective.alpha:g} contrast, the mean over the "
             "rows of a step.",
             _present(
+                _series(found, "loss", "loss", "blue"),
                 _series(found, "kl", "KL part", "orange"),
                 _series(found, "contrast", "contrast part", "green"),
-                _series(found, "loss", "loss", "blue"),
             ),
         ),
         Chart(
@@ -355,7 +363,7 @@ def charts(found: Run) -> list[Chart]:
             "rate",
             "Learning rate",
             f"Schedule {config.schedule}, {config.warmup_steps:,} steps of warm-up.",
-            _present(_series(found, "lr", "a step", "blue")),
+            _present(_series(found, "lr", "a step", "blue", "exact")),
         ),
         Chart(
             "speed",
@@ -367,7 +375,7 @@ def charts(found: Run) -> list[Chart]:
             "memory",
             "Memory",
             "Resident memory of the process in GB.",
-            _present(_series(found, "rss_gb", "a step", "blue")),
+            _present(_series(found, "rss_gb", "a step", "blue", "exact")),
         ),
     ]
     return [chart for chart in made if chart.series]
@@ -377,19 +385,17 @@ def _present(*series: Series | None) -> list[Series]:
     return [one for one in series if one is not None]
 
 
-def _series(found: Run, key: str, label: str = "", colour: str = "blue") -> Series | None:
-    """The numbers under `key` in the steps that have one: skipped steps have none."""
-    pairs = [
-        (line["step"], float(line[key])) for line in found.lines if _is_number(line.get(key))
-    ]
-    return _line(label, colour, pairs)
-
-
-def _evaluated(
-    found: Run, key: str, label: str = "", colour: str = "orange"
+def _series(
+    found: Run, key: str, label: str = "", colour: str = "blue", kind: Kind = "noisy"
 ) -> Series | None:
+    """The numbers under `key` in the steps that have one: skipped steps have none."""
+    pairs = [(line["step"], float(line[key])) for line in found.lines if _is_number(line.get(key))]
+    return _line(label, colour, pairs, kind)
+
+
+def _evaluated(found: Run, key: str, label: str = "", colour: str = "orange") -> Series | None:
     """Held-out measurements: before training (step 0), in between, and after."""
-    pairs = []
+    pairs: list[tuple[int, Any]] = []
     if found.before and found.before.heldout:
         pairs.append((0, found.before.heldout.get(key)))
     pairs += [(line["step"], line.get(f"eval_{key}")) for line in found.lines]
@@ -398,16 +404,14 @@ def _evaluated(
         pairs = [(step, value) for step, value in pairs if step < found.steps or step == 0]
         pairs.append((found.steps, found.after.heldout.get(key)))
     kept = [(step, float(value)) for step, value in pairs if _is_number(value)]
-    return _line(label, colour, kept, marked=len(kept) <= 40)
+    return _line(label, colour, kept, "points" if len(kept) <= 40 else "exact")
 
 
-def _line(
-    label: str, colour: str, pairs: Sequence[tuple[int, float]], marked: bool = False
-) -> Series | None:
+def _line(label: str, colour: str, pairs: Sequence[tuple[int, float]], kind: Kind) -> Series | None:
     if not pairs:
         return None
     steps, values = (np.array(column) for column in zip(*pairs, strict=True))
-    return Series(label, colour, steps, values, marked)
+    return Series(label, colour, steps, values, kind)
 
 
 def _is_number(value: Any) -> bool:
@@ -445,7 +449,7 @@ def _figure(chart: Chart) -> str:
     keys = [f'<span><i class="key {s.colour}"></i>{text(s.label)}</span>' for s in chart.series]
     if chart.level:
         keys.append(f'<span><i class="key dashed"></i>{text(chart.level.label)}</span>')
-    legend = f'<div class="legend">{"".join(keys)}</div>' if len(keys) > 1 else ""
+    legend = f'<div class="legend">{"".join(keys) if len(keys) > 1 else ""}</div>'
     picture = figures.line_chart(
         chart.name, _alternative(chart), chart.series, chart.level, chart.from_zero
     )
@@ -508,13 +512,14 @@ def _one_position(found: Run) -> list[str]:
     tokens = sorted((was | now).values(), key=lambda t: -max(_model(t, was), _model(t, now)))
     # The likeliest, and whatever the target or the rejections make worth seeing.
     shown = sorted(
-        tokens, key=lambda t: -max(_model(t, was), _model(t, now), t.target, t.count / seen.total)
+        tokens,
+        key=lambda t: -max(_model(t, was), _model(t, now), t.target, t.rejected / seen.total),
     )[:SHOWN_TOKENS]
     shown = [token for token in tokens if token in shown]
     bars = [
         Bars(
-            token_name(token.text) + (f" ×{token.count:g}" if token.count else ""),
-            token.count > 0,
+            token_name(token.text) + (f" {TIMES}{token.rejected:g}" if token.rejected else ""),
+            token.rejected > 0,
             was[token.id].model if token.id in was else None,
             now[token.id].model if token.id in now else None,
             token.target,
@@ -523,11 +528,11 @@ def _one_position(found: Run) -> list[str]:
         for token in shown
     ]
     parts = [
-        "<p>What the model expects as the first token of its answer here, and what the objective "
-        f"wants it to expect. The record's {seen.total:g} rejections each began with one of the "
-        "tokens marked ×.</p>",
-        '<p class="muted">The text before it ends with</p>',
+        "<p>Here the model is about to begin its answer:</p>",
         code(seen.context, "context"),
+        "<p>What it expects as the first token, and what the objective wants it to expect. "
+        f"{seen.total:g} answers of this record were rejected; tokens with a {TIMES} began "
+        "them.</p>",
     ]
     return [*parts, f'<div class="columns">{_bars(bars)}{_tokens(bars, seen)}</div>']
 
@@ -561,13 +566,13 @@ def _bars(bars: Sequence[Bars]) -> str:
     return (
         f'<figure><h3>Probability of a token</h3><div class="legend">{"".join(keys)}</div>'
         f"{picture}<figcaption>P is what the KL part pulls towards; p* minimises KL and contrast "
-        "together. ×n: rejected n times here.</figcaption></figure>"
+        f"together. {TIMES}n: rejected n times here.</figcaption></figure>"
     )
 
 
 def _tokens(bars: Sequence[Bars], seen: Position) -> str:
     def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}"  # noqa: RUF001
+        return "" if value is None else f"{value:.4f}"
 
     return table(
         "The same as a table",
@@ -599,9 +604,7 @@ def _answers(found: Run) -> list[str]:
         pairs = list(zip(asked[0][1].styles, asked[1][1].styles, strict=False))
         gained = sum(was != ACCEPTED == now for was, now in pairs)
         lost = sum(was == ACCEPTED != now for was, now in pairs)
-        parts.append(
-            f"<p>{gained:,} of {number:,} became acceptable, {lost:,} ceased to be.</p>"
-        )
+        parts.append(f"<p>{gained:,} of {number:,} became acceptable, {lost:,} ceased to be.</p>")
     if shown < number:
         parts.append(
             f'<p class="muted">The first {shown:,} of {number:,}; all are in '
@@ -648,7 +651,10 @@ def _commands(found: Run) -> list[str]:
         gguf = next(iter(sorted(folder.glob("model-*.gguf"))), None)
         parts += [
             "<h3>Talk to it</h3>",
-            code(_command("minibule.generate", *model, "--prompt", config.probe or "hello"), "command"),
+            code(
+                _command("minibule.generate", *model, "--prompt", config.probe or "hello"),
+                "command",
+            ),
             "<h3>Write it for llama.cpp</h3>",
         ]
         if gguf is None:

@@ -33,7 +33,7 @@ CONTEXT_LETTERS = 400  # kept of the text before it
 class Token(NamedTuple):
     """A token of a `Position`.
 
-    count                 v, how often it was rejected there
+    rejected              v, how often it was rejected there
     base, model, target   its probability under the base, under the model, and in P
     optimum               in p*, the distribution that minimises the position's objective; None
                           where alpha = 0 and there is none
@@ -41,7 +41,7 @@ class Token(NamedTuple):
 
     id: int
     text: str
-    count: float
+    rejected: float
     base: float
     model: float
     target: float
@@ -115,9 +115,7 @@ def evaluate(
         for batch in pack(examples, objective.counts, pass_tokens):
             ref_hidden, _ = forward_batch(model, batch, None)
             hidden, _ = forward_batch(model, batch, model.adapter)
-            parts = head_metrics(
-                hidden, model.head, batch.rows, objective, ref_hidden, count=count
-            )
+            parts = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
             for name, value in parts.items():
                 metrics[name] = metrics.get(name, 0.0) + value
             bar.update(len(batch.answer_entry))
