@@ -1,8 +1,8 @@
 """The report's pictures, drawn by matplotlib as SVG that lives inside an HTML page.
 
 A picture takes its colours from the page's CSS variables, so it follows light and dark; its texts
-stay texts in the page's own font, and its coordinates are cut to a tenth of a point. Legends and
-captions are the page's.
+stay texts in the page's own font, and its coordinates keep two decimals. Legends and captions are
+the page's.
 """
 
 import importlib
@@ -123,7 +123,8 @@ def line_chart(
             axes.axhline(level.value, color=_CODE["ink"], linewidth=1, dashes=(4, 3), alpha=0.7)
         axes.margins(x=0.02, y=0.08)
         if from_zero:
-            axes.set_ylim(bottom=0)
+            heights = [*(line.values.max() for line in series), level.value if level else 0]
+            axes.set_ylim(min(0, *(line.values.min() for line in series)), 1.08 * max(heights) or 1)
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, steps=_ROUND))
         axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_ROUND))
@@ -161,7 +162,7 @@ def bar_chart(name: str, alt: str, rows: Sequence[Bars]) -> str:
     height = row_height * len(rows) + 34
     with _style():
         figure = Figure(figsize=(WIDTH / 72, height / 72))
-        axes = figure.add_axes((96 / WIDTH, 24 / height, 1 - 112 / WIDTH, 1 - 30 / height))
+        axes = figure.add_axes((108 / WIDTH, 24 / height, 1 - 124 / WIDTH, 1 - 30 / height))
         place = np.arange(len(rows))
         for shift, colour, values in (
             (-0.17, "grey", [row.before or 0 for row in rows]),
@@ -231,7 +232,7 @@ def _style() -> Iterator[None]:
 
 
 _ATTRIBUTE = re.compile(r' (id|d|x|y|transform|style)="([^"]*)"')
-_LONG_NUMBER = re.compile(r"(\.\d)\d+")
+_LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 _REFERENCE = re.compile(r'(xlink:href="|url\()#')
 
 

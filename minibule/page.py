@@ -84,7 +84,8 @@ thead th { color: var(--muted); font-size: .8rem; white-space: nowrap; vertical-
 tbody tr:last-child > * { border-bottom: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .gloss { display: block; font-size: .8rem; font-weight: 400; }
-.texts { min-width: 38rem; table-layout: fixed; }
+.texts { min-width: 27rem; table-layout: fixed; }
+th code { white-space: nowrap; }
 .texts td, .texts th { overflow-wrap: anywhere; }
 .tag { display: block; font-size: .75rem; color: var(--muted); }
 .tag.good { color: var(--green); } .tag.bad { color: var(--red); }
@@ -103,6 +104,7 @@ pre.context { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 16rem;
 code { font-family: var(--mono); font-size: .88em; overflow-wrap: anywhere; }
 th code { font-size: 1em; }
 pre code { font-size: inherit; overflow-wrap: inherit; }
+@media (max-width: 30rem) { th, td { padding: .4rem .5rem; } .tall th:first-child { padding-left: .6rem; } }
 details { margin: 0; } summary { cursor: pointer; }
 @media print { .scroll, pre { max-height: none !important; } h2 { break-after: avoid; } }
 """  # noqa: E501

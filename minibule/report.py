@@ -23,7 +23,7 @@ from minibule.figures import Bars, Level, Series, short
 from minibule.files import existing_folder, whole_file
 from minibule.heldout import ACCEPTED, NOISE
 from minibule.page import code, facts, foreign, page, scrolling, section, table, text
-from minibule.snapshot import Comparison, Position, Snapshot, Token, comparisons, load_snapshot
+from minibule.snapshot import Comparison, Snapshot, Token, comparisons, load_snapshot
 
 SHOWN_ANSWERS = 200  # of the held-out prompts; all are in after.json
 SHOWN_TOKENS = 10  # of the position's likeliest
@@ -530,11 +530,10 @@ def _one_position(found: Run) -> list[str]:
     parts = [
         "<p>Here the model is about to begin its answer:</p>",
         code(seen.context, "context"),
-        "<p>What it expects as the first token, and what the objective wants it to expect. "
-        f"{seen.total:g} answers of this record were rejected; tokens with a {TIMES} began "
-        "them.</p>",
+        "<p>What it expects as the first token, and what the objective wants it to expect. Tokens "
+        f"with a {TIMES} began the answers that were rejected, {seen.total:g} in all.</p>",
     ]
-    return [*parts, f'<div class="columns">{_bars(bars)}{_tokens(bars, seen)}</div>']
+    return [*parts, f'<div class="columns">{_bars(bars)}{_tokens(bars)}</div>']
 
 
 def _model(token: Token, known: Mapping[int, Token]) -> float:
@@ -547,7 +546,7 @@ def token_name(token: str) -> str:
         "␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in token
     )
-    return shown if len(shown) <= 14 else shown[:13] + "…"
+    return shown if len(shown) <= 12 else shown[:11] + "…"
 
 
 def _bars(bars: Sequence[Bars]) -> str:
@@ -570,13 +569,13 @@ def _bars(bars: Sequence[Bars]) -> str:
     )
 
 
-def _tokens(bars: Sequence[Bars], seen: Position) -> str:
+def _tokens(bars: Sequence[Bars]) -> str:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
 
     return table(
-        "The same as a table",
-        ("token", "before", "after", "target P", "optimum p*"),
+        "Probability of a token; P is the target, p* the optimum",
+        ("token", "before", "after", "P", "p*"),
         (
             [
                 f"<code>{foreign(row.label)}</code>",
