@@ -8,7 +8,8 @@
     minibule.complement_distribution(counts)             # (..., V) -> (..., V) float64
     minibule.complement_loss(logits, counts, alpha=0.7)  # (n, V) twice -> (loss, dlogits)
 
-Commands: `python -m minibule.train`, `.generate`, `.export`, `.records`, each with `--help`.
+Commands: `python -m minibule.train`, `.generate`, `.export`, `.records`, `.report`, each with
+`--help`.
 
 The code is meant to be read, in this order: records, forest, ops, lora, llama, complement, loss,
 optim, train, checkpoint, gguf_export.

@@ -66,6 +66,9 @@ _RC = {
 }
 
 
+Kind = Literal["noisy", "exact", "points"]
+
+
 class Series(NamedTuple):
     """A line: steps and finite values, of one length >= 1.
 
@@ -77,7 +80,7 @@ class Series(NamedTuple):
     colour: str
     steps: Array
     values: Array
-    kind: Literal["noisy", "exact", "points"] = "noisy"
+    kind: Kind = "noisy"
 
 
 class Level(NamedTuple):

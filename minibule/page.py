@@ -5,6 +5,7 @@ could take for markup.
 """
 
 import html
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 STYLE = """
@@ -84,7 +85,7 @@ thead th { color: var(--muted); font-size: .8rem; white-space: nowrap; vertical-
 tbody tr:last-child > * { border-bottom: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .gloss { display: block; font-size: .8rem; font-weight: 400; }
-.texts { min-width: 27rem; table-layout: fixed; }
+.texts { min-width: 22rem; table-layout: fixed; }
 th code { white-space: nowrap; }
 .texts td, .texts th { overflow-wrap: anywhere; }
 .tag { display: block; font-size: .75rem; color: var(--muted); }
@@ -189,3 +190,8 @@ def code(content: str, kind: str = "") -> str:
     """Preformatted text, reachable by keyboard; a `command` is marked as a whole by one click."""
     shown = f' class="{kind}"' if kind else ""
     return f'<pre{shown} tabindex="0"><code>{text(content)}</code></pre>'
+
+
+def command(module: str, *arguments: str) -> str:
+    """`python -m module arguments`, quoted for the shell."""
+    return shlex.join(["python", "-m", module, *arguments])

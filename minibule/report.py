@@ -7,46 +7,23 @@ pictures need matplotlib; without it the page has their numbers as text.
 """
 
 import argparse
-import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
 
 from minibule import figures
-from minibule.config import TrainConfig, resolve
-from minibule.errors import InputError, run
-from minibule.figures import Bars, Level, Series, short
-from minibule.files import existing_folder, whole_file
+from minibule.course import course
+from minibule.errors import run
+from minibule.figures import Bars, short
+from minibule.files import whole_file
 from minibule.heldout import ACCEPTED, NOISE
-from minibule.page import code, facts, foreign, page, scrolling, section, table, text
-from minibule.snapshot import Comparison, Snapshot, Token, comparisons, load_snapshot
+from minibule.page import code, command, facts, foreign, page, scrolling, section, table, text
+from minibule.results import Run, read_run, series
+from minibule.snapshot import Comparison, Token, comparisons
 
 SHOWN_ANSWERS = 200  # of the held-out prompts; all are in after.json
 SHOWN_TOKENS = 10  # of the position's likeliest
 TIMES = "\u00d7"
-PLOT_HINT = "pip install 'minibule[plot]'"
-PLOT_HINT_CLONE = "pip install '.[plot]'"
-
-
-Kind = Literal["noisy", "exact", "points"]
-
-
-class Run(NamedTuple):
-    """A run's folder, read: `lines` are the objects of metrics.jsonl, one a step."""
-
-    folder: Path
-    config: TrainConfig
-    lines: list[dict[str, Any]]
-    before: Snapshot | None
-    after: Snapshot | None
-
-    @property
-    def steps(self) -> int:
-        return int(self.lines[-1]["step"]) if self.lines else 0
 
 
 def write_report(folder: str | Path) -> Path:
@@ -62,47 +39,6 @@ def write_report(folder: str | Path) -> Path:
     return path
 
 
-def read_run(folder: str | Path) -> Run:
-    """Read a run's folder, finished or not."""
-    folder = existing_folder(folder, "the output folder of a training run")
-    if not (folder / "config.toml").is_file():
-        raise InputError(
-            f"{folder}: not the folder of a training run: it has no config.toml. Expected what "
-            "`python -m minibule.train` has written, such as runs/tiny."
-        )
-    config = resolve({"config": str(folder / "config.toml")})
-    before, after = (
-        load_snapshot(path) if (path := folder / f"{when}.json").exists() else None
-        for when in ("before", "after")
-    )
-    return Run(folder, config, read_metrics(folder / "metrics.jsonl"), before, after)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl by step; a last one that is only half there is left out."""
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-    steps: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-            if not isinstance(value, dict) or type(value.get("step")) is not int:
-                raise ValueError("no step")
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            raise InputError(
-                f"{path}, line {number:,}: expected the JSON object of a training step, with its "
-                "number as step. Remove the line to go on without it."
-            ) from None
-        steps[value["step"]] = value
-    return [steps[step] for step in sorted(steps)]
-
-
 def report(found: Run) -> str:
     """The page of a run."""
     return page(
@@ -111,7 +47,7 @@ def report(found: Run) -> str:
             _head(found),
             "<main>",
             section("Before and after", _probe(found), _comparison(found)),
-            section("The course of training", *_course(found)),
+            section("The course of training", *course(found)),
             section("One position, looked at closely", *_one_position(found)),
             section("Greedy answers to held-out prompts", *_answers(found)),
             section("Go on from here", *_commands(found)),
@@ -156,7 +92,7 @@ def _head(found: Run) -> str:
         f"contrast {objective.contrast}, alpha {objective.alpha:g}",
         "Steps": _steps(found),
     }
-    if (memory := _series(found, "rss_gb")) is not None:
+    if (memory := series(found, "rss_gb")) is not None:
         values["Memory"] = f"up to {memory.values.max():.2f} GB resident"
     return (
         '<header>\n<p class="kicker">minibule training report</p>\n'
@@ -175,7 +111,7 @@ def _many(sizes: Mapping[str, int], name: str, what: str) -> str:
 
 
 def _steps(found: Run) -> str:
-    seconds = _series(found, "seconds")
+    seconds = series(found, "seconds")
     if seconds is None:
         return f"{found.steps:,}"
     total = float(seconds.values.sum())
@@ -203,7 +139,7 @@ def _unfinished(found: Run) -> str:
 
 def _result(found: Run) -> str:
     """What came of it, in a sentence or two; of the measures that are there the most telling."""
-    before, after, loss = found.before, found.after, _series(found, "loss")
+    before, after, loss = found.before, found.after, series(found, "loss")
     if before and after and before.questions and after.questions:
         was, now = before.questions, after.questions
         return (
@@ -287,215 +223,6 @@ def _compared(row: Comparison) -> list[str]:
     what, before, after = row
     gloss = f'<span class="gloss">{text(_GLOSS[what])}</span>' if what in _GLOSS else ""
     return [text(what) + gloss, f"{before:.4f}", f"{after:.4f}"]
-
-
-# -- the course of training ------------------------------------------------------------------------
-
-
-class Chart(NamedTuple):
-    """A picture of the training's course, and what stands around it."""
-
-    name: str
-    title: str
-    caption: str
-    series: list[Series]
-    level: Level | None = None
-    from_zero: bool = True
-
-
-def charts(found: Run) -> list[Chart]:
-    """Every picture that the run has numbers for."""
-    config, objective = found.config, found.config.resolved_objective()
-    heldout = _evaluated(found, "optimal_rejected_mass")
-    best = Level("at the optimum p*, held out", float(heldout.values[0])) if heldout else None
-    limit = config.max_grad_norm
-    made = [
-        Chart(
-            "loss",
-            "Loss",
-            f"{objective.alpha:g} KL(P || p) + {1 - objective.alpha:g} contrast, the mean over the "
-            "rows of a step.",
-            _present(
-                _series(found, "loss", "loss", "blue"),
-                _series(found, "kl", "KL part", "orange"),
-                _series(found, "contrast", "contrast part", "green"),
-            ),
-        ),
-        Chart(
-            "mass",
-            "Rejected mass",
-            "Probability that the model gives to what was rejected, mean over rows. Where it "
-            "has no choice, as inside a word, it stays high.",
-            _present(
-                _series(found, "rejected_mass", "a step's records", "blue"),
-                _evaluated(found, "rejected_mass", "held out", "orange"),
-            ),
-            best,
-            from_zero=False,
-        ),
-        Chart(
-            "gap",
-            "Optimality gap",
-            "Total variation between p and p*, the distribution that minimises the objective. "
-            "Small is done, not good: read it beside the KL from the base.",
-            _present(_evaluated(found, "optimality_gap", "held out", "orange")),
-        ),
-        Chart(
-            "base",
-            "KL from the base",
-            "KL(base || p) in nats: how far the model has moved.",
-            _present(_evaluated(found, "kl_to_base", "held out", "orange")),
-        ),
-        Chart(
-            "entropy",
-            "Entropy",
-            "Of the model's distribution, in nats. A sharp rise is language coming apart.",
-            _present(_evaluated(found, "entropy", "held out", "orange")),
-        ),
-        Chart(
-            "gradient",
-            "Gradient norm",
-            "Before clipping." if limit else "Without clipping.",
-            _present(_series(found, "grad_norm", "a step", "blue")),
-            Level(f"clipped at {limit:g}", limit) if limit else None,
-        ),
-        Chart(
-            "rate",
-            "Learning rate",
-            f"Schedule {config.schedule}, {config.warmup_steps:,} steps of warm-up.",
-            _present(_series(found, "lr", "a step", "blue", "exact")),
-        ),
-        Chart(
-            "speed",
-            "Speed",
-            "Tokens a second, forward and backward.",
-            _present(_series(found, "tokens_per_s", "a step", "blue")),
-        ),
-        Chart(
-            "memory",
-            "Memory",
-            "Resident memory of the process in GB.",
-            _present(_series(found, "rss_gb", "a step", "blue", "exact")),
-        ),
-    ]
-    return [chart for chart in made if chart.series]
-
-
-def _present(*series: Series | None) -> list[Series]:
-    return [one for one in series if one is not None]
-
-
-def _series(
-    found: Run, key: str, label: str = "", colour: str = "blue", kind: Kind = "noisy"
-) -> Series | None:
-    """The numbers under `key` in the steps that have one: skipped steps have none."""
-    pairs = [(line["step"], float(line[key])) for line in found.lines if _is_number(line.get(key))]
-    return _line(label, colour, pairs, kind)
-
-
-def _evaluated(found: Run, key: str, label: str = "", colour: str = "orange") -> Series | None:
-    """Held-out measurements: before training (step 0), in between, and after."""
-    pairs: list[tuple[int, Any]] = []
-    if found.before and found.before.heldout:
-        pairs.append((0, found.before.heldout.get(key)))
-    pairs += [(line["step"], line.get(f"eval_{key}")) for line in found.lines]
-    if found.after and found.after.heldout:
-        # In place of an evaluation of the last step, which is the same.
-        pairs = [(step, value) for step, value in pairs if step < found.steps or step == 0]
-        pairs.append((found.steps, found.after.heldout.get(key)))
-    kept = [(step, float(value)) for step, value in pairs if _is_number(value)]
-    return _line(label, colour, kept, "points" if len(kept) <= 40 else "exact")
-
-
-def _line(label: str, colour: str, pairs: Sequence[tuple[int, float]], kind: Kind) -> Series | None:
-    if not pairs:
-        return None
-    steps, values = (np.array(column) for column in zip(*pairs, strict=True))
-    return Series(label, colour, steps, values, kind)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _course(found: Run) -> list[str]:
-    made = charts(found)
-    if not made:
-        return []
-    numbers = table(
-        "First, middle and last values",
-        ("", "", "first", "middle", "last"),
-        (row for chart in made for row in _numbers(chart)),
-        (2, 3, 4),
-    )
-    if figures.available():
-        pictures = "".join(map(_figure, made))
-        many = max(len(line.steps) for chart in made for line in chart.series)
-        how = "Dots are steps, the line is their running mean. " if many >= 40 else ""
-        return [
-            f'<p class="muted">{how}The horizontal axis counts steps.</p>',
-            f'<div class="charts">{pictures}</div>',
-            f"<details><summary>The same as a table</summary>{numbers}</details>",
-        ]
-    return [
-        '<p class="notice">The pictures need matplotlib: '
-        f"<code>{text(PLOT_HINT)}</code>, or in a clone <code>{text(PLOT_HINT_CLONE)}</code>. "
-        f"Then <code>{text(_command('minibule.report', str(found.folder)))}</code> draws them.</p>",
-        numbers,
-    ]
-
-
-def _figure(chart: Chart) -> str:
-    keys = [f'<span><i class="key {s.colour}"></i>{text(s.label)}</span>' for s in chart.series]
-    if chart.level:
-        keys.append(f'<span><i class="key dashed"></i>{text(chart.level.label)}</span>')
-    legend = f'<div class="legend">{"".join(keys) if len(keys) > 1 else ""}</div>'
-    picture = figures.line_chart(
-        chart.name, _alternative(chart), chart.series, chart.level, chart.from_zero
-    )
-    return (
-        f"<figure><h3>{text(chart.title)}</h3>{legend}{picture}"
-        f"<figcaption>{text(chart.caption)}</figcaption></figure>"
-    )
-
-
-def _alternative(chart: Chart) -> str:
-    """What the picture shows, in words."""
-    lines = []
-    for s in chart.series:
-        first, last = short(float(s.values[0])), short(float(s.values[-1]))
-        low, high = short(float(s.values.min())), short(float(s.values.max()))
-        lines.append(
-            f"{s.label}: {first} at step {s.steps[0]:,}, {last} at step {s.steps[-1]:,}, "
-            f"lowest {low}, highest {high}"
-        )
-    if chart.level:
-        lines.append(f"dashed line, {chart.level.label}: {short(chart.level.value)}")
-    return f"{chart.title} over the steps. {'; '.join(lines)}."
-
-
-def _numbers(chart: Chart) -> list[list[str]]:
-    return [
-        [
-            text(chart.title if len(chart.series) == 1 else f"{chart.title}: {s.label}"),
-            f'<span class="spark" aria-hidden="true">{sparkline(s.values)}</span>',
-            *(short(float(s.values[i])) for i in (0, len(s.values) // 2, -1)),
-        ]
-        for s in chart.series
-    ]
-
-
-def sparkline(values: Sequence[float] | np.ndarray[Any, Any], width: int = 24) -> str:
-    """Values as a row of at most `width` blocks, the lowest to the highest.
-
-    >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7])
-    '▁▂▃▄▅▆▇█'
-    """
-    parts = np.array_split(np.asarray(values, float), min(width, len(values)))
-    means = np.array([part.mean() for part in parts])
-    span = float(np.ptp(means))
-    heights = np.zeros(len(means)) if span == 0 else (means - means.min()) / span * 7
-    return "".join("▁▂▃▄▅▆▇█"[round(float(height))] for height in heights)
 
 
 # -- one position ----------------------------------------------------------------------------------
@@ -637,10 +364,6 @@ def _settings(found: Run) -> str:
     return (found.folder / "config.toml").read_text(encoding="utf-8").rstrip()
 
 
-def _command(module: str, *arguments: str) -> str:
-    return shlex.join(["python", "-m", module, *arguments])
-
-
 def _commands(found: Run) -> list[str]:
     folder, config = found.folder, found.config
     parts = []
@@ -651,7 +374,7 @@ def _commands(found: Run) -> list[str]:
         parts += [
             "<h3>Talk to it</h3>",
             code(
-                _command("minibule.generate", *model, "--prompt", config.probe or "hello"),
+                command("minibule.generate", *model, "--prompt", config.probe or "hello"),
                 "command",
             ),
             "<h3>Write it for llama.cpp</h3>",
@@ -659,7 +382,7 @@ def _commands(found: Run) -> list[str]:
         if gguf is None:
             gguf = folder / "model-q8_0.gguf"
             flags = ("--format", "gguf", "--dtype", "q8_0", "--output", str(gguf))
-            parts.append(code(_command("minibule.export", *model, *flags), "command"))
+            parts.append(code(command("minibule.export", *model, *flags), "command"))
         parts += [
             "<h3>Talk to it in llama.cpp</h3>",
             code(shlex.join(["llama-cli", "-m", str(gguf), "--temp", "0"]), "command"),
@@ -667,7 +390,7 @@ def _commands(found: Run) -> list[str]:
     parts += [
         "<h3>Train again with these settings</h3>",
         code(
-            _command(
+            command(
                 "minibule.train", "--config", str(folder / "config.toml"),
                 "--output", f"{folder}-again",
             ),

@@ -16,8 +16,10 @@ from minibule import export, figures, generate, snapshot
 from minibule.chat import load_chat
 from minibule.checkpoint import load_model
 from minibule.config import embedded_folder, resolve, to_toml
+from minibule.course import charts, sparkline
 from minibule.errors import InputError
-from minibule.report import charts, main, read_run, sparkline, token_name, write_report
+from minibule.report import main, token_name, write_report
+from minibule.results import read_run
 from minibule.train import main as train
 
 SCRIPT = "<script>alert('x')</script>"
@@ -292,12 +294,13 @@ def test_unfinished_runs_give_a_page_of_what_is_there(run):
 def test_skipped_steps_and_numbers_that_are_none(run):
     lines = lines_of(run)
     skipped = {"step": 2, "loss": None, "skipped": True, "seconds": 0.5}
-    odd = {**lines[2], "grad_norm": float("nan"), "kl": "high", "lr": float("inf")}
+    odd = {**lines[2], "grad_norm": float("nan"), "kl": 10**400, "lr": float("inf")}
     write_lines(run, [lines[0], skipped, odd, lines[3], lines[3]])
     page = page_of(run)
     assert "1 of them skipped" in page.text
     found = {chart.name: chart.series[0].steps.tolist() for chart in charts(read_run(run))}
     assert found["loss"] == [1, 3, 4] and found["gradient"] == [1, 4] and found["rate"] == [1, 4]
+    assert len(next(c for c in charts(read_run(run)) if c.name == "loss").series[1].steps) == 2
     write_lines(run, [skipped])
     assert "has not" not in page_of(run).text
 
