@@ -14,6 +14,7 @@ Commands, each with `--help`:
     python -m minibule.generate   answer a prompt
     python -m minibule.export     write the model or its adapter for others to load
     python -m minibule.records    check, count and convert files of rejected answers
+    python -m minibule.report     a run as one page: what it learnt, in pictures and tables
     python -m minibule.explain    one gradient worked through with its numbers: begin here
 
 The code is meant to be read, in this order: records, forest, ops, lora, llama, complement, loss,

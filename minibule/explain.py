@@ -41,10 +41,10 @@ from minibule.worked_step import (
     AdapterCheck,
     Place,
     Subject,
-    expected_attempts,
     explain_lora,
     explain_step,
     one_pass,
+    row_attempts,
     subject_of,
 )
 
@@ -138,7 +138,7 @@ def _whole_story(
 
     ref_hidden, _ = forward_batch(model, batch, None)
     before = one_pass(model, adapter, subject, ref_hidden)
-    attempts = expected_attempts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
+    attempts = row_attempts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
     z = logits(before.hidden)
     row = Row(z, logits(ref_hidden), attempts, subject.counts, objective, name)
     yield from explain_row(row)
@@ -258,7 +258,7 @@ def explain_tiny_vocab(objective: Objective) -> Iterator[str]:
         "'hello' was rejected 3 times and 'no' twice."
     )
     yield from _counts(subject, name, lambda ids: TINY_VOCAB[ids[0]])
-    attempts = expected_attempts(subject, log_softmax(TINY_LOGITS)[subject.counts.entry_id])
+    attempts = row_attempts(subject, log_softmax(TINY_LOGITS)[subject.counts.entry_id])
     yield from explain_row(Row(TINY_LOGITS, TINY_LOGITS, attempts, subject.counts, objective, name))
 
 

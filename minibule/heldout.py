@@ -42,13 +42,17 @@ class Answers(NamedTuple):
     greedy       share of the questions whose greedy answer is of each style, noise last
     exact        mean probability of each style at temperature 1, noise last
     perplexity   of the accepted answers, a token, their end of turn included
+    prompts      the questions
     texts        the greedy answers
+    styles       the style of each greedy answer
     """
 
     greedy: dict[str, float]
     exact: dict[str, float]
     perplexity: float
+    prompts: list[str]
     texts: list[str]
+    styles: list[str]
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -100,10 +104,10 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
     """Put every question to the model; InputError where one does not fit into its context."""
     context = model.config.max_position_embeddings
     longest = max(len(a) for q in questions for a in _encoded(chat, q))
-    prompts = max(len(chat.encode_prompt(q.prompt)) for q in questions)
-    if prompts + longest > context:
+    longest_prompt = max(len(chat.encode_prompt(q.prompt)) for q in questions)
+    if longest_prompt + longest > context:
         raise InputError(
-            f"held-out questions: found a prompt of {prompts:,} tokens and an answer of "
+            f"held-out questions: found a prompt of {longest_prompt:,} tokens and an answer of "
             f"{longest:,}, expected prompts and answers that fit into {context:,}."
         )
     styles = list(dict.fromkeys(style for q in questions for style in q.answers))
@@ -123,13 +127,16 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
             known += p
         exact[NOISE] += max(0.0, 1 - known) / len(questions)
 
-    room = min(2 * longest, context - prompts)
-    texts = answer(model, chat, [q.prompt for q in questions], room)
-    greedy = dict.fromkeys([*styles, NOISE], 0.0)
-    for question, text in zip(questions, texts, strict=True):
-        style = next((s for s, known in question.answers.items() if text in known), NOISE)
-        greedy[style] += 1 / len(questions)
-    return Answers(greedy, exact, float(np.exp(-sum(logps) / tokens)), texts)
+    room = min(2 * longest, context - longest_prompt)
+    prompts = [q.prompt for q in questions]
+    texts = answer(model, chat, prompts, room)
+    found = [_style(question, text) for question, text in zip(questions, texts, strict=True)]
+    greedy = {style: found.count(style) / len(questions) for style in [*styles, NOISE]}
+    return Answers(greedy, exact, float(np.exp(-sum(logps) / tokens)), prompts, texts, found)
+
+
+def _style(question: Question, text: str) -> str:
+    return next((style for style, known in question.answers.items() if text in known), NOISE)
 
 
 def _encoded(chat: Chat, question: Question) -> list[np.ndarray]:

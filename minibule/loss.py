@@ -99,9 +99,14 @@ def entry_log_probs(hidden: Array, head: Array, rows: Rows) -> Array:
     return np.concatenate(logp)
 
 
+def add_metrics(total: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add the shares of more rows, in place."""
+    for name, value in more.items():
+        total[name] = total.get(name, 0.0) + value
+
+
 def _add_shares(metrics: dict[str, float], share: Array, values: Mapping[str, Array]) -> None:
-    for name, value in values.items():
-        metrics[name] = metrics.get(name, 0.0) + float(share @ value)
+    add_metrics(metrics, {name: float(share @ value) for name, value in values.items()})
 
 
 class _Chunk(NamedTuple):
@@ -124,8 +129,7 @@ def _chunks(
     """Cut the rows so that a chunk's logits number about CHUNK_LOGITS."""
     attempts = None
     if objective and objective.prior == "rate" and ref_hidden is not None:
-        prefix, _ = path_log_probs(rows, entry_log_probs(ref_hidden, head, rows))
-        attempts = np.maximum(rows.total, rows.rounds * np.exp(prefix))  # (R,)
+        attempts = expected_attempts(rows, entry_log_probs(ref_hidden, head, rows))
     chunks = math.ceil(len(hidden) * len(head) / CHUNK_LOGITS)
     size = math.ceil(len(hidden) / chunks)
     for start in range(0, len(rows.weight), size):
@@ -137,6 +141,12 @@ def _chunks(
             None if ref_hidden is None else ref_hidden[chunk] @ head.T,
             None if attempts is None else attempts[chunk],
         )
+
+
+def expected_attempts(rows: Rows, ref_logp: Array) -> Array:
+    """max(T, N p_ref(prefix)), (R,): sampled answers expected to have come by each row."""
+    prefix, _ = path_log_probs(rows, ref_logp)
+    return np.maximum(rows.total, rows.rounds * np.exp(prefix))
 
 
 def path_log_probs(rows: Rows, logp: Array) -> tuple[Array, Array]:
@@ -170,7 +180,8 @@ def row_metrics(
 
     On top of the loss and its parts: entropy in nats, kl_to_base = KL(p_ref || p), the rejected
     mass of the answers' first positions (`first` says which rows those are), and where alpha > 0
-    the optimality gap, the total variation between p and the optimum p* of the row.
+    the rejected mass of p*, the optimum of the row, and the optimality gap, the total variation
+    between p and p*.
     """
     z_kept = z.copy()
     values, p, target = _compare(z, z_ref, attempts, rows, objective)
@@ -179,7 +190,10 @@ def row_metrics(
     values["first"] = (rows.depth == 0).astype(np.float64)
     values["first_rejected_mass"] = values["first"] * values["rejected_mass"]
     if objective.alpha > 0:
-        values["optimality_gap"] = _optimality_gap(p, probabilities, target, rows, objective)
+        at_entries, gap = _optimum(p, probabilities, target, rows, objective)
+        share = rows.entry_count / rows.total[rows.entry_row]
+        values["optimal_rejected_mass"] = _per_row(share * at_entries, rows.entry_row, len(z))
+        values["optimality_gap"] = gap
     return values
 
 
@@ -334,10 +348,12 @@ def _gradient(p: _Softmax, target: _Target, rows: Rows, objective: Objective) ->
     return dz
 
 
-def _optimality_gap(
+def _optimum(
     p: _Softmax, dense_p: Array, target: _Target, rows: Rows, objective: Objective
-) -> Array:
-    """Total variation between p and p*, (n,): `complement.optimum` from the entries alone.
+) -> tuple[Array, Array]:
+    """p* at the entries (E,), and the total variation between p and p*, (n,).
+
+    It is `complement.optimum` from the entries alone.
 
     Where nothing was rejected p* = alpha P / lambda, one multiple of the prior; only the entries
     need the root, and sum p* = 1 is alpha (1 - sum_e P_e) / lambda + sum_e p*_e = 1.
@@ -361,8 +377,9 @@ def _optimality_gap(
         gap = np.abs(dense_p - (factor / dense_p.shape[1]).astype(dense_p.dtype)[:, None])
     else:
         gap = np.abs(dense_p - factor.astype(dense_p.dtype)[:, None] * target.dense)
-    gap[row, rows.entry_id] = np.abs(np.exp(p.logp) - p_star(high))
-    return gap.sum(axis=1, dtype=np.float64) / 2
+    at_entries = p_star(high)
+    gap[row, rows.entry_id] = np.abs(np.exp(p.logp) - at_entries)
+    return at_entries, gap.sum(axis=1, dtype=np.float64) / 2
 
 
 def _per_row(values: Array, row: Array, n: int) -> Array:

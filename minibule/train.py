@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -40,18 +40,17 @@ from minibule.examples import record_order, split_by_prompt, tokenize
 from minibule.export import export
 from minibule.files import whole_file
 from minibule.forest import Batch, Example, pack, total_weight
-from minibule.generate import answer
 from minibule.gguf_export import check_gguf
-from minibule.heldout import ACCEPTED, NOISE, Answers, Question, ask, read_questions
+from minibule.heldout import Question, read_questions
 from minibule.llama import Llama, backward, forward_batch
 from minibule.lora import Adapter, init_adapter
-from minibule.loss import head_loss, head_metrics
+from minibule.loss import add_metrics, head_loss
 from minibule.machine import memory_gb, peak_memory_gb, set_threads, side_by_side, threads
 from minibule.ops import Array
 from minibule.optim import AdamW, clip_gradients, learning_rate
 from minibule.records import read_file
-
-PROBE_TOKENS = 48  # of the answer to --probe
+from minibule.report import write_report
+from minibule.snapshot import Snapshot, evaluate, observe, print_comparison, save_snapshot
 
 
 def planned_steps(config: TrainConfig, examples: int) -> int:
@@ -90,38 +89,9 @@ def gradients(
     for more_grads, more_metrics, more_tokens in passes:
         for name, grad in more_grads.items():
             grads[name] += grad
-        _add(metrics, more_metrics)
+        add_metrics(metrics, more_metrics)
         tokens += more_tokens
     return grads, metrics, tokens
-
-
-def evaluate(
-    model: Llama, examples: Sequence[Example], objective: Objective, pass_tokens: int
-) -> Sums:
-    """Means over the rows of held-out examples; what they are, `loss.row_metrics` says."""
-    count = total_weight(examples)
-
-    def one_pass(batch: Batch) -> tuple[Sums, int]:
-        ref_hidden, _ = forward_batch(model, batch, None)
-        hidden, _ = forward_batch(model, batch, model.adapter)
-        metrics = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
-        return metrics, len(batch.answer_entry)
-
-    metrics: Sums = {}
-    answers = sum(len(example.answers) for example in examples)
-    with tqdm(total=answers, desc="evaluating", unit=" answers", delay=1, leave=False) as bar:
-        for parts, size in side_by_side(
-            one_pass, pack(examples, objective.counts, pass_tokens, threads())
-        ):
-            _add(metrics, parts)
-            bar.update(size)
-    metrics["first_rejected_mass"] /= metrics.pop("first")
-    return metrics
-
-
-def _add(total: Sums, parts: Sums) -> None:
-    for name, value in parts.items():
-        total[name] = total.get(name, 0.0) + value
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -142,14 +112,6 @@ class Job:
     @property
     def steps(self) -> int:
         return planned_steps(self.config, len(self.examples))
-
-
-class Snapshot(NamedTuple):
-    """What the model does at one moment: answers to the probe and the questions, metrics."""
-
-    probe: str | None
-    questions: Answers | None
-    heldout: Sums | None
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -223,7 +185,8 @@ def train(config: TrainConfig) -> Path:
     """Run the training that the settings describe; returns the folder with its results.
 
     The folder gets config.toml (the settings as resolved), metrics.jsonl (one object a step),
-    adapter/ (PEFT) and, as `export` says, merged/ (Hugging Face).
+    before.json and after.json (what the model did), adapter/ (PEFT), as `export` says merged/
+    (Hugging Face) or GGUF files, and report.html.
     """
     output = _output_folder(config)
     job = prepare(config)
@@ -231,6 +194,7 @@ def train(config: TrainConfig) -> Path:
     before = take_snapshot(job)
     output.mkdir(parents=True, exist_ok=True)
     _clear(output)
+    save_snapshot(before, output / "before.json")
     knobs = config.resolved_objective()._asdict()
     resolved = dataclasses.replace(config, output=str(output), **knobs)
     with whole_file(output / "config.toml") as file:
@@ -239,6 +203,7 @@ def train(config: TrainConfig) -> Path:
     run_steps(job, output / "metrics.jsonl")
     seconds = time.perf_counter() - started
     after = take_snapshot(job)
+    save_snapshot(after, output / "after.json")
     adapter = _adapter(job.model)
     save_adapter(adapter, job.model.config, output / "adapter", str(job.source))
     written = {"adapter": output / "adapter", "metrics": output / "metrics.jsonl"}
@@ -248,7 +213,9 @@ def train(config: TrainConfig) -> Path:
             place, name = _EXPORTS[form]
             written[place] = output / name.format(dtype=dtype)
             export(job.model, job.chat, form, dtype or None, written[place])
-    _report(job, before, after, seconds, written)
+    print_comparison(before, after, config.probe)
+    written["report"] = write_report(output)
+    _closing(job, seconds, written)
     return output
 
 
@@ -262,7 +229,8 @@ _EXPORTS = {
 
 def _clear(output: Path) -> None:
     """Remove an earlier run's results, so that none of them passes for this run's."""
-    for path in (*output.glob("*.gguf"), output / "metrics.jsonl"):
+    results = ("metrics.jsonl", "before.json", "after.json", "report.html")
+    for path in (*output.glob("*.gguf"), *(output / name for name in results)):
         path.unlink(missing_ok=True)
     for folder in (output / "adapter", output / "merged"):
         if folder.exists():
@@ -317,16 +285,8 @@ def step_batches(job: Job, order: Callable[[int], int], step: int) -> list[list[
 
 
 def take_snapshot(job: Job) -> Snapshot:
-    """Ask the model everything there is to ask."""
-    config, model = job.config, job.model
-    probe = None
-    if config.probe:
-        (probe,) = answer(model, job.chat, [config.probe], PROBE_TOKENS)
-    questions = ask(model, job.chat, job.questions, config.pass_tokens) if job.questions else None
-    heldout = None
-    if job.heldout:
-        heldout = evaluate(model, job.heldout, config.resolved_objective(), config.pass_tokens)
-    return Snapshot(probe, questions, heldout)
+    """What the job's model does now."""
+    return observe(job.model, job.chat, job.config, job.examples, job.heldout, job.questions)
 
 
 def _adapter(model: Llama) -> Adapter:
@@ -380,37 +340,13 @@ def _describe(job: Job) -> None:
     )
 
 
-def _report(
-    job: Job, before: Snapshot, after: Snapshot, seconds: float, written: Mapping[str, Path]
-) -> None:
-    print()
-    print(f"{'':<34}{'before':>12}{'after':>12}")
-    if before.questions and after.questions:
-        was, now = before.questions, after.questions
-        print(f"on {len(job.questions)} held-out prompts")
-        _compare("greedy answer accepted", was.greedy[ACCEPTED], now.greedy[ACCEPTED])
-        _compare("P(accepted answer), exact", was.exact[ACCEPTED], now.exact[ACCEPTED])
-        for style in was.exact:
-            if style != ACCEPTED:
-                _compare(f"P({style})", was.exact[style], now.exact[style])
-        _compare("greedy noise", was.greedy[NOISE], now.greedy[NOISE])
-        _compare("perplexity of accepted answers", was.perplexity, now.perplexity)
-    if before.heldout and after.heldout:
-        print(f"on {len(job.heldout)} held-out records")
-        for name in after.heldout:
-            _compare(name.replace("_", " "), before.heldout[name], after.heldout[name])
-    if before.probe is not None:
-        print(f"\n{job.config.probe!r}\n  before: {before.probe}\n  after:  {after.probe}")
+def _closing(job: Job, seconds: float, written: Mapping[str, Path]) -> None:
     print(
         f"\n{job.steps} steps in {seconds:.1f} s, {seconds / job.steps:.2f} s a step, "
         f"peak memory {peak_memory_gb():.2f} GB"
     )
     for what, place in written.items():
         print(f"{what:<11}{place}")
-
-
-def _compare(what: str, before: float, after: float) -> None:
-    print(f"  {what:<32}{before:>12.4f}{after:>12.4f}")
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ from minibule.config import Objective, TrainConfig
 from minibule.forest import Batch, Example, Rows, pack
 from minibule.llama import ForwardCache, Llama, backward, forward_batch
 from minibule.lora import Adapter, lora_name
-from minibule.loss import head_loss, path_log_probs
+from minibule.loss import expected_attempts, head_loss
 from minibule.ops import Array
 from minibule.worked_row import (
     Row,
@@ -75,13 +75,11 @@ def subject_of(example: Example, place: Place, objective: Objective) -> Subject:
     return Subject(example, batch, int(row), place, objective)
 
 
-def expected_attempts(subject: Subject, ref_logp: Array) -> Array | None:
+def row_attempts(subject: Subject, ref_logp: Array) -> Array | None:
     """How many of the sampled answers are expected to have come by the row, (1,), for `rate`."""
     if subject.objective.prior != "rate":
         return None
-    prefix, _ = path_log_probs(subject.batch.rows, ref_logp)
-    expected = subject.counts.rounds * np.exp(prefix[subject.row])
-    return np.maximum(subject.counts.total, expected)
+    return expected_attempts(subject.batch.rows, ref_logp)[[subject.row]]
 
 
 class Pass(NamedTuple):

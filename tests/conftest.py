@@ -12,6 +12,13 @@ from minibule.lora import Adapter, init_adapter
 
 ROOT = Path(__file__).parent.parent
 
+
+@pytest.fixture(autouse=True, scope="session")
+def matplotlib_in_tmp(tmp_path_factory):
+    """matplotlib keeps a list of the machine's fonts: tests write nothing outside tmp."""
+    os.environ["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
+
+
 # Odd sizes, H != K, hd != D / H, an untied head: nothing fits by accident.
 ODD = LlamaConfig(
     hidden_size=10,

@@ -254,6 +254,7 @@ def test_fused_metrics_are_the_dense_ones(objective):
         "entropy": -(p * np.log(p)).sum(axis=1),
         "kl_to_base": (p_ref * np.log(p_ref / p)).sum(axis=1),
         "rejected_mass": (share * p).sum(axis=1),
+        "optimal_rejected_mass": (share * complement.optimum(P, w, objective.alpha)).sum(axis=1),
         "optimality_gap": complement.optimality_gap(z, P, w, objective.alpha),
     }
     for name, value in expected.items():
