@@ -31,9 +31,9 @@ from minibule.config import Objective
 from minibule.forest import Rows
 from minibule.ops import Array
 
-# Logits computed at once by a thread: 2^23 float32 are 32 MB. With fewer rows at a time the matrix
+# Logits computed at once by a thread: 2^24 float32 are 64 MB. With fewer rows at a time the matrix
 # product is slow, because all of the head passes through the processor for each chunk.
-CHUNK_LOGITS = 2**23
+CHUNK_LOGITS = 2**24
 
 
 def head_loss(

@@ -216,7 +216,7 @@ def hostile(run):
 
     def change(value):
         questions, position = value["questions"], value["position"]
-        value["probe"] = f"{SCRIPT}\x00\x1b\u202e</dd> \ud800 {word}"
+        value["probe"] = f"{SCRIPT}\x00\x1b\u202e</dd> {word}"
         questions["texts"][0] = f"{SCRIPT}<!-- {word}"
         questions["styles"][0] = "<b>style</b>"
         questions["prompts"][0] = f"</td>{SCRIPT}"
