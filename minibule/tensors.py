@@ -125,7 +125,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
         )
         for name, array in held.items()
     }
-    serialize_file(specs, str(path), metadata={"format": "pt"})
+    try:
+        serialize_file(specs, str(path), metadata={"format": "pt"})
+    except SafetensorError as error:  # its kinds are but texts: "I/O error: No space left ..."
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from None
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone
