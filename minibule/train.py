@@ -457,6 +457,7 @@ def dry_run(config: TrainConfig) -> None:
         config.pass_tokens,
         lambda batches: take_step(job, optimiser, 1, batches)["seconds"],
     )
+    asking = _snapshot_seconds(job)
     merging = merged_gb(job.model) if "hf" in config.export else 0.0
     rows = sum(total_weight(example for batch in step for example in batch) for step in plan)
     tokens = estimate.tokens
@@ -464,13 +465,31 @@ def dry_run(config: TrainConfig) -> None:
     peak = max(peak_memory_gb(), memory_gb() + merging)
     print(f"rows       {rows:,} in the {epoch:,} steps of an epoch")
     print(f"tokens     {np.median(tokens):,.0f} a step (median), {max(tokens):,} (largest)")
-    print(f"steps      {job.steps:,}, {seconds / job.steps:.2g} s each: {_duration(seconds)}")
+    print(f"steps      {job.steps:,}, {seconds / job.steps:.2g} s each")
+    print(
+        f"time       {_duration(seconds)} for the steps, "
+        f"{_duration(2 * asking)} to measure before and after"
+    )
     print(f"memory     {peak:.2f} GB at its peak")
     print("would write")
     for place in ("config.toml", "metrics.jsonl", "checkpoint", "adapter"):
         print(f"  {output / place}")
     for _, _, path in exports(config, output):
         print(f"  {path}")
+
+
+def _snapshot_seconds(job: Job) -> float:
+    """Seconds that a snapshot takes; of the held-out records only the longest are tried."""
+    started = time.perf_counter()
+    take_snapshot(dataclasses.replace(job, heldout=[]))
+    asked = time.perf_counter()
+    longest = sorted(job.heldout, key=lambda example: -total_weight([example]))[:4]
+    if not longest:
+        return asked - started
+    evaluate(job.model, longest, job.config.resolved_objective(), job.config.pass_tokens)
+    evaluated = time.perf_counter() - asked
+    share = total_weight(longest) / total_weight(job.heldout)
+    return asked - started + evaluated / share
 
 
 def _duration(seconds: float) -> str:
