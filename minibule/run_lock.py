@@ -72,14 +72,16 @@ def refuse_if_locked(folder: Path) -> None:
 
 def _take(path: Path) -> BinaryIO:
     while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
-            file = path.open("r+b" if path.exists() else "w+b")
             _lock(file)
         except BlockingIOError:
+            file.close()
             raise InputError(
                 f"{path.parent}: another run is writing there{_holder(path)}"
             ) from None
         except OSError as error:
+            file.close()
             raise InputError(f"{path}: cannot be locked ({error.strerror}).") from None
         # A holder removes the file before it lets go: then this is locked, but no longer there.
         with suppress(OSError):

@@ -355,13 +355,13 @@ def take_step(
     """
     config, objective = job.config, job.config.resolved_objective()
     started = time.perf_counter()
-    with np.errstate(all="ignore"):  # what comes of it is looked at below
+    with np.errstate(all="ignore"):  # what comes of it is looked at
         grads, metrics, tokens = gradients(job.model, batches, objective, config.pass_tokens)
         norm = clip_gradients(grads, config.max_grad_norm)
-    lr = learning_rate(config, step, job.steps)
-    finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
-    if finite:
-        optimiser.step(grads, lr)
+        lr = learning_rate(config, step, job.steps)
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
+        if finite:
+            optimiser.step(grads, lr)
     seconds = time.perf_counter() - started
     line: dict[str, Any] = {
         "step": step,

@@ -444,11 +444,11 @@ def test_a_full_disk(settings, monkeypatch, what):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 300 kB: room for a checkpoint or two of a small adapter, and not for a third."""
+    """A disk of 1 MB: room for a checkpoint or two of a small adapter, and not for a third."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)],
         capture_output=True,
         check=False,
     )
@@ -462,7 +462,7 @@ def test_a_disk_that_is_really_full(settings, small_disk):
     main([*settings, "--output=whole", "--save-every=0", "--export=hf"])
     size = Path("whole/checkpoint/step-00000007.safetensors").stat().st_size
     filler = small_disk / "filler"
-    filler.write_bytes(b"x" * (300_000 - 2 * size - 20_000))
+    filler.write_bytes(b"x" * (2**20 - 2 * size - 20_000))
     output = str(small_disk / "run")
     message = fails([*settings, f"--output={output}", "--keep=9"])
     assert "cannot be written" in message and "No space left" in message

@@ -26,7 +26,7 @@ import numpy as np
 from minibule.errors import InputError, run
 
 CLOCK = ("seconds", "tokens_per_s", "rss_gb")  # what differs between equal runs
-SETTINGS = "--heldout= --probe= --eval-fraction=0 --export=none --grad-accum=2 --batch-size=2"
+SETTINGS = "--heldout= --probe= --eval-fraction=0 --export=none --batch-size=2"
 RESULTS = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -129,7 +129,7 @@ def _kill_sometime(process: subprocess.Popen[bytes], output: Path, rng: random.R
 
 def kill(runs: int, steps: int, most: int, folder: Path) -> bool:
     """Print the counts; True where nothing was lost."""
-    settings = [*SETTINGS.split(), f"--steps={steps}", "--save-every=1"]
+    settings = [*SETTINGS.split(), "--grad-accum=2", f"--steps={steps}", "--save-every=1"]
     expected = folder / "never-killed"
     ended(expected, *settings)
     with ThreadPoolExecutor(2) as pool:
@@ -167,7 +167,7 @@ def long(steps: int, most: float, folder: Path) -> bool:
     print(f"{rss[-1] / 1e6:.1f} MB at the end")
     print(f"its slope                {slope:.1f} bytes a step")
     print(f"files in checkpoint/     {kept}")
-    return abs(slope) <= most and kept == 2 and len(lines) == steps
+    return bool(abs(slope) <= most) and kept == 2 and len(lines) == steps
 
 
 def main(argv: list[str]) -> None:
