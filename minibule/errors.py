@@ -34,7 +34,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     Exit status: 0 done, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 1 anything
     else that is no bug.
     """
-    signal.signal(signal.SIGTERM, _terminate)  # an exception, so that what is open is put away
+    # Both become exceptions, so that what is open is put away.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets its code instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")

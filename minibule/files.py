@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def flush_to_disk(path: Path) -> None:
     """Wait until a file's bytes, or the names in a folder, would survive a loss of power."""
-    if path.is_dir() and os.name == "nt":
+    windows = os.name == "nt"
+    if windows and path.is_dir():
         return  # Windows opens no folders, and writes their entries by itself
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with suppress(OSError) if path.is_dir() else nullcontext():  # not every disk can, a folder
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -59,6 +59,7 @@ def test_without_arguments_it_teaches_the_embedded_model(capsys):
     run = Path("runs/tiny")
     assert {path.name for path in run.iterdir()} == {
         "adapter",
+        "checkpoint",
         "config.toml",
         "merged",
         "metrics.jsonl",
@@ -261,6 +262,7 @@ def test_output_that_is_a_file_or_an_earlier_run(capsys):
     assert len(metrics_of("run")) == 1
     assert {path.name for path in Path("run").iterdir()} == {
         "adapter",
+        "checkpoint",
         "config.toml",
         "metrics.jsonl",
     }
