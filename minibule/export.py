@@ -37,8 +37,6 @@ def export(model: Llama, chat: Chat, form: str, dtype: str | None, output: Path)
     elif form == "gguf-lora":
         export_gguf_lora(model, output)
     else:
-        if output.exists():
-            raise InputError(f"--output {output}: exists already; expected a new folder.")
         save_model(model, output, chat.source, dtype.upper())
 
 
@@ -59,6 +57,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="PATH")
     args = parser.parse_args(argv)
+    if args.format == "hf" and args.output.exists():
+        raise InputError(f"--output {args.output}: exists already; expected a new folder.")
     source = args.model or embedded_folder()
     model, chat = load_model(source, args.adapter), load_chat(source)
     export(model, chat, args.format, args.dtype, args.output)

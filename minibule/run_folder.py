@@ -81,17 +81,12 @@ def clear(output: Path) -> None:
     # Without its settings, what is left of it is no run that --resume could go on with.
     for name in ("config.toml", "metrics.jsonl"):
         (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "checkpoint", ignore_errors=True)
-    clear_results(output)
-    remove_stale(output)
-
-
-def clear_results(output: Path) -> None:
     for path in output.glob("*.gguf"):
         path.unlink()
-    for folder in (output / "adapter", output / "merged"):
-        if folder.exists():
-            shutil.rmtree(folder)
+    for name in ("checkpoint", "adapter", "merged"):
+        if (output / name).exists():
+            shutil.rmtree(output / name)
+    remove_stale(output)
 
 
 # -- going on --------------------------------------------------------------------------------------

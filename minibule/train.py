@@ -51,7 +51,6 @@ from minibule.records import Record, read_file
 from minibule.run_folder import (
     MAY_CHANGE,
     clear,
-    clear_results,
     exports,
     output_folder,
     resume_hint,
@@ -279,7 +278,6 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
 def _write_results(job: Job, output: Path) -> dict[str, Path]:
     """The adapter and the exports: what they are called, and where they are."""
-    clear_results(output)
     save_adapter(_adapter(job.model), job.model.config, output / "adapter", str(job.source))
     written = {"adapter": output / "adapter", "metrics": output / "metrics.jsonl"}
     for kind, place, path in exports(job.config, output):
