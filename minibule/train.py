@@ -443,6 +443,7 @@ def dry_run(config: TrainConfig) -> None:
     """Check everything, try a few steps in memory, and print what the run would take and write."""
     output = output_folder(config)
     job = prepare(config)
+    loaded = memory_gb()
     _describe(job)
     optimiser = AdamW(_adapter(job.model).params, config.weight_decay)
     order = record_order(config, job.examples)
@@ -460,7 +461,8 @@ def dry_run(config: TrainConfig) -> None:
     rows = sum(total_weight(example for batch in step for example in batch) for step in plan)
     tokens = estimate.tokens
     seconds = job.steps * float(np.mean(tokens)) / estimate.tokens_per_s
-    peak = max(peak_memory_gb(), memory_gb() + merging)
+    # Merging happens when training is over, in the memory that its arrays have left.
+    peak = max(peak_memory_gb(), loaded + merging)
     print(f"rows       {rows:,} in the {epoch:,} steps of an epoch")
     print(f"tokens     {np.median(tokens):,.0f} a step (median), {max(tokens):,} (largest)")
     print(f"steps      {job.steps:,}, {seconds / job.steps:.2g} s each")

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -488,22 +490,40 @@ def test_a_disk_that_is_really_full(settings, small_disk):
     assert results(output) == results("whole")
 
 
+@contextmanager
+def as_nobody():
+    """Permission bits bind everyone but root: be somebody else for a while."""
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
 @pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="becomes another user: needs root")
-def test_a_folder_one_may_not_write_in(settings, tmp_path):
-    """Permission bits bind everyone but root, so the run is nobody's."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            pytest.skip(f"{folder} is closed to other users")
-    done = subprocess.run(
-        [sys.executable, "-m", "minibule.train", *settings, "--output=run"],
-        env=ENV,
-        capture_output=True,
-        text=True,
-        check=False,
-        user=65534,
-    )
-    assert done.returncode == 2 and "may not write in" in done.stderr
-    assert not Path("run").exists()
+def test_folders_one_may_not_write_in(settings, monkeypatch):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to nobody
+        monkeypatch.chdir(shutil.copytree(".", name, dirs_exist_ok=True))
+        Path(name).chmod(0o755)
+        settings = [*settings, "--output=run"]
+        main([*settings, "--export=hf"])
+        before = results("run")
+        with as_nobody():
+            assert "may not write in" in fails([*settings, "--output=other"])
+            assert "may not write in" in fails(["--resume", "--output=run"])
+        for closed in ("run/checkpoint", "run/adapter", "run/merged", "run/metrics.jsonl"):
+            for path in (Path("run"), *Path("run").rglob("*")):
+                os.chown(path, 65534, 65534)
+            shutil.rmtree("run/checkpoint")  # so that all of it is done again
+            Path("run/checkpoint").mkdir()
+            os.chown("run/checkpoint", 65534, 65534)
+            os.chown(closed, 0, 0)
+            Path(closed).chmod(0o755 if Path(closed).is_dir() else 0o644)
+            with as_nobody():
+                message = fails(["--resume", "--output=run"])
+            assert closed in message and "Permission denied" in message
+            assert results("run")[0] == before[0] and not list(Path("run").rglob("*.partial"))
+        monkeypatch.undo()
 
 
 # -- a rehearsal -----------------------------------------------------------------------------------
