@@ -56,33 +56,31 @@ def writing(path: Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well, and else goes away."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with writing(path):
-        try:
-            yield partial
-            flush_to_disk(partial)  # before the name says so
-            partial.replace(path)
-            flush_to_disk(path.parent)  # where the name stands
-        finally:
-            partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        flush_to_disk(partial)  # before the name says so
+        partial.replace(path)
+        flush_to_disk(path.parent)  # where the name stands
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder, which replaces an older one of that name."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with writing(path):
-        try:
-            partial.mkdir(parents=True)
-            yield partial
-            for file in partial.iterdir():
-                flush_to_disk(file)
-            flush_to_disk(partial)
-            if path.exists():
-                shutil.rmtree(path)
-            partial.replace(path)
-            flush_to_disk(path.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.iterdir():
+            flush_to_disk(file)
+        flush_to_disk(partial)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.replace(path)
+        flush_to_disk(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -138,8 +138,9 @@ def save_checkpoint(
     }
     data = save(state, {"minibule": json.dumps(about), "checksum": UNSIGNED})
     path = folder / f"step-{progress.step:08}.safetensors"
-    folder.mkdir(exist_ok=True)
-    with whole_file(path) as partial:
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    with writing(path), whole_file(path) as partial:
         partial.write_bytes(data.replace(UNSIGNED.encode(), _checksum(data).encode(), 1))
     # Files of later steps are what an earlier life of this run left, damaged.
     steps = _checkpoints(folder)

@@ -36,7 +36,7 @@ from minibule.errors import InputError, listed, run
 from minibule.estimate import merged_gb, rehearse
 from minibule.examples import record_order, split_by_prompt, tokenize
 from minibule.export import export
-from minibule.files import flush_to_disk, remove_stale, whole_file
+from minibule.files import flush_to_disk, remove_stale, whole_file, writing
 from minibule.forest import Batch, Example, pack, total_weight
 from minibule.generate import answer
 from minibule.gguf_export import check_gguf
@@ -266,7 +266,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         before = take_snapshot(job)
         if not resume:
             clear(output)
-        with whole_file(output / "config.toml") as file:
+        settings_file = output / "config.toml"
+        with writing(settings_file), whole_file(settings_file) as file:
             file.write_text(to_toml(resolved), encoding="utf-8")
         with resume_hint(output):
             seconds = run_steps(job, output, run, checkpoint)
@@ -278,11 +279,13 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
 def _write_results(job: Job, output: Path) -> dict[str, Path]:
     """The adapter and the exports: what they are called, and where they are."""
-    save_adapter(_adapter(job.model), job.model.config, output / "adapter", str(job.source))
+    with writing(output / "adapter"):
+        save_adapter(_adapter(job.model), job.model.config, output / "adapter", str(job.source))
     written = {"adapter": output / "adapter", "metrics": output / "metrics.jsonl"}
     for kind, place, path in exports(job.config, output):
         form, _, dtype = kind.partition(":")
-        export(job.model, job.chat, form, dtype or None, path)
+        with writing(path):
+            export(job.model, job.chat, form, dtype or None, path)
         written[place] = path
     return written
 
