@@ -21,6 +21,9 @@ The code is meant to be read, in this order: records, forest, ops, lora, llama, 
 optim, train, checkpoint, gguf_export.
 """
 
+import os
+import signal
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,11 @@ if TYPE_CHECKING:
     from minibule.complement import complement_distribution, complement_loss
     from minibule.errors import InputError
     from minibule.records import Record, read_records
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # `python -m minibule...`, and its command still imports: Ctrl-C leaves without a traceback.
+    # Once all is there, `errors.run` says what signals do.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 # name -> the module it is found in, imported when first asked for: `import minibule` is instant.
 _HOME = {

@@ -256,6 +256,10 @@ class TrainConfig:
         1,
     )
     threads: int = _setting(0, "processor threads; 0 = all", 0)
+    save_every: int = _setting(
+        20, "steps between checkpoints, from which --resume goes on; 0 = after the last only", 0
+    )
+    keep: int = _setting(2, "newest checkpoints that are kept", 1)
     seed: int = _setting(0, "start of every random choice", 0)
 
     def resolved_objective(self) -> Objective:
@@ -323,12 +327,22 @@ def resolve(arguments: Mapping[str, Any]) -> TrainConfig:
 
     Raises InputError naming every unknown key and every value out of its range at once.
     """
+    return TrainConfig(**given_settings(arguments, default_preset="tiny"))
+
+
+def given_settings(
+    arguments: Mapping[str, Any], default_preset: str | None = None
+) -> dict[str, Any]:
+    """`resolve` without the defaults: what flags, TOML file and preset say, and nothing else.
+
+    default_preset: the preset taken where neither a preset nor a model is given.
+    """
     flags = {name: arguments[name] for name in FIELDS if arguments.get(name) is not None}
     config_path = arguments.get("config")
     table = _read_toml(Path(config_path)) if config_path else {}
     preset = arguments.get("preset") or table.pop("preset", None)
     if preset is None and not (flags.get("model") or table.get("model")):
-        preset = "tiny"
+        preset = default_preset
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise InputError(
             f"preset {_show(preset)} in {config_path}: unknown. Known: {', '.join(PRESETS)}."
@@ -346,7 +360,7 @@ def resolve(arguments: Mapping[str, Any]) -> TrainConfig:
                 problems.append(f"{name} = {_show(value)} ({source}): {error}")
     if problems:
         raise InputError("settings that cannot be used:\n" + listed(problems))
-    return TrainConfig(**values)
+    return values
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -7,12 +7,17 @@ a traceback on the screen always means a bug in minibule.
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 
 class InputError(Exception):
     """Bad input from outside: a file, a flag, a setting. The message is meant for the user."""
+
+
+class Terminated(BaseException):
+    """SIGTERM: leave now, as KeyboardInterrupt is Ctrl-C. Nothing but `run` is to catch it."""
 
 
 def listed(problems: Sequence[str], limit: int = 20) -> str:
@@ -26,8 +31,13 @@ def listed(problems: Sequence[str], limit: int = 20) -> str:
 def run(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the command line's arguments as a whole program, then exit.
 
-    Exit status: 0 done, 2 bad input, 130 interrupted (Ctrl-C), 1 anything else that is no bug.
+    Exit status: 0 done, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 1 anything
+    else that is no bug.
     """
+    # Both become exceptions, so that what is open is put away.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets its code instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -48,6 +58,12 @@ def run(main: Callable[[list[str]], None]) -> None:
         _leave("error: out of memory. A smaller --pass-tokens or --max-length needs less.", 1)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
+    except Terminated:
+        _leave("terminated", 143)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _leave(message: str, status: int) -> None:

@@ -1,5 +1,6 @@
 """From records to token ids: what is trained on, what is held out, and in which order."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 
@@ -14,17 +15,22 @@ from minibule.records import Record
 
 
 def tokenize(
-    records: Sequence[Record], chat: Chat, config: TrainConfig, context: int
+    records: Sequence[Record],
+    chat: Chat,
+    config: TrainConfig,
+    context: int,
+    numbers: Sequence[int] | None = None,
 ) -> list[Example]:
     """Records as token ids: at most `max_rejected` answers each, cut so that all fits.
 
     Answers that the cut leaves nothing of cannot be: a prompt that fills `max_length` is an error,
-    or left out with `skip_long`.
+    or left out with `skip_long`. `numbers` are the records' places in their file, from 1; None:
+    `records` are the file.
     """
     limit = min(config.max_length, context)
     examples, too_long = [], []
     bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
-    for number, record in enumerate(bar, start=1):
+    for number, record in zip(numbers or itertools.count(1), bar, strict=False):
         prompt = chat.encode_prompt(record.prompt)
         room = limit - len(prompt)
         if room < 1:
@@ -33,7 +39,7 @@ def tokenize(
         texts = record.rejected[: config.max_rejected or None]
         answers = tuple(ids[:room] for ids in chat.encode_answers(texts))
         counts = record.counts[: len(answers)]
-        examples.append(Example(prompt, answers, counts, record.total_rounds))
+        examples.append(Example(prompt, answers, counts, record.total_rounds, number))
     if too_long and not config.skip_long:
         raise InputError(
             f"prompts with no room for an answer in {limit:,} tokens:\n{listed(too_long)}\n"

@@ -10,6 +10,7 @@ from minibule.chat import Chat, load_chat
 from minibule.checkpoint import load_model, save_model
 from minibule.config import GGUF_TYPES, embedded_folder
 from minibule.errors import InputError, run
+from minibule.files import writing
 from minibule.gguf_export import export_gguf, export_gguf_lora
 from minibule.llama import Llama
 from minibule.tensors import TORCH_DTYPE
@@ -37,13 +38,8 @@ def export(model: Llama, chat: Chat, form: str, dtype: str | None, output: Path)
     elif form == "gguf-lora":
         export_gguf_lora(model, output)
     else:
-        if output.exists():
-            raise InputError(f"--output {output}: exists already; expected a new folder.")
-        try:
+        with writing(output):
             save_model(model, output, chat.source, dtype.upper())
-        except OSError as error:  # which may name no file, or one that is only copied from
-            what = error.strerror or error
-            raise InputError(f"--output {output}: cannot be written ({what}).") from None
 
 
 def main(argv: list[str]) -> None:
@@ -63,6 +59,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="PATH")
     args = parser.parse_args(argv)
+    if args.format == "hf" and args.output.exists():
+        raise InputError(f"--output {args.output}: exists already; expected a new folder.")
     source = args.model or embedded_folder()
     model, chat = load_model(source, args.adapter), load_chat(source)
     export(model, chat, args.format, args.dtype, args.output)

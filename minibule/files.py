@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,24 @@ def existing_folder(path: str | Path, what: str) -> Path:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like into an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise InputError(f"{path}: cannot be written ({where}{error.strerror or error}).") from None
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well, and else goes away."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())  # on disk before the name says so
+        flush_to_disk(partial)  # before the name says so
         partial.replace(path)
+        flush_to_disk(path.parent)  # where the name stands
     finally:
         partial.unlink(missing_ok=True)
 
@@ -83,11 +94,53 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for file in partial.iterdir():
+            flush_to_disk(file)
+        flush_to_disk(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.replace(path)
+        flush_to_disk(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, would survive a loss of power."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # Windows opens no folders, and writes their entries by itself
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # not every disk can, a folder
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what processes that were killed left half-written in `folder`."""
+    for path in folder.glob(".*.partial"):
+        found = re.fullmatch(r"\..+\.(\d{1,9})\.partial", path.name)
+        if found and not _is_another_process(int(found[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):  # Windows keeps the file of a process that lives
+                    path.unlink()
+
+
+def _is_another_process(pid: int) -> bool:
+    """Whether a process of that number lives that is not this one; False where it is not known."""
+    if os.name == "nt" or pid == os.getpid():  # on Windows, os.kill would end it
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # not ours to signal, so it lives
+        return True
+    return True
 
 
 def _what_is_there(folder: Path) -> str:

@@ -32,12 +32,16 @@ MIN_PASS = 128
 
 
 class Example(NamedTuple):
-    """A record as token ids: prompt (P,), answers (each (n_k,), n_k >= 1), a count for each."""
+    """A record as token ids: prompt (P,), answers (each (n_k,), n_k >= 1), a count for each.
+
+    number: which record of its file it is, from 1; 0 where it comes from no file.
+    """
 
     prompt: Array
     answers: tuple[Array, ...]
     counts: tuple[int, ...]
     total_rounds: int
+    number: int = 0
 
 
 class Rows(NamedTuple):

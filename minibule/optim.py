@@ -31,6 +31,17 @@ class AdamW:
         self.m = {name: np.zeros_like(p) for name, p in params.items()}
         self.v = {name: np.zeros_like(p) for name, p in params.items()}
 
+    def state(self) -> dict[str, Array]:
+        """Every array that changes from step to step: "params.NAME", "m.NAME", "v.NAME"."""
+        kinds = {"params": self.params, "m": self.m, "v": self.v}
+        return {f"{kind}.{name}": a for kind, held in kinds.items() for name, a in held.items()}
+
+    def restore(self, state: Mapping[str, Array], steps: int) -> None:
+        """Go on from an earlier `state()`, after that many updates; the parameters too."""
+        for name, array in self.state().items():
+            array[...] = state[name]
+        self.steps = steps
+
     def step(self, grads: Mapping[str, Array], lr: float) -> None:
         """One update with `grads` (same names and shapes as the parameters)."""
         self.steps += 1

@@ -131,8 +131,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
     }
     try:
         serialize_file(specs, str(path), metadata={"format": "pt"})
-    except SafetensorError as error:  # to the caller one failed write is like another
-        raise OSError(str(error)) from None
+    except SafetensorError as error:  # its kinds are but texts: "I/O error: No space left ..."
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from None
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone

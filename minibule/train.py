@@ -9,17 +9,14 @@ The way through: records -> examples -> forest -> llama.forward -> loss -> llama
 
 import argparse
 import dataclasses
-import itertools
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from minibule.chat import Chat, load_chat
@@ -36,9 +33,10 @@ from minibule.config import (
     to_toml,
 )
 from minibule.errors import InputError, listed, run
+from minibule.estimate import merged_gb, rehearse
 from minibule.examples import record_order, split_by_prompt, tokenize
 from minibule.export import export
-from minibule.files import whole_file
+from minibule.files import flush_to_disk, remove_stale, whole_file, writing
 from minibule.forest import Batch, Example, pack, total_weight
 from minibule.gguf_export import check_gguf
 from minibule.heldout import Question, read_questions
@@ -48,9 +46,38 @@ from minibule.loss import add_metrics, head_loss
 from minibule.machine import memory_gb, peak_memory_gb, set_threads, side_by_side, threads
 from minibule.ops import Array
 from minibule.optim import AdamW, clip_gradients, learning_rate
-from minibule.records import read_file
+from minibule.records import Record, read_file
 from minibule.report import write_report
-from minibule.snapshot import Snapshot, evaluate, observe, print_comparison, save_snapshot
+from minibule.run_folder import (
+    MAY_CHANGE,
+    clear,
+    exports,
+    output_folder,
+    resume_hint,
+    resumed_settings,
+)
+from minibule.run_lock import locked
+from minibule.run_state import (
+    Checkpoint,
+    Identity,
+    Progress,
+    identity,
+    newest_checkpoint,
+    open_metrics,
+    save_checkpoint,
+    write_line,
+)
+from minibule.snapshot import (
+    Snapshot,
+    evaluate,
+    load_snapshot,
+    observe,
+    print_comparison,
+    save_snapshot,
+)
+from minibule.stopping import stop_after_step
+
+MAX_SKIPPED = 3  # steps in a row that are not finite before a run gives up
 
 
 def planned_steps(config: TrainConfig, examples: int) -> int:
@@ -140,13 +167,18 @@ def prepare(config: TrainConfig) -> Job:
     )
     held_records = held_records[: config.eval_records or None]
     context = model.config.max_position_embeddings
+    number = {id(record): number for number, record in enumerate(records, start=1)}
+
+    def examples(records: Sequence[Record]) -> list[Example]:
+        return tokenize(records, chat, config, context, [number[id(r)] for r in records])
+
     return Job(
         config,
         source,
         model,
         chat,
-        tokenize(train_records, chat, config, context),
-        tokenize(held_records, chat, config, context) if held_records else [],
+        examples(train_records),
+        examples(held_records) if held_records else [],
         read_questions(questions_file) if questions_file else [],
     )
 
@@ -181,99 +213,153 @@ def _check_start(config: TrainConfig, wanted: LoraConfig, start: LoraConfig) -> 
         )
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, resume: bool = False) -> Path:
     """Run the training that the settings describe; returns the folder with its results.
 
     The folder gets config.toml (the settings as resolved), metrics.jsonl (one object a step),
-    before.json and after.json (what the model did), adapter/ (PEFT), as `export` says merged/
-    (Hugging Face) or GGUF files, and report.html.
+    before.json and after.json (what the model did), checkpoint/, adapter/ (PEFT), as `export` says
+    merged/ (Hugging Face) or GGUF files, and report.html.
+
+    resume: go on with the run in the output folder, from its newest checkpoint, to the same bytes
+    that it would have come to by itself. Steps already done are not done again; what comes after
+    them is.
     """
-    output = _output_folder(config)
+    output = output_folder(config, resume)
     job = prepare(config)
     _describe(job)
-    before = take_snapshot(job)
-    output.mkdir(parents=True, exist_ok=True)
-    _clear(output)
-    save_snapshot(before, output / "before.json")
-    knobs = config.resolved_objective()._asdict()
-    resolved = dataclasses.replace(config, output=str(output), **knobs)
-    with whole_file(output / "config.toml") as file:
-        file.write_text(to_toml(resolved), encoding="utf-8")
-    started = time.perf_counter()
-    run_steps(job, output / "metrics.jsonl")
-    seconds = time.perf_counter() - started
-    after = take_snapshot(job)
-    save_snapshot(after, output / "after.json")
-    adapter = _adapter(job.model)
-    save_adapter(adapter, job.model.config, output / "adapter", str(job.source))
-    written = {"adapter": output / "adapter", "metrics": output / "metrics.jsonl"}
-    for kind in config.export:
-        form, _, dtype = kind.partition(":")
-        if form != "none":
-            place, name = _EXPORTS[form]
-            written[place] = output / name.format(dtype=dtype)
-            export(job.model, job.chat, form, dtype or None, written[place])
-    print_comparison(before, after, config.probe)
-    written["report"] = write_report(output)
-    _closing(job, seconds, written)
+    before_file = output / "before.json"
+    with locked(output):
+        resolved = _resolved(config, output)
+        run = _identity(job, resolved)
+        checkpoint = _find_checkpoint(job, output, run) if resume else None
+        known = resume and before_file.exists()
+        before = load_snapshot(before_file) if known else take_snapshot(job)
+        if not resume:
+            clear(output)
+        settings_file = output / "config.toml"
+        with writing(settings_file), whole_file(settings_file) as file:
+            file.write_text(to_toml(resolved), encoding="utf-8")
+        with writing(before_file):
+            save_snapshot(before, before_file)
+        with resume_hint(output):
+            seconds = run_steps(job, output, run, checkpoint)
+            after = take_snapshot(job)
+            with writing(output / "after.json"):
+                save_snapshot(after, output / "after.json")
+            written = _write_results(job, output)
+        print_comparison(before, after, config.probe)
+        with writing(output / "report.html"):
+            written["report"] = write_report(output)
+        _closing(job, seconds, written)
     return output
 
 
-# --export -> what it is called at the end, and the file or folder in the output folder.
-_EXPORTS = {
-    "hf": ("merged", "merged"),
-    "gguf": ("GGUF", "model-{dtype}.gguf"),
-    "gguf-lora": ("GGUF LoRA", "adapter.gguf"),
-}
+def _write_results(job: Job, output: Path) -> dict[str, Path]:
+    """The adapter and the exports: what they are called, and where they are."""
+    with writing(output / "adapter"):
+        save_adapter(_adapter(job.model), job.model.config, output / "adapter", str(job.source))
+    written = {"adapter": output / "adapter", "metrics": output / "metrics.jsonl"}
+    for kind, place, path in exports(job.config, output):
+        form, _, dtype = kind.partition(":")
+        with writing(path):
+            export(job.model, job.chat, form, dtype or None, path)
+        written[place] = path
+    return written
 
 
-def _clear(output: Path) -> None:
-    """Remove an earlier run's results, so that none of them passes for this run's."""
-    results = ("metrics.jsonl", "before.json", "after.json", "report.html")
-    for path in (*output.glob("*.gguf"), *(output / name for name in results)):
-        path.unlink(missing_ok=True)
-    for folder in (output / "adapter", output / "merged"):
-        if folder.exists():
-            shutil.rmtree(folder)
+def run_steps(job: Job, output: Path, run: Identity, checkpoint: Checkpoint | None = None) -> float:
+    """The training loop: update the adapter step by step, a line of metrics for each.
 
-
-def run_steps(job: Job, metrics_file: Path) -> None:
-    """The training loop: update the adapter step by step, a line of metrics for each."""
-    config, model = job.config, job.model
-    adapter, objective = _adapter(model), config.resolved_objective()
-    optimiser = AdamW(adapter.params, config.weight_decay)
+    A checkpoint is saved every `save_every` steps, after the last one, and before it stops early:
+    when asked to by a signal, or when MAX_SKIPPED steps in a row were not finite. Returns the
+    seconds that all steps took.
+    """
+    config = job.config
+    optimiser = AdamW(_adapter(job.model).params, config.weight_decay)
+    progress = Progress()
+    if checkpoint:
+        optimiser.restore(checkpoint.state, checkpoint.updates)
+        progress = checkpoint.progress
+    # Which records a step takes, and in which order, follows from its number and the seed: there is
+    # no state of a random generator to save.
     order = record_order(config, job.examples)
-    bar = tqdm(total=job.steps, desc="training", unit="step")
-    with bar, metrics_file.open("w", encoding="utf-8") as log:
-        for step in range(1, job.steps + 1):
-            started = time.perf_counter()
-            batches = step_batches(job, order, step)
-            grads, metrics, tokens = gradients(model, batches, objective, config.pass_tokens)
-            norm = clip_gradients(grads, config.max_grad_norm)
-            lr = learning_rate(config, step, job.steps)
-            optimiser.step(grads, lr)
-            seconds = time.perf_counter() - started
-            line: dict[str, Any] = {
-                "step": step,
-                **metrics,
-                "grad_norm": norm,
-                "lr": lr,
-                "rows": total_weight(example for batch in batches for example in batch),
-                "tokens": tokens,
-                "seconds": seconds,
-                "tokens_per_s": tokens / seconds,
-                "rss_gb": memory_gb(),
-            }
+    metrics_file = output / "metrics.jsonl"
+    bar = tqdm(total=job.steps, initial=progress.step, desc="training", unit="step")
+    with (
+        bar,
+        stop_after_step() as stop,
+        open_metrics(metrics_file, progress.metrics_bytes) as log,
+    ):
+        for step in range(progress.step + 1, job.steps + 1):
+            line = take_step(job, optimiser, step, step_batches(job, order, step))
             if config.eval_every and step % config.eval_every == 0 and job.heldout:
-                measured = evaluate(model, job.heldout, objective, config.pass_tokens)
+                measured = evaluate(
+                    job.model, job.heldout, config.resolved_objective(), config.pass_tokens
+                )
                 line |= {f"eval_{name}": value for name, value in measured.items()}
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+            write_line(log, line)
             bar.set_postfix_str(
-                f"loss {metrics['loss']:.4g}, rejected mass {metrics['rejected_mass']:.3f}, "
-                f"{tokens / seconds:,.0f} tokens/s"
+                f"loss {line['loss']:.4g}, rejected mass {line['rejected_mass']:.3f}, "
+                f"{line['tokens_per_s']:,.0f} tokens/s"
             )
             bar.update()
+
+            skipped = progress.skipped + 1 if "skipped" in line else 0
+            progress = Progress(step, skipped, log.tell(), progress.seconds + line["seconds"])
+            due = config.save_every and step % config.save_every == 0
+            gives_up = skipped >= MAX_SKIPPED
+            if due or gives_up or stop.signal or step == job.steps:
+                flush_to_disk(metrics_file)
+                saved = save_checkpoint(
+                    output / "checkpoint", run, progress, optimiser, config.keep
+                )
+            if gives_up:
+                raise InputError(
+                    f"steps {step - skipped + 1} to {step}: no loss or gradient is finite. The "
+                    f"adapter as step {step - skipped} left it is saved in {saved}. "
+                    "A lower --lr, or other records, may help."
+                )
+            if stop.signal:
+                stop.leave()
+    return progress.seconds
+
+
+def take_step(
+    job: Job, optimiser: AdamW, step: int, batches: Sequence[Sequence[Example]]
+) -> dict[str, Any]:
+    """One update of the adapter; returns its line of metrics.
+
+    Where the loss or the gradient is not finite, nothing is updated: the line says "skipped".
+    """
+    config, objective = job.config, job.config.resolved_objective()
+    started = time.perf_counter()
+    with np.errstate(all="ignore"):  # what comes of it is looked at
+        grads, metrics, tokens = gradients(job.model, batches, objective, config.pass_tokens)
+        norm = clip_gradients(grads, config.max_grad_norm)
+        lr = learning_rate(config, step, job.steps)
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
+        if finite:
+            optimiser.step(grads, lr)
+    seconds = time.perf_counter() - started
+    line: dict[str, Any] = {
+        "step": step,
+        **metrics,
+        "grad_norm": norm,
+        "lr": lr,
+        "rows": total_weight(example for batch in batches for example in batch),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+        "rss_gb": memory_gb(),
+    }
+    if not finite:
+        numbers = sorted({example.number for batch in batches for example in batch})
+        line |= {"skipped": True, "records": numbers}
+        tqdm.write(
+            f"step {step} skipped: its loss is {metrics['loss']:.4g}, its gradient's norm "
+            f"{norm:.4g}. Its records: {', '.join(f'{number:,}' for number in numbers)}"
+        )
+    return line
 
 
 def step_batches(job: Job, order: Callable[[int], int], step: int) -> list[list[Example]]:
@@ -295,24 +381,94 @@ def _adapter(model: Llama) -> Adapter:
     return model.adapter
 
 
-def _output_folder(config: TrainConfig) -> Path:
-    """The folder to write, checked but not yet made."""
-    if config.output:
-        output = Path(config.output)
-        there = next(path for path in (output, *output.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise InputError(f"--output {output}: {there} is a file, expected a folder.")
-        if not os.access(there, os.W_OK):
-            raise InputError(f"--output {output}: may not write in {there}.")
-        if (output / "metrics.jsonl").exists() and not config.overwrite:
-            raise InputError(
-                f"--output {output}: found an earlier run there. Choose another folder, "
-                "or replace it with --overwrite."
-            )
-        return output
-    name = Path(config.model).resolve().name if config.model else "tiny"
-    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-    return next(path for path in candidates if not path.exists())
+def _resolved(config: TrainConfig, output: Path) -> TrainConfig:
+    """The settings with all that was left to be settled."""
+    knobs = config.resolved_objective()._asdict()
+    return dataclasses.replace(config, output=str(output), **knobs)
+
+
+def _identity(job: Job, resolved: TrainConfig) -> Identity:
+    settings = {n: v for n, v in dataclasses.asdict(resolved).items() if n not in MAY_CHANGE}
+    return identity(job.model, job.examples, settings)
+
+
+def _find_checkpoint(job: Job, output: Path, run: Identity) -> Checkpoint | None:
+    """Where to go on from; prints it, and which checkpoints are damaged."""
+    for folder in (output, output / "checkpoint"):
+        remove_stale(folder)
+    checkpoint, damaged = newest_checkpoint(output / "checkpoint", run, _adapter(job.model).params)
+    for note in damaged:
+        print(f"damaged    {note}")
+    if checkpoint is None:
+        print("resume     no checkpoint yet: from step 1")
+    elif checkpoint.progress.step == job.steps:
+        print(f"resume     all {job.steps} steps are done: what comes after them is done again")
+    else:
+        print(f"resume     from {checkpoint.path}, step {checkpoint.progress.step} of {job.steps}")
+    return checkpoint
+
+
+# -- a rehearsal -----------------------------------------------------------------------------------
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Check everything, try a few steps in memory, and print what the run would take and write."""
+    output = output_folder(config)
+    job = prepare(config)
+    loaded = memory_gb()
+    _describe(job)
+    optimiser = AdamW(_adapter(job.model).params, config.weight_decay)
+    order = record_order(config, job.examples)
+    a_step = config.batch_size * config.grad_accum
+    epoch = min(job.steps, math.ceil(len(job.examples) / a_step))  # later ones are like the first
+    plan = [step_batches(job, order, step) for step in range(1, epoch + 1)]
+    estimate = rehearse(
+        plan,
+        config.resolved_objective().counts,
+        config.pass_tokens,
+        lambda batches: take_step(job, optimiser, 1, batches)["seconds"],
+    )
+    asking = _snapshot_seconds(job)
+    merging = merged_gb(job.model) if "hf" in config.export else 0.0
+    rows = sum(total_weight(example for batch in step for example in batch) for step in plan)
+    tokens = estimate.tokens
+    seconds = job.steps * float(np.mean(tokens)) / estimate.tokens_per_s
+    # Merging happens when training is over, in the memory that its arrays have left.
+    peak = max(peak_memory_gb(), loaded + merging)
+    print(f"rows       {rows:,} in the {epoch:,} steps of an epoch")
+    print(f"tokens     {np.median(tokens):,.0f} a step (median), {max(tokens):,} (largest)")
+    print(f"steps      {job.steps:,}, {seconds / job.steps:.2g} s each")
+    print(
+        f"time       {_duration(seconds)} for the steps, "
+        f"{_duration(2 * asking)} to measure before and after"
+    )
+    print(f"memory     {peak:.2f} GB at its peak")
+    print("would write")
+    for place in ("config.toml", "metrics.jsonl", "checkpoint", "adapter"):
+        print(f"  {output / place}")
+    for _, _, path in exports(config, output):
+        print(f"  {path}")
+
+
+def _snapshot_seconds(job: Job) -> float:
+    """Seconds that a snapshot takes; of the held-out records only the longest are tried."""
+    started = time.perf_counter()
+    take_snapshot(dataclasses.replace(job, heldout=[]))
+    asked = time.perf_counter()
+    longest = sorted(job.heldout, key=lambda example: -total_weight([example]))[:4]
+    if not longest:
+        return asked - started
+    evaluate(job.model, longest, job.config.resolved_objective(), job.config.pass_tokens)
+    evaluated = time.perf_counter() - asked
+    share = total_weight(longest) / total_weight(job.heldout)
+    return asked - started + evaluated / share
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
 
 
 # -- what is printed -------------------------------------------------------------------------------
@@ -356,7 +512,21 @@ def main(argv: list[str]) -> None:
         "Without arguments: the embedded model on its embedded records.",
     )
     add_arguments(parser)
-    train(resolve(vars(parser.parse_args(argv))))
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output, with its settings"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, try a few steps, write nothing"
+    )
+    arguments = vars(parser.parse_args(argv))
+    if arguments["resume"] and arguments["dry_run"]:
+        parser.error("--dry-run rehearses a new run, --resume goes on with an old one")
+    if arguments["dry_run"]:
+        dry_run(resolve(arguments))
+    elif arguments["resume"]:
+        train(resumed_settings(arguments), resume=True)
+    else:
+        train(resolve(arguments))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""The folder of a run: where it is, what is removed from it, and how one goes on with it."""
+
+import dataclasses
+import itertools
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from minibule.config import TrainConfig, given_settings, resolve
+from minibule.errors import InputError, listed
+from minibule.files import remove_stale
+from minibule.run_lock import refuse_if_locked
+
+# What may change when a run goes on, because nothing that is computed depends on it; or, for
+# `threads` and `pass_tokens`, only its last digits: a run that was short of memory or of processors
+# must be able to go on. `model` and `data` may have moved, their content is compared.
+MAY_CHANGE = frozenset(
+    [
+        "output",
+        "overwrite",
+        "export",
+        "probe",
+        "heldout",
+        "save_every",
+        "keep",
+        "threads",
+        "pass_tokens",
+        "model",
+        "data",
+    ]
+)
+
+# --export -> what it is called at the end, and the file or folder in the output folder.
+EXPORTS = {
+    "hf": ("merged", "merged"),
+    "gguf": ("GGUF", "model-{dtype}.gguf"),
+    "gguf-lora": ("GGUF LoRA", "adapter.gguf"),
+}
+
+
+def output_folder(config: TrainConfig, resume: bool = False) -> Path:
+    """The folder to write, checked but not yet made."""
+    if config.output:
+        output = Path(config.output)
+        there = next(path for path in (output, *output.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"--output {output}: {there} is a file, expected a folder.")
+        if not os.access(there, os.W_OK):
+            raise InputError(f"--output {output}: may not write in {there}.")
+        refuse_if_locked(output)
+        earlier = any((output / name).exists() for name in ("metrics.jsonl", "checkpoint"))
+        if earlier and not (config.overwrite or resume):
+            raise InputError(
+                f"--output {output}: found an earlier run there. Choose another folder, "
+                "go on with it with --resume, or replace it with --overwrite."
+            )
+        return output
+    name = Path(config.model).resolve().name if config.model else "tiny"
+    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
+
+
+def exports(config: TrainConfig, output: Path) -> list[tuple[str, str, Path]]:
+    """For each --export: its kind, what it is called at the end, and its path."""
+    kinds = [kind.partition(":") for kind in config.export if kind != "none"]
+    return [
+        (f"{form}{colon}{dtype}", place, output / name.format(dtype=dtype))
+        for form, colon, dtype in kinds
+        for place, name in (EXPORTS[form],)
+    ]
+
+
+def clear(output: Path) -> None:
+    """Remove an earlier run's results, so that none of them passes for this run's."""
+    # Without its settings, what is left of it is no run that --resume could go on with.
+    for name in ("config.toml", "metrics.jsonl"):
+        (output / name).unlink(missing_ok=True)
+    for name in ("before.json", "after.json", "report.html"):
+        (output / name).unlink(missing_ok=True)
+    for path in output.glob("*.gguf"):
+        path.unlink()
+    for name in ("checkpoint", "adapter", "merged"):
+        if (output / name).exists():
+            shutil.rmtree(output / name)
+    remove_stale(output)
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
+    """The settings of the run in --output; InputError that lists all that now contradicts them."""
+    if not arguments.get("output"):
+        raise InputError("--resume without --output: expected the folder of the run to go on with.")
+    if arguments.get("overwrite"):
+        raise InputError("--resume goes on with a run, --overwrite replaces it: expected one.")
+    file = Path(arguments["output"]) / "config.toml"
+    if not file.exists():
+        raise InputError(f"{file}: not there, so there is no run to go on with. Omit --resume.")
+    stored, given = resolve({"config": str(file)}), given_settings(arguments)
+    differences = [
+        f"{name}: {getattr(stored, name)!r} there, {value!r} now"
+        for name, value in given.items()
+        if name not in MAY_CHANGE and value != getattr(stored, name)
+    ]
+    if differences:
+        raise InputError(
+            f"a run goes on with the settings in {file}. Leave these out, or start a new run:\n"
+            + listed(differences)
+        )
+    changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
+    return dataclasses.replace(stored, **changed)
+
+
+@contextmanager
+def resume_hint(output: Path) -> Iterator[None]:
+    """Whatever ends the block early, say how the run goes on."""
+    try:
+        yield
+    except BaseException:
+        command = f"python -m minibule.train --resume --output {shlex.quote(str(output))}"
+        tqdm.write(f"the run goes on from its last checkpoint with\n  {command}")
+        raise

@@ -1,0 +1,99 @@
+"""One run at a time in a folder: a lock that the kernel lets go of when its process dies."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from minibule.errors import InputError
+
+LOCK = ".lock"
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: BinaryIO) -> None:
+        """Lock the file for this process, or BlockingIOError."""
+        file.seek(2**30)  # a byte far behind the text, which others may go on reading
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
+
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> None:
+        """Lock the file for this process, or BlockingIOError."""
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` if need be, and hold it for this process; InputError where another does.
+
+    What a crash leaves behind is an unlocked file, which is in nobody's way.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _take(folder / LOCK)
+    try:
+        holder = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(holder).encode() + b"\n")
+        file.flush()
+        yield
+    finally:
+        if os.name == "nt":
+            file.close()  # Windows removes no open file
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        file.close()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty: nothing came of the run
+
+
+def refuse_if_locked(folder: Path) -> None:
+    """InputError where another run holds the folder; nothing is made or left there."""
+    if (folder / LOCK).exists():
+        _take(folder / LOCK).close()
+
+
+def _take(path: Path) -> BinaryIO:
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            _lock(file)
+        except BlockingIOError:
+            file.close()
+            raise InputError(
+                f"{path.parent}: another run is writing there{_holder(path)}"
+            ) from None
+        except OSError as error:
+            file.close()
+            raise InputError(f"{path}: cannot be locked ({error.strerror}).") from None
+        # A holder removes the file before it lets go: then this is locked, but no longer there.
+        with suppress(OSError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_bytes())
+        who = f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return ". Wait for its end, or choose another folder."
+    return f": {who}. Wait for its end, end it, or choose another folder."
