@@ -192,13 +192,22 @@ def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
 
 
 class BlockCache(NamedTuple):
+    """What `block_backward` needs of a block, but for what is quickly worked out again.
+
+    norms         the arguments of the two RMSNorms: (x, w, eps)
+    projections   name -> the cache of its linear layer without the layer's input
+    attention     the cache of the attention
+    gate, up      the arguments of SwiGLU
+    """
+
     layer: int
     trains_base: bool
     rotation: tuple[Array, Array]
     norms: tuple[Cache, Cache]
     projections: Mapping[str, Cache]
     attention: Cache
-    swiglu: Cache
+    gate: Array
+    up: Array
 
 
 def block_forward(
@@ -218,26 +227,27 @@ def block_forward(
         module = module_name(layer, name)
         pair = adapter.pair(module) if adapter else None
         W = weights[f"{module}.weight"]
-        y, caches[name] = lora_linear(x, W, *pair) if pair else ops.linear(x, W)
+        y, (_, *caches[name]) = lora_linear(x, W, *pair) if pair else ops.linear(x, W)
         return y
 
     def heads(x: Array) -> Array:
         return x.reshape(len(x), -1, config.head_dim)  # (T, heads * hd) -> (T, heads, hd)
 
-    n, norm1 = ops.rms_norm(x, weights[prefix + "input_layernorm.weight"], config.rms_norm_eps)
+    norm1 = (x, weights[prefix + "input_layernorm.weight"], config.rms_norm_eps)
+    n, _ = ops.rms_norm(*norm1)
     q = ops.rope(heads(project(n, "q_proj")), *rotation)  # (T, H, hd)
     k = ops.rope(heads(project(n, "k_proj")), *rotation)  # (T, K, hd)
     v = heads(project(n, "v_proj"))  # (T, K, hd)
     o, attention = attend(layer, q, k, v)
     x = x + project(o.reshape(len(x), -1), "o_proj")
 
-    n, norm2 = ops.rms_norm(
-        x, weights[prefix + "post_attention_layernorm.weight"], config.rms_norm_eps
-    )
-    a, swiglu = ops.swiglu(project(n, "gate_proj"), project(n, "up_proj"))  # (T, F)
+    norm2 = (x, weights[prefix + "post_attention_layernorm.weight"], config.rms_norm_eps)
+    n, _ = ops.rms_norm(*norm2)
+    gate, up = project(n, "gate_proj"), project(n, "up_proj")  # (T, F)
+    a, _ = ops.swiglu(gate, up)
     x = x + project(a, "down_proj")
     return x, BlockCache(
-        layer, adapter is None, rotation, (norm1, norm2), caches, attention, swiglu
+        layer, adapter is None, rotation, (norm1, norm2), caches, attention, gate, up
     )
 
 
@@ -247,9 +257,9 @@ def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Arr
     Adds the gradients of what this block trains to `grads`.
     """
 
-    def project_backward(dy: Array, name: str) -> Array:
+    def project_backward(dy: Array, x: Array, name: str) -> Array:
         module = module_name(cache.layer, name)
-        saved = cache.projections[name]
+        saved = (x, *cache.projections[name])
         if cache.trains_base:
             dx, grads[f"{module}.weight"] = ops.linear_backward(dy, saved)
             return dx
@@ -261,8 +271,8 @@ def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Arr
         )
         return dx
 
-    def norm_backward(dn: Array, which: int, name: str) -> Array:
-        dx, dw = ops.rms_norm_backward(dn, cache.norms[which])
+    def norm_backward(dn: Array, norm: Cache, name: str) -> Array:
+        dx, dw = ops.rms_norm_backward(dn, norm)
         if cache.trains_base:
             grads[f"model.layers.{cache.layer}.{name}.weight"] = dw
         return dx
@@ -271,16 +281,20 @@ def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Arr
         return x.reshape(len(x), -1)  # (T, heads, hd) -> (T, heads * hd)
 
     # x = x + down_proj(swiglu(gate_proj(n), up_proj(n)))
-    dgate, dup = ops.swiglu_backward(project_backward(dx, "down_proj"), cache.swiglu)
-    dn = project_backward(dgate, "gate_proj") + project_backward(dup, "up_proj")
-    dx = dx + norm_backward(dn, 1, "post_attention_layernorm")
+    a, swiglu = ops.swiglu(cache.gate, cache.up)
+    n, norm = ops.rms_norm(*cache.norms[1])
+    dgate, dup = ops.swiglu_backward(project_backward(dx, a, "down_proj"), swiglu)
+    dn = project_backward(dgate, n, "gate_proj")
+    dn += project_backward(dup, n, "up_proj")
+    dx = dx + norm_backward(dn, norm, "post_attention_layernorm")
 
     # x = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))
-    q, *_ = cache.attention
-    do = project_backward(dx, "o_proj").reshape(q.shape)  # (T, H, hd)
+    q, _, _, o, *_ = cache.attention
+    n, norm = ops.rms_norm(*cache.norms[0])
+    do = project_backward(dx, flat(o), "o_proj").reshape(q.shape)  # (T, H, hd)
     dq, dk, dv = ops.attention_backward(do, cache.attention)
     dq, dk = ops.rope_backward(dq, *cache.rotation), ops.rope_backward(dk, *cache.rotation)
-    dn = project_backward(flat(dq), "q_proj")
-    dn += project_backward(flat(dk), "k_proj")
-    dn += project_backward(flat(dv), "v_proj")
-    return dx + norm_backward(dn, 0, "input_layernorm")
+    dn = project_backward(flat(dq), n, "q_proj")
+    dn += project_backward(flat(dk), n, "k_proj")
+    dn += project_backward(flat(dv), n, "v_proj")
+    return dx + norm_backward(dn, norm, "input_layernorm")

@@ -15,12 +15,14 @@ import numpy as np
 from minibule.config import LlamaConfig, LoraConfig
 from minibule.ops import Array, Cache
 
+BLOCK_ROWS = 64  # of `_add_product`
+
 
 def lora_linear(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, Cache]:
     """y = x W^T + scaling * (x A^T) B^T."""
     xA = x @ A.T  # (T, r)
     y = x @ W.T
-    y += (scaling * xA) @ B.T
+    _add_product(y, scaling * xA, B.T)
     return y, (x, W, A, B, scaling, xA)
 
 
@@ -33,8 +35,18 @@ def lora_linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
     x, W, A, B, scaling, xA = cache
     dyB = scaling * (dy @ B)  # (T, r)
     dx = dy @ W
-    dx += dyB @ A
+    _add_product(dx, dyB, A)
     return dx, dyB.T @ x, scaling * (dy.T @ xA)
+
+
+def _add_product(y: Array, narrow: Array, M: Array) -> None:
+    """y += narrow @ M in place; y (T, n), narrow (T, r), M (r, n).
+
+    The product is as large as y but little work: a few rows at a time, it stays in the cache.
+    """
+    for start in range(0, len(y), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        y[rows] += narrow[rows] @ M
 
 
 @dataclass
