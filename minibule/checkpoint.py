@@ -53,7 +53,9 @@ MAX_SHARD_BYTES = 2 * 10**9
 # -- models in -------------------------------------------------------------------------------------
 
 
-def load_model(path: str | Path, adapter: str | Path | None = None) -> Llama:
+def load_model(
+    path: str | Path, adapter: str | Path | None = None, *, narrow: bool = False
+) -> Llama:
     """Load a LlamaForCausalLM from a Hugging Face folder or a GGUF file.
 
     Parameters
@@ -62,6 +64,8 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Llama:
         A folder's tensors may be F32, F16 or BF16, a GGUF file's of any type that the gguf package
         dequantises; they are widened to float32.
     adapter : PEFT adapter folder, optional
+    narrow : keep a folder's F16 and BF16 matrices in 16 bits, and widen each where it is used: half
+        the memory and the same numbers, somewhat slower
 
     Returns
     -------
@@ -86,7 +90,7 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Llama:
             for name, tensor in stored_tensors(_weight_files(folder)).items()
             if not _is_derived(name, config)
         }
-        weights = read_tensors(stored, config.tensor_shapes(), folder)
+        weights = read_tensors(stored, config.tensor_shapes(), folder, narrow)
     model = Llama(config, weights)
     if adapter is not None:
         model.adapter = load_adapter(adapter, config)

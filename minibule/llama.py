@@ -10,6 +10,7 @@ transformer block:
 The vocabulary head is not here: it belongs to the loss, which never forms all its logits at once.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,7 +100,11 @@ def attend_to(segments: Sequence[Segment]) -> Attend:
 
 
 def forward_batch(
-    model: Llama, batch: Batch, adapter: Adapter | None, keep: bool = False
+    model: Llama,
+    batch: Batch,
+    adapter: Adapter | None,
+    keep: bool = False,
+    recompute: bool = False,
 ) -> tuple[Array, "ForwardCache"]:
     """`forward` on the rows of a packed batch: hidden states (R, D) and cache."""
     return forward(
@@ -110,6 +115,7 @@ def forward_batch(
         adapter=adapter,
         rows=batch.stream,
         keep=keep,
+        recompute=recompute,
     )
 
 
@@ -123,7 +129,7 @@ class ForwardCache(NamedTuple):
     adapter: Adapter | None
     embedding: Cache
     first: int
-    blocks: list[Cache]
+    blocks: list[Cache | Callable[[], tuple[Array, Cache]]]
     norm: Cache
     rows: Array | None
 
@@ -137,6 +143,7 @@ def forward(
     adapter: Adapter | None,
     rows: Array | None = None,
     keep: bool = False,
+    recompute: bool = False,
 ) -> tuple[Array, ForwardCache]:
     """Final hidden states (R, D) of the stream's `rows`; of all its tokens where rows is None.
 
@@ -151,16 +158,22 @@ def forward(
     keep : bool
         Whether the cache is to serve `backward`. With an adapter only the blocks from its lowest
         layer up are kept: nothing below them learns.
+    recompute : bool
+        Keep only what goes into each block, and have `backward` compute the block once more: less
+        memory, more work, the same numbers. Source: Chen et al. 2016, "Training Deep Nets with
+        Sublinear Memory Cost".
     """
     config, weights = model.config, model.weights
     x, embedding_cache = ops.embedding(ids, weights["model.embed_tokens.weight"])  # (T, D)
     rotation = ops.rope_table(positions, config.head_dim, config.rope_theta, x.dtype)
     first = lowest_layer(adapter.config.modules) if adapter else 0
-    blocks = []
+    blocks: list[Cache | Callable[[], tuple[Array, Cache]]] = []
     for layer in range(config.num_hidden_layers):
-        x, block_cache = block_forward(x, layer, model, adapter, rotation, attend)
+        block = functools.partial(block_forward, x, layer, model, adapter, rotation, attend)
+        x, block_cache = block()
         if keep and layer >= first:
-            blocks.append(block_cache)
+            blocks.append(block if recompute else block_cache)
+        del block, block_cache
     if rows is not None:
         x = x[rows]  # (R, D)
     hidden, norm_cache = ops.rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)
@@ -180,7 +193,8 @@ def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
         (ids, _) = cache.embedding
         dx_rows, dx = dx, np.zeros((len(ids), dx.shape[1]), dx.dtype)
         dx[cache.rows] = dx_rows  # (T, D)
-    for block_cache in reversed(cache.blocks):
+    for block in reversed(cache.blocks):
+        _, block_cache = block() if callable(block) else (None, block)
         dx = block_backward(dx, block_cache, grads)
     if cache.adapter is None:
         grads["model.norm.weight"] = dw

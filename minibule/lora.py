@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minibule.config import LlamaConfig, LoraConfig
+from minibule.narrow import widened
 from minibule.ops import Array, Cache
 
 BLOCK_ROWS = 64  # of `_add_product`
@@ -103,6 +104,7 @@ def init_adapter(config: LoraConfig, model: LlamaConfig, seed: int) -> Adapter:
 
 def merged_weight(W: Array, pair: tuple[Array, Array, float] | None) -> Array:
     """W + scaling * B A, the one matrix that acts like W and its adapter together."""
+    W = widened(W)
     if pair is None:
         return W
     A, B, scaling = pair

@@ -70,8 +70,7 @@ def head_loss(
     for c in _chunks(hidden, head, rows, objective, ref_hidden):
         values, dz = row_losses(c.z, c.z_ref, c.attempts, c.rows, objective)
         share = c.rows.weight / count
-        np.matmul(dz, head, out=dhidden[c.where])
-        dhidden[c.where] *= share.astype(dz.dtype)[:, None]
+        dhidden[c.where] = (dz @ head) * share.astype(dz.dtype)[:, None]
         _add_shares(metrics, share, values)
     return metrics, dhidden
 

@@ -23,6 +23,7 @@ from minibule.errors import InputError, listed
 from minibule.files import whole_file, writing
 from minibule.forest import Example
 from minibule.llama import Llama
+from minibule.narrow import widened
 from minibule.ops import Array
 from minibule.optim import AdamW
 from minibule.tensors import check_finite
@@ -87,7 +88,7 @@ def identity(model: Llama, examples: Iterable[Example], settings: Settings) -> I
     digest = hashlib.blake2b(repr(shapes).encode(), digest_size=32)
     for name, weight in sorted(model.weights.items()):
         digest.update(f"{name} {weight.shape}".encode())
-        digest.update(np.ascontiguousarray(weight).data)
+        digest.update(np.ascontiguousarray(widened(weight)).data)
     data = hashlib.blake2b(digest_size=32)
     for example in examples:
         texts = (example.prompt, *example.answers)

@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
 from minibule.errors import InputError, listed
 from minibule.files import native_parser
+from minibule.narrow import Narrow, widened
 from minibule.ops import Array
 
 NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -55,9 +56,15 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
 
 
 def read_tensors(
-    stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], where: Path
+    stored: Mapping[str, Stored],
+    expected: Mapping[str, tuple[int, ...]],
+    where: Path,
+    narrow: bool = False,
 ) -> dict[str, Array]:
-    """The expected tensors, widened to float32, or an InputError that lists what is wrong."""
+    """The expected tensors as float32, or an InputError that lists what is wrong.
+
+    narrow: matrices stored in 16 bits stay so, each in a `Narrow` that stands for its array.
+    """
     check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, where)
     problems = [
         f"{name}: found {stored[name].dtype} numbers, expected {', '.join(NUMPY_DTYPE)}"
@@ -66,8 +73,8 @@ def read_tensors(
     ]
     if problems:
         raise InputError(f"{where}: numbers of another kind:\n{listed(problems)}")
-    arrays = {name: _widened(stored[name]) for name in expected}
-    check_finite(arrays.items(), where)
+    arrays = {name: _read(stored[name], narrow) for name in expected}
+    check_finite(((name, widened(array)) for name, array in arrays.items()), where)
     return arrays
 
 
@@ -97,17 +104,15 @@ def check_finite(arrays: Iterable[tuple[str, Array]], where: Path) -> None:
         raise InputError(f"{where}: broken weights:\n{listed(problems)}")
 
 
-def _widened(tensor: Stored) -> Array:
-    """Read a tensor from disk as float32."""
+def _read(tensor: Stored, narrow: bool) -> Array:
+    """Read a tensor from disk as float32, or, a matrix in 16 bits, as what stands for it."""
     dtype = NUMPY_DTYPE[tensor.dtype]
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, np.float32)
     raw = np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape)
-    if tensor.dtype == "BF16":
-        bits = raw.astype(np.uint32)
-        bits <<= 16  # in place: no third copy
-        return bits.view(np.float32)
-    return raw.astype(np.float32)
+    if narrow and len(tensor.shape) == 2 and tensor.dtype != "F32":
+        return cast(Array, Narrow(np.array(raw)))
+    return raw.astype(np.float32) if tensor.dtype == "F32" else Narrow(raw)[:]
 
 
 def narrowed(x: Array, dtype: str) -> Array:

@@ -92,12 +92,16 @@ Sums = dict[str, float]
 
 
 def gradients(
-    model: Llama, batches: Sequence[Sequence[Example]], objective: Objective, pass_tokens: int
+    model: Llama,
+    batches: Sequence[Sequence[Example]],
+    objective: Objective,
+    pass_tokens: int,
+    recompute: bool = False,
 ) -> tuple[dict[str, Array], Sums, int]:
     """Gradients of the mean loss over all rows of some batches, the metrics, and the tokens.
 
     Every pass divides by the rows of the whole step, so however a step is cut into batches and
-    passes, their sum is the same.
+    passes, their sum is the same. `recompute` is `llama.forward`'s.
     """
     examples = [example for batch in batches for example in batch]
     count = total_weight(examples)
@@ -105,7 +109,7 @@ def gradients(
     def one_pass(batch: Batch) -> tuple[dict[str, Array], Sums, int]:
         """Forward, loss and backward of one packed stream."""
         ref_hidden = forward_batch(model, batch, None)[0] if objective.needs_reference else None
-        hidden, cache = forward_batch(model, batch, model.adapter, keep=True)
+        hidden, cache = forward_batch(model, batch, model.adapter, keep=True, recompute=recompute)
         metrics, dhidden = head_loss(
             hidden, model.head, batch.rows, objective, ref_hidden, count=count
         )
