@@ -62,7 +62,7 @@ def test_without_arguments_it_teaches_the_embedded_model(capsys):
         *("before.json", "after.json", "report.html"),
     }
     lines = metrics_of(run)
-    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert [line["step"] for line in lines] == list(range(1, 91))
     assert set(lines[0]) >= {
         *("loss", "kl", "contrast", "rejected_mass", "grad_norm", "lr", "rows", "tokens"),
         *("seconds", "tokens_per_s", "rss_gb"),
