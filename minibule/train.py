@@ -4,7 +4,7 @@
     python -m minibule.train --model DIR --data FILE          your own
 
 The way through: records -> examples -> forest -> llama.forward -> loss -> llama.backward -> optim
--> checkpoint, export.
+-> checkpoint, export. What a run needs is read in `job`; here it is taught.
 """
 
 import argparse

@@ -23,7 +23,7 @@ QUICK = ["--steps", "3", "--heldout", "", "--eval-fraction", "0.02", "--probe", 
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def in_a_folder_of_its_own(tmp_path, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)
 
 
