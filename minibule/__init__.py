@@ -17,8 +17,25 @@ Commands, each with `--help`:
     python -m minibule.report     a run as one page: what it learnt, in pictures and tables
     python -m minibule.explain    one gradient worked through with its numbers: begin here
 
-The code is meant to be read, in this order: records, forest, ops, lora, llama, complement, loss,
-optim, train, checkpoint, gguf_export.
+The code is meant to be read, and this is the way through, from rejected answers to a taught model:
+
+    records, chat, examples   what was rejected, and how often; as text; as token ids
+    forest                    many answers packed into one stream, each prompt in it once
+    ops, lora, llama          what the model computes, and under each forward its backward
+    complement, loss          the objective in the open, and the same at speed
+    optim, job, train         AdamW; all that a run needs; the loop
+    checkpoint, gguf_export   files that PEFT, transformers and llama.cpp load
+
+A reader in a hurry leaves out the rest, which stands beside that way:
+
+    config, errors, files, machine             every setting; what is said and done when it fails
+    rows, formats, sandbox                     other formats of records, other chat templates
+    run_folder, run_lock, run_state, stopping  runs that stop, and go on to the same bytes
+    estimate                                   what a run would take: the dry run
+    tensors, gguf_file, gguf_import, export    the formats of models, and the command that writes
+    generate, heldout, snapshot                the model asked, before and after
+    results, figures, page, course, report     the page of a run
+    worked_row, worked_step, explain           one gradient, with its numbers
 """
 
 import os

@@ -362,7 +362,7 @@ def _lora_config(
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not number or not 0 < value < 1e9:
             what = "a whole number" if kind is int else "a number"
-            problems.append(f"{name}: found {repr(value)}, expected {what} above 0")
+            problems.append(f"{name}: found {repr(value)}, expected {what} above 0, below 1e9")
             return 1
         return value
 

@@ -1,54 +1,107 @@
-"""What a run will take, found out by trying its largest and its usual steps in memory."""
+"""A dry run: what a run will take and write, found out by trying a few of its steps in memory."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from minibule.config import Counts
-from minibule.forest import Example, pack
+from minibule.forest import pack, total_weight
+from minibule.job import Job
 from minibule.llama import Llama
+from minibule.machine import memory_gb, peak_memory_gb, threads
+from minibule.run_folder import exports
+from minibule.snapshot import evaluate, observe
 
 USUAL_STEPS = 3  # tried at most,
 USUAL_SECONDS = 20.0  # and no further one after so long
 
-Step = Sequence[Sequence[Example]]
 
+def print_estimate(job: Job, output: Path, take_step: Callable[[int], float]) -> None:
+    """Try some steps and print the run's rows, tokens, time, memory, and what it would write.
 
-class Estimate(NamedTuple):
-    """Tokens of every step, and how many the usual steps compute a second."""
-
-    tokens: list[int]
-    tokens_per_s: float
-
-
-def rehearse(
-    plan: Sequence[Step], counts: Counts, pass_tokens: int, one_step: Callable[[Step], float]
-) -> Estimate:
-    """Try the step with the largest pass, then some about the median; `one_step` gives seconds.
-
-    The largest is tried for the memory it takes, and first, so that the others, tried for the time
-    they take, find the process warm.
+    take_step: takes the step of that number with the job's model; returns its seconds.
     """
-    tokens, largest = [], []
-    for step in tqdm(plan, desc="packing", unit="step", delay=1, leave=False):
-        passes = [len(b.ids) for examples in step for b in pack(examples, counts, pass_tokens)]
+    config, loaded = job.config, memory_gb()
+    a_step = config.batch_size * config.grad_accum
+    epoch = min(job.steps, math.ceil(len(job.examples) / a_step))  # later ones are like the first
+    tokens, rows, tokens_per_s = _rehearse(job, epoch, take_step)
+    asking = _snapshot_seconds(job)
+    merging = _merged_gb(job.model) if "hf" in config.export else 0.0
+    seconds = job.steps * float(np.mean(tokens)) / tokens_per_s
+    # Merging happens when training is over, in the memory that its arrays have left.
+    peak = max(peak_memory_gb(), loaded + merging)
+    print(f"rows       {rows:,} in the {epoch:,} steps of an epoch")
+    print(f"tokens     {np.median(tokens):,.0f} a step (median), {max(tokens):,} (largest)")
+    print(f"steps      {job.steps:,}, {seconds / job.steps:.2g} s each")
+    print(
+        f"time       {_duration(seconds)} for the steps, "
+        f"{_duration(2 * asking)} to measure before and after"
+    )
+    print(f"memory     {peak:.2f} GB at its peak")
+    print("would write")
+    for name in ("config.toml", "metrics.jsonl", "checkpoint", "adapter"):
+        print(f"  {output / name}")
+    for _, _, path in exports(config, output):
+        print(f"  {path}")
+    for name in ("before.json", "after.json", "report.html"):
+        print(f"  {output / name}")
+
+
+def _rehearse(
+    job: Job, steps: int, take_step: Callable[[int], float]
+) -> tuple[Sequence[int], int, float]:
+    """Try the step with the largest passes, then some about the median.
+
+    Returns the tokens of each step, the rows of all, and how many tokens the usual steps compute a
+    second. The largest step is tried for the memory it takes, and first, so that the others, tried
+    for the time they take, find the process warm.
+    """
+    at_once = threads()  # passes, see `machine.side_by_side`
+    counts, pass_tokens = job.config.resolved_objective().counts, job.config.pass_tokens
+    tokens, largest, rows = [], [], 0
+    for step in tqdm(range(1, steps + 1), desc="packing", unit="step", delay=1, leave=False):
+        examples = [example for batch in job.batches(step) for example in batch]
+        passes = [len(batch.ids) for batch in pack(examples, counts, pass_tokens, at_once)]
         tokens.append(sum(passes))
-        largest.append(max(passes))
-    one_step(plan[int(np.argmax(largest))])
+        largest.append(sum(sorted(passes)[-at_once:]))
+        rows += total_weight(examples)
+    take_step(1 + int(np.argmax(largest)))
     usual = np.argsort(np.abs(np.array(tokens) - np.median(tokens)), kind="stable")[:USUAL_STEPS]
     seconds, computed, started = 0.0, 0, time.perf_counter()
-    for step in usual:
-        seconds += one_step(plan[step])
-        computed += tokens[step]
+    for index in usual:
+        seconds += take_step(1 + int(index))
+        computed += tokens[index]
         if time.perf_counter() - started > USUAL_SECONDS:
             break
-    return Estimate(tokens, computed / seconds)
+    return tokens, rows, computed / seconds
 
 
-def merged_gb(model: Llama) -> float:
+def _snapshot_seconds(job: Job) -> float:
+    """Seconds that a snapshot takes; of the held-out records only the longest are tried."""
+    started = time.perf_counter()
+    observe(dataclasses.replace(job, heldout=[]))
+    asked = time.perf_counter()
+    longest = sorted(job.heldout, key=lambda example: -total_weight([example]))[:4]
+    if not longest:
+        return asked - started
+    evaluate(job.model, longest, job.config.resolved_objective(), job.config.pass_tokens)
+    evaluated = time.perf_counter() - asked
+    share = total_weight(longest) / total_weight(job.heldout)
+    return asked - started + evaluated / share
+
+
+def _merged_gb(model: Llama) -> float:
     """GB that merging takes: a second copy of every weight that the adapter changes."""
     modules = model.adapter.config.modules if model.adapter else ()
     return sum(model.weights[f"{module}.weight"].nbytes for module in modules) / 1e9
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"

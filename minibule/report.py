@@ -128,12 +128,12 @@ def _duration(seconds: float) -> str:
 
 
 def _unfinished(found: Run) -> str:
-    if found.after:
+    if found.finished:
         return ""
     planned = f" of {found.config.steps:,}" if found.config.steps else ""
     return (
-        f'<p class="notice">This run has not finished: {found.steps:,}{planned} steps are done, '
-        "and nothing has been measured after them. The page shows what there is.</p>\n"
+        f'<p class="notice">This run has not finished: {found.steps:,}{planned} steps are done. '
+        "The page shows what there is, and near its end how the run goes on.</p>\n"
     )
 
 
@@ -367,6 +367,9 @@ def _settings(found: Run) -> str:
 def _commands(found: Run) -> list[str]:
     folder, config = found.folder, found.config
     parts = []
+    if not found.finished:
+        resume = command("minibule.train", "--resume", "--output", str(folder))
+        parts += ["<h3>Go on with this run</h3>", code(resume, "command")]
     if (folder / "adapter").is_dir():
         model = [*(("--model", config.model) if config.model else ()), "--adapter"]
         model.append(str(folder / "adapter"))

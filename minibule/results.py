@@ -27,6 +27,10 @@ class Run(NamedTuple):
     def steps(self) -> int:
         return int(self.lines[-1]["step"]) if self.lines else 0
 
+    @property
+    def finished(self) -> bool:
+        return self.after is not None and (self.folder / "adapter").is_dir()
+
 
 def read_run(folder: str | Path) -> Run:
     """Read a run's folder, finished or not."""

@@ -15,26 +15,9 @@ from tqdm import tqdm
 from minibule.config import TrainConfig, given_settings, resolve
 from minibule.errors import InputError, listed
 from minibule.files import remove_stale
+from minibule.job import Job
 from minibule.run_lock import refuse_if_locked
-
-# What may change when a run goes on, because nothing that is computed depends on it; or, for
-# `threads` and `pass_tokens`, only its last digits: a run that was short of memory or of processors
-# must be able to go on. `model` and `data` may have moved, their content is compared.
-MAY_CHANGE = frozenset(
-    [
-        "output",
-        "overwrite",
-        "export",
-        "probe",
-        "heldout",
-        "save_every",
-        "keep",
-        "threads",
-        "pass_tokens",
-        "model",
-        "data",
-    ]
-)
+from minibule.run_state import MAY_CHANGE, Checkpoint, newest_checkpoint
 
 # --export -> what it is called at the end, and the file or folder in the output folder.
 EXPORTS = {
@@ -116,6 +99,23 @@ def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
         )
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     return dataclasses.replace(stored, **changed)
+
+
+def find_checkpoint(job: Job, output: Path) -> Checkpoint | None:
+    """Where to go on from, None for the start; prints it, and which checkpoints are damaged."""
+    folder = output / "checkpoint"
+    remove_stale(output)
+    remove_stale(folder)
+    checkpoint, damaged = newest_checkpoint(folder, job.identity, job.adapter.params)
+    for note in damaged:
+        print(f"damaged    {note}")
+    if checkpoint is None:
+        print("resume     no checkpoint yet: from step 1")
+    elif checkpoint.progress.step == job.steps:
+        print(f"resume     all {job.steps} steps are done: what comes after them is done again")
+    else:
+        print(f"resume     from {checkpoint.path}, step {checkpoint.progress.step} of {job.steps}")
+    return checkpoint
 
 
 @contextmanager

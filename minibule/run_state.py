@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
+from minibule.config import TrainConfig
 from minibule.errors import InputError, listed
 from minibule.files import whole_file, writing
 from minibule.forest import Example
@@ -32,7 +33,15 @@ VERSION = 1
 UNSIGNED = "0" * 64  # stands in the checksum's place while the checksum is worked out
 MAX_HEADER = 16 * 2**20  # bytes of a file beside its numbers, at most
 
-Settings = Mapping[str, Any]
+# What may change when a run goes on, because nothing that is computed depends on it; or, for
+# `threads` and `pass_tokens`, only its last digits: a run that was short of memory or of processors
+# must be able to go on. `model`, `data` and `heldout` may have moved, their content is compared.
+MAY_CHANGE = frozenset(
+    [
+        *("output", "overwrite", "export", "save_every", "keep", "threads", "pass_tokens"),
+        *("model", "data", "heldout"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Identity:
     data        digest of the token ids trained on
     """
 
-    settings: Settings
+    settings: Mapping[str, Any]
     model: str
     data: str
 
@@ -82,8 +91,9 @@ class DamagedError(Exception):
 # -- what a run is made of -------------------------------------------------------------------------
 
 
-def identity(model: Llama, examples: Iterable[Example], settings: Settings) -> Identity:
+def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> Identity:
     """Digests of all that is trained with; the settings as JSON would give them back."""
+    settings = {name: v for name, v in asdict(config).items() if name not in MAY_CHANGE}
     shapes = [model.config, model.adapter.config if model.adapter else None]
     digest = hashlib.blake2b(repr(shapes).encode(), digest_size=32)
     for name, weight in sorted(model.weights.items()):
@@ -125,7 +135,7 @@ def save_checkpoint(
     """Write a checkpoint and flush it to disk; only then remove all but the newest `keep`."""
     state = optimiser.state()
     try:
-        check_finite(state.items(), folder)
+        check_finite(optimiser.params.items(), folder)
     except InputError as error:
         raise InputError(
             f"step {progress.step} made numbers too large, and is not saved: {error}\n"

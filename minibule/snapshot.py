@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from minibule.chat import Chat
 from minibule.complement import contrast_weights, optimum, target_distribution
-from minibule.config import Objective, TrainConfig
+from minibule.config import Objective
 from minibule.errors import InputError
-from minibule.files import read_json, whole_file, write_json
+from minibule.files import read_json, whole_file, write_json, writing
 from minibule.forest import Batch, Example, pack, total_weight
 from minibule.generate import answer
-from minibule.heldout import ACCEPTED, NOISE, Answers, Question, ask
+from minibule.heldout import ACCEPTED, NOISE, Answers, ask
+from minibule.job import Job
 from minibule.llama import Llama, forward_batch
 from minibule.loss import add_metrics, head_metrics
 from minibule.machine import side_by_side, threads
@@ -75,19 +76,14 @@ class Snapshot(NamedTuple):
     position: Position
 
 
-def observe(
-    model: Llama,
-    chat: Chat,
-    config: TrainConfig,
-    examples: Sequence[Example],
-    heldout: Sequence[Example],
-    questions: Sequence[Question],
-) -> Snapshot:
-    """Ask the model everything there is to ask."""
-    adapter = model.adapter.params if model.adapter else {}
+@np.errstate(all="ignore")  # a model whose numbers overflow is measured as it is
+def observe(job: Job) -> Snapshot:
+    """Ask the job's model, as it is now, everything there is to ask."""
+    model, chat, config = job.model, job.chat, job.config
+    examples, heldout, questions = job.examples, job.heldout, job.questions
     sizes = {
         "parameters": sum(w.size for w in model.weights.values()),
-        "trained": sum(p.size for p in adapter.values()),
+        "trained": sum(p.size for p in job.adapter.params.values()),
         "records": len(examples),
         "answers": sum(len(example.answers) for example in examples),
         "heldout": len(heldout),
@@ -105,6 +101,7 @@ def observe(
     )
 
 
+@np.errstate(all="ignore")
 def evaluate(
     model: Llama, examples: Sequence[Example], objective: Objective, pass_tokens: int
 ) -> dict[str, float]:
@@ -205,7 +202,7 @@ def _token_text(chat: Chat, token: int) -> str:
 
 def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     """Write a snapshot as a JSON object."""
-    with whole_file(path) as file:
+    with writing(path), whole_file(path) as file:
         write_json(file, _as_dict(snapshot))
 
 
@@ -218,6 +215,19 @@ def load_snapshot(path: Path) -> Snapshot:
         raise InputError(
             f"{path}: not a snapshot of a model by this version of minibule: {error}."
         ) from None
+
+
+def recall(job: Job, path: Path) -> Snapshot | None:
+    """The snapshot that a run took before its first step, where it is there and asked the same."""
+    if not path.exists():
+        return None
+    try:
+        snapshot = load_snapshot(path)
+    except InputError as error:
+        print(f"damaged    {error} It is taken again.")
+        return None
+    asked = snapshot.questions.prompts if snapshot.questions else []
+    return snapshot if asked == [question.prompt for question in job.questions] else None
 
 
 def _as_dict(value: Any) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minibule import figures
 from minibule.config import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 from minibule.llama import Llama
 from minibule.lora import Adapter, init_adapter
@@ -17,6 +18,12 @@ ROOT = Path(__file__).parent.parent
 def matplotlib_in_tmp(tmp_path_factory):
     """matplotlib keeps a list of the machine's fonts: tests write nothing outside tmp."""
     os.environ["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Reports without pictures, as where matplotlib is not installed: for tests of other things."""
+    monkeypatch.setattr(figures, "available", lambda: False)
 
 
 # Odd sizes, H != K, hd != D / H, an untied head: nothing fits by accident.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from minibule.config import PRESETS, TrainConfig, resolve
+from minibule.job import planned_steps
 from minibule.optim import AdamW, clip_gradients, learning_rate
-from minibule.train import planned_steps
 
 
 def test_adamw_is_its_equations():

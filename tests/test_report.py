@@ -280,7 +280,8 @@ def test_unfinished_runs_give_a_page_of_what_is_there(run):
     (run / "metrics.jsonl").write_text("\n".join([*lines[:3], lines[3][:25]]))
     page = page_of(run)
     assert "has not finished: 3 of 4 steps are done" in page.text
-    assert "minibule.generate" not in page.text and "minibule.train" in page.text
+    assert "minibule.generate" not in page.text
+    assert f"python -m minibule.train --resume --output {run}" in page.commands
     assert "over 3 steps" in page.text.lower()
     (run / "metrics.jsonl").unlink()
     page = page_of(run)

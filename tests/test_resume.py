@@ -18,11 +18,13 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 
-from minibule import files, run_state
+from minibule import files, machine, run_state
 from minibule import train as train_module
 from minibule.config import embedded_folder
 from minibule.errors import InputError
 from minibule.optim import AdamW
+from minibule.report import write_report
+from minibule.results import read_run
 from minibule.run_lock import LOCK, locked, refuse_if_locked
 from minibule.train import main
 
@@ -34,7 +36,7 @@ ENV = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def in_a_folder_of_its_own(tmp_path, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)
 
 
@@ -71,10 +73,10 @@ def stop_after(monkeypatch, steps):
     """Make training break down, as by a power cut, when that many steps are done."""
     take_step = train_module.take_step
 
-    def limited(job, optimiser, step, batches):
+    def limited(job, optimiser, step):
         if step > steps:
             raise RuntimeError("power cut")
-        return take_step(job, optimiser, step, batches)
+        return take_step(job, optimiser, step)
 
     monkeypatch.setattr(train_module, "take_step", limited)
 
@@ -112,15 +114,72 @@ def test_a_run_without_a_checkpoint_starts_again(settings, monkeypatch, capsys):
     assert results("cut") == results("whole")
 
 
-def test_a_finished_run_does_what_comes_after_its_steps_again(settings, monkeypatch, capsys):
+def test_a_finished_run_does_what_comes_after_its_steps_again(settings, capsys):
     main([*settings, "--output=run"])
     before = results("run")
+    kept = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    main(["--resume", "--output=run"])
+    again = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert again == kept  # to the byte, the page too
     (Path("run/adapter") / "adapter_model.safetensors").unlink()
     main(["--resume", "--output=run", "--export=gguf-lora"])
     assert "all 7 steps are done" in capsys.readouterr().out
     assert results("run") == before
     assert Path("run/adapter.gguf").exists()
     assert 'export = ["gguf-lora"]' in Path("run/config.toml").read_text()
+
+
+def test_what_the_model_did_before_is_read_back(settings, monkeypatch, capsys):
+    """And measured again where it cannot be read or was asked about something else."""
+    questions = (embedded_folder() / "heldout.jsonl").read_text().splitlines()[:2]
+    Path("two.jsonl").write_text("\n".join(questions))
+    Path("one.jsonl").write_text(questions[0])
+    settings = [*settings, "--probe=hello", "--heldout=two.jsonl"]
+    main([*settings, "--output=whole"])
+    before, after = (Path(f"whole/{when}.json").read_text() for when in ("before", "after"))
+    seen = []
+    observe = train_module.observe
+
+    def counted(job):
+        seen.append(max(abs(p).max() for n, p in job.adapter.params.items() if "lora_B" in n))
+        return observe(job)
+
+    for damage in (None, "", before[:99], "{}", before.replace('"probe"', '"prob"')):
+        shutil.rmtree("cut", ignore_errors=True)
+        broken_run(monkeypatch, "cut", 4, settings)
+        assert Path("cut/before.json").read_text() == before
+        if damage is not None:
+            Path("cut/before.json").write_text(damage)
+        seen.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(train_module, "observe", counted)
+            main(["--resume", "--output=cut"])
+        assert len(seen) == (1 if damage is None else 2) and seen[-1] > 0
+        assert damage is None or seen[0] == 0  # the untrained adapter
+        out = capsys.readouterr().out
+        assert ("before.json" in out) == (damage is not None)
+        assert Path("cut/before.json").read_text() == before
+        assert Path("cut/after.json").read_text() == after
+        assert results("cut") == results("whole")
+    Path("two.jsonl").rename("moved.jsonl")
+    Path("cut/before.json").write_text(before.replace('"hello"', '"kept"'))
+    main(["--resume", "--output=cut", "--heldout=moved.jsonl"])
+    assert '"kept"' in Path("cut/before.json").read_text()
+    main(["--resume", "--output=cut", "--heldout=one.jsonl"])
+    assert len(json.loads(Path("cut/before.json").read_text())["questions"]["prompts"]) == 1
+
+
+def test_the_page_of_a_run_that_went_on(settings, monkeypatch):
+    broken_run(monkeypatch, "cut", 4, settings)
+    page = write_report("cut").read_text()
+    assert "4 of 7 steps are done" in page
+    assert "python -m minibule.train --resume --output cut" in page
+    with Path("cut/metrics.jsonl").open("a") as file:
+        file.write('{"step": 5}\n')  # after the checkpoint: done again
+    main(["--resume", "--output=cut"])
+    page = Path("cut/report.html").read_text()
+    assert "<dd>7 in " in page and "--resume" not in page
+    assert [line["step"] for line in read_run("cut").lines] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(settings, monkeypatch, capsys):
@@ -407,22 +466,39 @@ def test_skipped_steps_are_counted_across_a_resume(settings, monkeypatch, tmp_pa
 
 
 def test_weights_that_overflow_end_in_words(settings):
-    """Really infinite losses, by an adapter of huge numbers; no warning reaches the screen."""
+    """Really infinite losses, by an adapter of the largest numbers; no warning is printed."""
     main([*settings, "--output=a", "--steps=1"])
     file = "a/adapter/adapter_model.safetensors"
-    huge = {name: np.full_like(array, 1e30) for name, array in load_file(file).items()}
+    huge = {name: np.full_like(array, 6e4) for name, array in load_file(file).items()}
     save_file(huge, file, {"format": "pt"})
+    config = Path("a/adapter/adapter_config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 9e8}))
     settings = [s for s in settings if not s.startswith(("--lora-r", "--eval-fraction"))]
     process = started(
-        *settings, "--eval-fraction=0", "--eval-every=0", "--output=b", "--init-adapter=a/adapter"
+        *settings,
+        *("--eval-fraction=0", "--eval-every=0", "--output=b", "--init-adapter=a/adapter"),
+        f"--threads={min(2, os.cpu_count() or 1)}",  # what holds on one thread must on two
     )
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 2, out
-    assert "steps 1 to 3" in out and "Warning" not in out and "Traceback" not in out
+    assert "steps 1 to 3: no loss" in out and "Warning" not in out and "Traceback" not in out
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_threads_treat_overflows_as_their_caller_does():
+    huge, usual = [np.full(2, 1e30, np.float32)] * 3, machine.threads()
+    machine.set_threads(2)
+    try:
+        with np.errstate(all="ignore"):
+            assert all(np.isinf(x).all() for x in machine.side_by_side(np.square, huge))
+        with pytest.raises(RuntimeWarning, match="overflow"):
+            list(machine.side_by_side(np.square, huge))
+    finally:
+        machine.set_threads(usual)
 
 
 def test_a_learning_rate_that_bursts_the_adapter(settings):
-    message = fails([*settings, "--output=run", "--lr=1e39", "--max-grad-norm=0"])
+    message = fails([*settings, "--output=run", "--lr=1e18", "--max-grad-norm=0"])
     assert "too large" in message and "--lr" in message
 
 
@@ -486,7 +562,9 @@ def test_a_disk_that_is_really_full(settings, small_disk):
     filler.unlink()
     message = fails(["--resume", f"--output={output}", "--keep=1", "--export=hf"])
     assert "merged" in message and "No space left" in message
-    assert names(output) == [*("adapter", "checkpoint", "config.toml", "metrics.jsonl")]
+    assert names(output) == [
+        *("adapter", "after.json", "before.json", "checkpoint", "config.toml", "metrics.jsonl")
+    ]
     assert results(output) == results("whole")
 
 

@@ -22,10 +22,9 @@ from transformers import LlamaForCausalLM
 from minibule.checkpoint import save_adapter
 from minibule.config import resolve
 from minibule.errors import run
-from minibule.examples import record_order
+from minibule.job import prepare
 from minibule.machine import peak_memory_gb
 from minibule.optim import learning_rate
-from minibule.train import prepare, step_batches
 
 
 def main(argv: list[str]) -> None:
@@ -43,13 +42,12 @@ def main(argv: list[str]) -> None:
     params = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(params, weight_decay=config.weight_decay)
     objective = config.resolved_objective()
-    order = record_order(config, job.examples)
     print(f"{'step':>4} {'minibule':>14} {'torch':>14} {'relative':>10} {'torch s':>8}")
     worst = 0.0
     for line in lines:
         started = time.perf_counter()
         step = line["step"]
-        examples = list(chain.from_iterable(step_batches(job, order, step)))
+        examples = list(chain.from_iterable(job.batches(step)))
         optimiser.zero_grad()
         loss = step_gradients(model, examples, objective)
         if config.max_grad_norm:

@@ -35,7 +35,9 @@ from minibule.config import TrainConfig, add_arguments, resolve
 from minibule.errors import InputError, run
 from minibule.forest import Example
 from minibule.heldout import ACCEPTED, NOISE
-from minibule.train import Snapshot, prepare, run_steps, take_snapshot
+from minibule.job import prepare
+from minibule.snapshot import Snapshot, observe
+from minibule.train import run_steps
 
 
 class Row(NamedTuple):
@@ -164,8 +166,8 @@ def measure(config: TrainConfig, row: Row) -> Outcome:
     job = dataclasses.replace(job, examples=examples)
     if row.trained:
         with tempfile.TemporaryDirectory() as folder:
-            run_steps(job, Path(folder) / "metrics.jsonl")
-    return outcome_of(take_snapshot(job), row.trained)
+            run_steps(job, Path(folder))
+    return outcome_of(observe(job), row.trained)
 
 
 def fewer(examples: Sequence[Example], records: int, answers: int, seed: int) -> list[Example]:

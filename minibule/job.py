@@ -1,0 +1,172 @@
+"""All that a run needs, read and checked before the first step and before anything is written."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from minibule.chat import Chat, load_chat
+from minibule.checkpoint import load_adapter, load_model
+from minibule.config import FIELDS, LoraConfig, TrainConfig, embedded_folder, module_names
+from minibule.errors import InputError, listed
+from minibule.examples import record_order, split_by_prompt, tokenize
+from minibule.forest import Example
+from minibule.gguf_export import check_gguf
+from minibule.heldout import Question, read_questions
+from minibule.llama import Llama
+from minibule.lora import Adapter, init_adapter
+from minibule.machine import set_threads
+from minibule.records import Record, read_file
+from minibule.run_state import Identity, identity
+
+
+def planned_steps(config: TrainConfig, examples: int) -> int:
+    """Steps of the run: as set, or as many as the epochs take (a last, short one rounded up)."""
+    a_step = config.batch_size * config.grad_accum
+    return config.steps or max(1, math.ceil(config.epochs * examples / a_step))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model with its adapter, and what it is to be taught.
+
+    source      folder or GGUF file that the base model came from
+    examples    what is trained on
+    heldout     records set apart to evaluate on
+    questions   prompts with known answers, to ask before and after
+    """
+
+    config: TrainConfig
+    source: Path
+    model: Llama
+    chat: Chat
+    examples: list[Example]
+    heldout: list[Example]
+    questions: list[Question]
+
+    @property
+    def steps(self) -> int:
+        return planned_steps(self.config, len(self.examples))
+
+    @property
+    def adapter(self) -> Adapter:
+        return cast(Adapter, self.model.adapter)  # `prepare` puts one there
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What a checkpoint must be of to go on with this job."""
+        return identity(self.model, self.examples, self.config)
+
+    @functools.cached_property
+    def _order(self) -> Callable[[int], int]:
+        return record_order(self.config, self.examples)
+
+    def batches(self, step: int) -> list[list[Example]]:
+        """The batches of step 1, 2, ...: batch_size examples in each of grad_accum.
+
+        Which records a step takes, and in which order, follows from its number and the seed: there
+        is no state of a random generator to save.
+        """
+        size, batches = self.config.batch_size, self.config.grad_accum
+        first = (step - 1) * size * batches
+        starts = range(first, first + size * batches, size)
+        return [[self.examples[self._order(place)] for place in range(s, s + size)] for s in starts]
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Read and check everything that the settings name; the job has all of them settled."""
+    set_threads(config.threads)
+    embedded = embedded_folder()
+    source = Path(config.model or embedded)
+    if config.model and not config.data:
+        raise InputError("--model without --data: expected a file of rejection records too.")
+    data = Path(config.data or embedded / "records.jsonl")
+    questions_file = config.heldout or ("" if config.data else embedded / "heldout.jsonl")
+
+    model, chat = load_model(source), load_chat(source)
+    for kind in config.export:
+        if kind.startswith("gguf:"):
+            check_gguf(model.config, chat, kind.removeprefix("gguf:"))
+    lora = _lora_config(config, model)
+    if config.init_adapter:
+        model.adapter = load_adapter(config.init_adapter, model.config)
+        _check_start(config, lora, model.adapter.config)
+    else:
+        model.adapter = init_adapter(lora, model.config, config.seed)
+    records, _ = read_file(data, progress=True)
+    train_records, held_records = split_by_prompt(
+        records[: config.max_records or None], config.eval_fraction, config.seed
+    )
+    held_records = held_records[: config.eval_records or None]
+    context = model.config.max_position_embeddings
+    number = {id(record): number for number, record in enumerate(records, start=1)}
+
+    def examples(records: Sequence[Record]) -> list[Example]:
+        return tokenize(records, chat, config, context, [number[id(r)] for r in records])
+
+    knobs = config.resolved_objective()._asdict()
+    return Job(
+        dataclasses.replace(config, **knobs),
+        source,
+        model,
+        chat,
+        examples(train_records),
+        examples(held_records) if held_records else [],
+        read_questions(questions_file) if questions_file else [],
+    )
+
+
+def _lora_config(config: TrainConfig, model: Llama) -> LoraConfig:
+    layers = model.config.num_hidden_layers
+    if config.lora_layers > layers:
+        raise InputError(f"--lora-layers {config.lora_layers}: the model has only {layers}.")
+    last = range(layers - (config.lora_layers or layers), layers)
+    modules = module_names(last, config.lora_targets)
+    return LoraConfig(config.lora_r, config.lora_alpha, modules, config.rslora)
+
+
+def _check_start(config: TrainConfig, wanted: LoraConfig, start: LoraConfig) -> None:
+    """A start adapter brings its own shape: InputError where a setting asks for another."""
+    same = {
+        "lora_r": wanted.r == start.r,
+        "lora_alpha": wanted.lora_alpha == start.lora_alpha,
+        "lora_targets": wanted.modules == start.modules,
+        "lora_layers": wanted.modules == start.modules,
+        "rslora": wanted.use_rslora == start.use_rslora,
+    }
+    problems = [
+        f"{name} = {getattr(config, name)}"
+        for name, fits in same.items()
+        if not fits and getattr(config, name) != FIELDS[name].default
+    ]
+    if problems:
+        raise InputError(
+            f"--init-adapter {config.init_adapter}: it has a shape of its own, which these "
+            f"settings contradict. Leave them out:\n{listed(problems)}"
+        )
+
+
+def describe(job: Job) -> None:
+    """Print what is about to be trained."""
+    config, adapter, model = job.config, job.adapter, job.model
+    trained = sum(p.size for p in adapter.params.values())
+    frozen = sum(w.size for w in model.weights.values())
+    answers = sum(len(example.answers) for example in job.examples)
+    objective = config.resolved_objective()
+    name = config.model or "embedded"
+    print(f"model      {name}: {frozen:,} parameters, frozen")
+    print(
+        f"adapter    LoRA r={adapter.config.r} on {len(adapter.config.modules)} modules: "
+        f"{trained:,} parameters, trained"
+    )
+    print(
+        f"records    {len(job.examples):,} prompts with {answers:,} rejected answers, "
+        f"{len(job.heldout):,} more held out"
+    )
+    print(
+        f"objective  {config.objective}: prior {objective.prior}, counts {objective.counts}, "
+        f"contrast {objective.contrast}, alpha {objective.alpha:g}"
+    )
