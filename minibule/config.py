@@ -252,8 +252,13 @@ class TrainConfig:
 
     pass_tokens: int = _setting(
         512,
-        "tokens computed at once, about (a long record: up to twice); less needs less memory",
+        "tokens a thread computes at once, about; less needs less memory",
         1,
+    )
+    memory: Literal["full", "low"] = _setting(
+        "full",
+        "low = keep 16-bit weights in 16 bits and compute each layer again in backward: about half "
+        "the memory, more time, the same mathematics",
     )
     threads: int = _setting(0, "processor threads; 0 = all", 0)
     save_every: int = _setting(

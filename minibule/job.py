@@ -86,7 +86,7 @@ def prepare(config: TrainConfig) -> Job:
     data = Path(config.data or embedded / "records.jsonl")
     questions_file = config.heldout or ("" if config.data else embedded / "heldout.jsonl")
 
-    model, chat = load_model(source), load_chat(source)
+    model, chat = load_model(source, narrow=config.memory == "low"), load_chat(source)
     for kind in config.export:
         if kind.startswith("gguf:"):
             check_gguf(model.config, chat, kind.removeprefix("gguf:"))

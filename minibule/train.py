@@ -203,7 +203,9 @@ def take_step(job: Job, optimiser: AdamW, step: int) -> dict[str, Any]:
     examples = [example for batch in batches for example in batch]
     started = time.perf_counter()
     with np.errstate(all="ignore"):  # what comes of it is looked at
-        grads, metrics, tokens = gradients(job.model, batches, objective, config.pass_tokens)
+        grads, metrics, tokens = gradients(
+            job.model, batches, objective, config.pass_tokens, recompute=config.memory == "low"
+        )
         norm = clip_gradients(grads, config.max_grad_norm)
         lr = learning_rate(config, step, job.steps)
         finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)

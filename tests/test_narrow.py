@@ -1,5 +1,8 @@
 """16-bit weights and recomputed blocks: less memory, the same numbers."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import ODD, random_adapter, random_llama
@@ -11,7 +14,7 @@ from minibule.files import write_json
 from minibule.forest import Example
 from minibule.narrow import Narrow, widened
 from minibule.tensors import narrowed
-from minibule.train import gradients
+from minibule.train import gradients, main
 
 EXAMPLES = [
     Example(np.array([1, 2, 3]), (np.array([4, 5, 6]), np.array([4, 7])), (2, 1), 4),
@@ -65,3 +68,17 @@ def test_recomputed_blocks_give_the_same_bits(pass_tokens):
     assert kept[1] == again[1]
     for name, grad in kept[0].items():
         assert grad.tobytes() == again[0][name].tobytes(), name
+
+
+def test_a_run_with_little_memory_is_the_same_run(tmp_path, monkeypatch):
+    """Its losses differ by rounding alone; its adapter and merged model are written as usual."""
+    monkeypatch.chdir(tmp_path)
+    common = ["--steps", "3", "--eval-fraction", "0", "--probe", "", "--lora-layers", "3"]
+    for memory in ("full", "low"):
+        main([*common, "--memory", memory, "--output", memory])
+    lines = [
+        [json.loads(line)["loss"] for line in Path(memory, "metrics.jsonl").open()]
+        for memory in ("full", "low")
+    ]
+    np.testing.assert_allclose(lines[1], lines[0], rtol=1e-4)
+    assert Path("low/merged/model.safetensors").stat().st_size > 0
