@@ -34,8 +34,9 @@ UNSIGNED = "0" * 64  # stands in the checksum's place while the checksum is work
 MAX_HEADER = 16 * 2**20  # bytes of a file beside its numbers, at most
 
 # What may change when a run goes on, because nothing that is computed depends on it; or, for
-# `threads`, `pass_tokens` and `memory`, only its last digits: a run that was short of memory or of processors
-# must be able to go on. `model`, `data` and `heldout` may have moved, their content is compared.
+# `threads`, `pass_tokens` and `memory`, only its last digits: a run that was short of memory or of
+# processors must be able to go on. `model`, `data` and `heldout` may have moved, their content is
+# compared.
 MAY_CHANGE = frozenset(
     [
         *("output", "overwrite", "export", "save_every", "keep", "model", "data", "heldout"),

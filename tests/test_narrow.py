@@ -77,7 +77,10 @@ def test_a_run_with_little_memory_is_the_same_run(tmp_path, monkeypatch):
     for memory in ("full", "low"):
         main([*common, "--memory", memory, "--output", memory])
     lines = [
-        [json.loads(line)["loss"] for line in Path(memory, "metrics.jsonl").open()]
+        [
+            json.loads(line)["loss"]
+            for line in Path(memory, "metrics.jsonl").read_text().splitlines()
+        ]
         for memory in ("full", "low")
     ]
     np.testing.assert_allclose(lines[1], lines[0], rtol=1e-4)
