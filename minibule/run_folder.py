@@ -62,9 +62,7 @@ def exports(config: TrainConfig, output: Path) -> list[tuple[str, str, Path]]:
 def clear(output: Path) -> None:
     """Remove an earlier run's results, so that none of them passes for this run's."""
     # Without its settings, what is left of it is no run that --resume could go on with.
-    for name in ("config.toml", "metrics.jsonl"):
-        (output / name).unlink(missing_ok=True)
-    for name in ("before.json", "after.json", "report.html"):
+    for name in ("config.toml", "metrics.jsonl", "before.json", "after.json", "report.html"):
         (output / name).unlink(missing_ok=True)
     for path in output.glob("*.gguf"):
         path.unlink()

@@ -162,7 +162,7 @@ def test_what_the_model_did_before_is_read_back(settings, monkeypatch, capsys):
         assert Path("cut/after.json").read_text() == after
         assert results("cut") == results("whole")
     Path("two.jsonl").rename("moved.jsonl")
-    Path("cut/before.json").write_text(before.replace('"hello"', '"kept"'))
+    Path("cut/before.json").write_text(before.replace('"probe": "hello"', '"probe": "kept"'))
     main(["--resume", "--output=cut", "--heldout=moved.jsonl"])
     assert '"kept"' in Path("cut/before.json").read_text()
     main(["--resume", "--output=cut", "--heldout=one.jsonl"])
@@ -178,7 +178,7 @@ def test_the_page_of_a_run_that_went_on(settings, monkeypatch):
         file.write('{"step": 5}\n')  # after the checkpoint: done again
     main(["--resume", "--output=cut"])
     page = Path("cut/report.html").read_text()
-    assert "<dd>7 in " in page and "--resume" not in page
+    assert "<dd>7 in " in page and "train --resume" not in page
     assert [line["step"] for line in read_run("cut").lines] == [1, 2, 3, 4, 5, 6, 7]
 
 
