@@ -7,6 +7,7 @@ samples it gets. After that every step computes one token of every sequence that
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from threading import Event
@@ -231,7 +232,7 @@ def _prefill(
                 written[chunk.stop, layer].set()
         return hidden
 
-    chunks = [slice(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True)]
+    chunks = [slice(low, high) for low, high in itertools.pairwise(cuts)]
     hidden = np.concatenate(list(side_by_side(one_chunk, chunks)))  # (prompts, D)
 
     cache = KeyValueCache(lengths.repeat(samples))
