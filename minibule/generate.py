@@ -2,12 +2,15 @@
 
     python -m minibule.generate --model DIR --prompt "hello"
 
-All prompts are prefilled in one packed pass, each computed once however many samples it gets.
-After that every step computes one token of every sequence that has not ended.
+The prompts are prefilled in packed chunks, one a thread, each prompt computed once however many
+samples it gets. After that every step computes one token of every sequence that has not ended.
 """
 
 import argparse
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +20,12 @@ from minibule.chat import Chat, load_chat
 from minibule.checkpoint import load_model
 from minibule.config import embedded_folder
 from minibule.errors import InputError, run
-from minibule.llama import Llama
+from minibule.llama import Attend, Llama
+from minibule.machine import side_by_side, threads
 from minibule.ops import Array, Cache, Segment, attention
+
+# Prompt tokens of one pass: fewer would read the weights too often, more would need more memory.
+LEAST_TOKENS, MOST_TOKENS = 32, 512
 
 
 class Sampling(NamedTuple):
@@ -91,8 +98,8 @@ def generate(
                 on_token(int(sequence), int(token))
         if not running.any() or position + 1 == max_new_tokens:
             break
-        sequences, tokens = sequences[running], tokens[running]
-        cache.keep(running)
+        order = cache.keep(running)
+        sequences, tokens = sequences[order], tokens[order]
         logits = _decode(model, tokens, cache)
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
 
@@ -119,8 +126,9 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
 class KeyValueCache:
     """Keys and values of B sequences of different lengths.
 
-    keys, values: a list of (B, K, S, hd) arrays, one a layer; lengths (B,) are how many of the S
-    places each sequence has filled.
+    keys, values: a list of (>= B, K, S, hd) arrays, one a layer, of which the first B entries
+    count; lengths (B,) are how many of the S places each sequence has filled. The rest is zero,
+    and takes no memory until it is written.
     """
 
     def __init__(self, lengths: Array) -> None:
@@ -128,66 +136,131 @@ class KeyValueCache:
         self.keys: list[Array] = []
         self.values: list[Array] = []
 
-    def keep(self, which: Array) -> None:
-        """Drop the sequences where `which` (B,) is False."""
-        if which.all():
-            return
-        self.lengths = self.lengths[which]
-        for layer in range(len(self.keys)):
-            self.keys[layer] = self.keys[layer][which]
-            self.values[layer] = self.values[layer][which]
+    def keep(self, which: Array) -> Array:
+        """Drop the sequences where `which` (B,) is False.
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
-        """Attention of one new token a sequence; q (B, H, hd), k and v (B, K, hd)."""
-        sequences = np.arange(len(q))
-        keys, values = self.keys[layer], self.values[layer]
-        keys[sequences, :, self.lengths] = k
-        values[sequences, :, self.lengths] = v
-        used = int(self.lengths.max()) + 1
-        keys, values = keys[:, :, :used], values[:, :, :used]  # (B, K, S, hd)
-        B, H, hd = q.shape
-        scores = q.reshape(B, keys.shape[1], -1, hd) @ keys.swapaxes(2, 3)  # (B, K, G, S)
-        scores *= 1 / np.sqrt(hd).astype(q.dtype)
-        scores -= np.where(np.arange(used) > self.lengths[:, None], np.inf, 0)[:, None, None]
-        scores -= scores.max(axis=-1, keepdims=True)
-        weights = np.exp(scores, out=scores)
-        weights /= weights.sum(axis=-1, keepdims=True)
-        return (weights @ values).reshape(B, H, hd), None
+        The last ones move into the places of the dropped, so that little is copied. Returns the
+        new order: the numbers the sequences had before.
+        """
+        kept = np.flatnonzero(which)
+        order = np.arange(len(kept))
+        holes, movers = np.flatnonzero(~which[: len(kept)]), kept[kept >= len(kept)]
+        order[holes] = movers
+        for arrays in (self.keys, self.values):
+            for array in arrays:
+                array[holes] = array[movers]
+        self.lengths = self.lengths[order]
+        return order
+
+    def next_token(self) -> Attend:
+        """Attention of one new token a sequence: q (B, H, hd), k and v (B, K, hd)."""
+        lengths, B = self.lengths, len(self.lengths)
+        places = (np.arange(B), slice(None), lengths)
+        used = int(lengths.max()) + 1
+        hidden = np.arange(used) > lengths[:, None]  # (B, S): not this sequence's
+        mask = hidden[:, None, None] if hidden.any() else None
+
+        def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+            self.keys[layer][places] = k
+            self.values[layer][places] = v
+            keys, values = self.keys[layer][:B, :, :used], self.values[layer][:B, :, :used]
+            _, H, hd = q.shape
+            q = (q * (1 / np.sqrt(hd).astype(q.dtype))).reshape(B, keys.shape[1], -1, hd)
+            scores = q @ keys.swapaxes(2, 3)  # (B, K, G, S)
+            if mask is not None:
+                np.copyto(scores, -np.inf, where=mask)
+            scores -= scores.max(axis=-1, keepdims=True)
+            weights = np.exp(scores, out=scores)
+            out = weights @ values  # (B, K, G, hd)
+            out /= weights.sum(axis=-1, keepdims=True)
+            return out.reshape(B, H, hd), None
+
+        return attend
 
 
 def _prefill(
     model: Llama, prompts: Sequence[Array], samples: int, room: int
 ) -> tuple[Array, KeyValueCache]:
-    """Logits after each prompt (B, V), and the cache of all B = prompts * samples sequences."""
+    """Logits after each prompt (B, V), and the cache of all B = prompts * samples sequences.
+
+    The prompts stand one behind the other in a stream of N tokens, which is cut into chunks of
+    about equal length: threads take them in turn, and a long prompt never computes all its
+    attention weights at once. A chunk that begins inside a prompt waits, layer by layer, for the
+    keys and values of the chunk before it.
+    """
+    ids = np.concatenate(prompts)
     lengths = np.array([len(prompt) for prompt in prompts])
-    ends = lengths.cumsum()
-    spans = [slice(end - n, end) for end, n in zip(ends, lengths, strict=True)]
-    segments = [Segment(span, np.arange(span.start, span.stop)) for span in spans]
+    starts, ends = lengths.cumsum() - lengths, lengths.cumsum()
+    layers, N = model.config.num_hidden_layers, len(ids)
+    shape = (N, model.config.num_key_value_heads, model.config.head_dim)
+    keys, values = ([np.empty(shape, model.head.dtype) for _ in range(layers)] for _ in "kv")
+    cuts = np.linspace(0, N, _chunks(N) + 1).astype(int).tolist()
+    written = {(stop, layer): Event() for stop in cuts for layer in range(layers)}
+
+    def one_chunk(chunk: slice) -> Array:
+        inside = [
+            (start, max(start, chunk.start), min(end, chunk.stop))
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            if start < chunk.stop and end > chunk.start
+        ]
+        segments = [
+            Segment(slice(low - chunk.start, high - chunk.start), np.arange(start, high))
+            for start, low, high in inside
+        ]
+        begins_inside = inside[0][0] < chunk.start
+
+        def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+            keys[layer][chunk], values[layer][chunk] = k, v
+            if begins_inside:
+                written[chunk.start, layer].wait()
+            written[chunk.stop, layer].set()
+            return attention(q, keys[layer], values[layer], segments)
+
+        last = ends[(ends > chunk.start) & (ends <= chunk.stop)] - 1
+        positions = np.concatenate([np.arange(low, high) - start for start, low, high in inside])
+        try:
+            hidden, _ = llama.forward(
+                model,
+                ids[chunk],
+                positions,
+                attend,
+                adapter=model.adapter,
+                rows=last - chunk.start,
+            )
+        finally:  # an error here must not leave the next chunk waiting
+            for layer in range(layers):
+                written[chunk.stop, layer].set()
+        return hidden
+
+    chunks = [slice(low, high) for low, high in itertools.pairwise(cuts)]
+    hidden = np.concatenate(list(side_by_side(one_chunk, chunks)))  # (prompts, D)
+
     cache = KeyValueCache(lengths.repeat(samples))
     places = int(lengths.max()) + room
-
-    def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
-        for x, kept in ((k, cache.keys), (v, cache.values)):
-            padded = np.zeros((len(prompts), x.shape[1], places, x.shape[2]), x.dtype)
-            for i, span in enumerate(spans):
-                padded[i, :, : lengths[i]] = x[span].swapaxes(0, 1)
-            kept.append(padded.repeat(samples, axis=0))  # (B, K, S, hd)
-        return attention(q, k, v, segments)
-
-    hidden, _ = llama.forward(
-        model,
-        np.concatenate(prompts),
-        np.concatenate([np.arange(n) for n in lengths]),
-        attend,
-        adapter=model.adapter,
-        rows=ends - 1,
-    )
+    for streams, kept in ((keys, cache.keys), (values, cache.values)):
+        for layer in range(layers):
+            padded = np.zeros((len(cache.lengths), shape[1], places, shape[2]), model.head.dtype)
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                a_prompt = padded[i * samples : (i + 1) * samples, :, : end - start]
+                a_prompt[...] = streams[layer][start:end].swapaxes(0, 1)
+            kept.append(padded)
+            streams[layer] = streams[layer][:0].copy()  # its memory is not needed twice
     return (hidden @ model.head.T).repeat(samples, axis=0), cache
+
+
+def _chunks(tokens: int) -> int:
+    """How many chunks a stream is cut into: a multiple of the threads, unless it is short."""
+    number = threads()
+    if tokens < LEAST_TOKENS * number:
+        return 1
+    return number * math.ceil(tokens / (MOST_TOKENS * number))
 
 
 def _decode(model: Llama, tokens: Array, cache: KeyValueCache) -> Array:
     """Logits (B, V) after one more token of each sequence."""
-    hidden, _ = llama.forward(model, tokens, cache.lengths, cache.attend, adapter=model.adapter)
+    hidden, _ = llama.forward(
+        model, tokens, cache.lengths, cache.next_token(), adapter=model.adapter
+    )
     cache.lengths = cache.lengths + 1
     return hidden @ model.head.T
 

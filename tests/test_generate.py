@@ -10,7 +10,7 @@ from conftest import ODD, random_adapter, random_llama
 
 from minibule import generate as generate_module
 from minibule.errors import InputError
-from minibule.generate import Sampling, choose, generate, main
+from minibule.generate import KeyValueCache, Sampling, choose, generate, main
 
 NEVER = frozenset()
 
@@ -92,6 +92,49 @@ def test_sampling_follows_the_distribution():
     np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.8)), k2, atol=2e-5)
     np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.5)), [0, 1, 0, 0])
     np.testing.assert_allclose(shares(Sampling(0.0)), [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("number", [1, 2])
+def test_however_the_prompts_are_cut_into_chunks(model, monkeypatch, tokens, number):
+    """Chunks that begin inside a prompt, that hold several, and in which none ends."""
+    monkeypatch.setattr(generate_module, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(generate_module, "MOST_TOKENS", tokens)
+    monkeypatch.setattr(generate_module, "threads", lambda: number)
+    answers = generate(model, PROMPTS, stop=NEVER, max_new_tokens=4, sampling=Sampling(), samples=2)
+    for prompt, samples in zip(PROMPTS, answers, strict=True):
+        assert samples == [naive_greedy(model, prompt, 4)] * 2
+
+
+def test_an_error_in_one_chunk_ends_the_others(model, monkeypatch):
+    """Those that wait for its keys must not wait for ever."""
+
+    def fails(q, k, v, segments):
+        raise MemoryError
+
+    monkeypatch.setattr(generate_module, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(generate_module, "threads", lambda: 4)
+    monkeypatch.setattr(generate_module, "attention", fails)
+    with pytest.raises(MemoryError):
+        generate(model, [np.arange(30)], stop=NEVER, max_new_tokens=1, sampling=Sampling())
+
+
+def test_what_a_cache_keeps():
+    """Each kept sequence keeps its own, whatever place it moves to."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        B = int(rng.integers(1, 7))
+        cache = KeyValueCache(rng.integers(1, 9, B))
+        cache.keys = [rng.normal(size=(B, 2, 9, 4)) for _ in range(2)]
+        cache.values = [rng.normal(size=(B, 2, 9, 4)) for _ in range(2)]
+        lengths, keys = cache.lengths, [array.copy() for array in cache.keys]
+        values = [array.copy() for array in cache.values]
+        which = rng.random(B) < 0.6
+        order = cache.keep(which)
+        assert sorted(order.tolist()) == np.flatnonzero(which).tolist()
+        np.testing.assert_array_equal(cache.lengths, lengths[order])
+        for now, before in zip([*cache.keys, *cache.values], [*keys, *values], strict=True):
+            np.testing.assert_array_equal(now[: len(order)], before[order])
 
 
 def test_on_token_hears_every_token(model):

@@ -1,53 +1,73 @@
-"""Measure a training step against torch + PEFT: same weights, adapter, records and loss, in turn.
+"""Measure minibule: a training step, generation, export, the start, and how a step's cost grows.
 
-    python tools/bench.py dense   --model DIR                     4 x (128 + 128) tokens, no sharing
-    python tools/bench.py records --model DIR --data FILE         real records, 4 a step
+    python tools/bench.py dense    --model DIR                    4 x (128 + 128) tokens, no sharing
+    python tools/bench.py records  --model DIR --data FILE        real records, 4 a step
+    python tools/bench.py generate --model DIR                    against llama.cpp in float32
+    python tools/bench.py export   --model DIR                    seconds and memory of each format
+    python tools/bench.py start    --model DIR --data FILE        from the command to the first step
+    python tools/bench.py growth   --model DIR [--plot FILE.svg]  tokens, answers, layers, ranks
 
 DIR may hold random weights (tools/random_model.py). Every measurement is a process of its own; the
 engines take turns, round after round, so that a drifting machine treats them alike, and ratios are
-taken within a round. The share of sgemm is the step's arithmetic (matrix products only) at the rate
-that NumPy's own products reach in the same process on the model's shapes.
+taken within a round; a cell is the median of the rounds and, in brackets, their range.
 
-torch's side is the strong one: logits at answer positions only, a sparse loss, no mask, no padding
-beyond the longest answer of its record. Needs the extra `oracle`.
+dense and records compare with torch + PEFT: same weights, adapter, records and loss. torch's side
+is the strong one: logits at answer positions only, a sparse loss, fused causal attention without a
+mask, no padding beyond the longest answer of its record, nothing recomputed. With --objective
+reference or rate the engines are our own two objectives instead. The share of sgemm is the step's
+arithmetic (matrix products only) at the rate that NumPy's own products reach in the same process on
+the model's shapes. Needs the extra `oracle`; generate needs `interop` (llama-cpp-python).
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from minibule.chat import load_chat
-from minibule.checkpoint import load_model
+from minibule.checkpoint import load_config, load_model
 from minibule.config import OBJECTIVES, PROJECTIONS, LoraConfig, TrainConfig, module_names
 from minibule.errors import InputError, run
 from minibule.examples import tokenize
+from minibule.export import export
 from minibule.forest import Example, pack
+from minibule.generate import Sampling, generate
 from minibule.llama import Llama
-from minibule.lora import init_adapter
-from minibule.machine import peak_memory_gb
+from minibule.lora import Adapter, init_adapter
+from minibule.machine import memory_gb, peak_memory_gb
 from minibule.optim import AdamW
 from minibule.records import read_records
 from minibule.train import gradients
 
-ENGINES = ("minibule", "torch-float32", "torch-bfloat16")
 BATCH = 4
 LR = 1e-4
+Result = dict[str, Any]
+
+
+# -- the records of a step -------------------------------------------------------------------------
+
+
+def random_example(rng: np.random.Generator, vocab: int, lengths: Sequence[int]) -> Example:
+    """A prompt of lengths[0] tokens, and answers as long as the others."""
+    prompt, *answers = (rng.integers(0, vocab, length) for length in lengths)
+    return Example(prompt, tuple(answers), (1,) * len(answers), 1)
 
 
 def dense_examples(vocab: int) -> list[Example]:
     """Prompts of 128 tokens with one rejected answer of 128 each."""
     rng = np.random.default_rng(0)
-    return [
-        Example(rng.integers(0, vocab, 128), (rng.integers(0, vocab, 128),), (1,), 1)
-        for _ in range(BATCH)
-    ]
+    return [random_example(rng, vocab, (128, 128)) for _ in range(BATCH)]
 
 
 def real_examples(args: argparse.Namespace, context: int) -> list[Example]:
@@ -64,29 +84,40 @@ def batches(args: argparse.Namespace, vocab: int, context: int) -> list[list[Exa
     return [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
 
 
-# -- minibule --------------------------------------------------------------------------------------
+# -- a step: minibule ------------------------------------------------------------------------------
 
 
-def run_minibule(args: argparse.Namespace) -> dict[str, object]:
-    model = load_model(args.model)
-    lora = LoraConfig(
-        16, 32.0, module_names(range(model.config.num_hidden_layers), PROJECTIONS), False
-    )
-    model.adapter = init_adapter(lora, model.config, seed=0)
-    optimiser = AdamW(model.adapter.params, 0.0)
-    objective = OBJECTIVES[args.objective]
-    work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
+def untrained(model: Llama, r: int = 16, layers: int = 0) -> Adapter:
+    """An untrained adapter on all seven projections of the model's last layers (0: of all)."""
+    count = model.config.num_hidden_layers
+    modules = module_names(range(count - (layers or count), count), PROJECTIONS)
+    return init_adapter(LoraConfig(r, 2.0 * r, modules, False), model.config, seed=0)
+
+
+def stepper(model: Llama, adapter: Adapter, objective: str) -> Callable[[list[Example]], float]:
+    """One step of training on a batch; returns its loss."""
+    model.adapter = adapter
+    optimiser = AdamW(adapter.params, 0.0)
+    config = TrainConfig()
 
     def step(examples: list[Example]) -> float:
-        grads, metrics, _ = gradients(model, [examples], objective, TrainConfig().pass_tokens)
+        grads, metrics, _ = gradients(model, [examples], OBJECTIVES[objective], config.pass_tokens)
         optimiser.step(grads, LR)
         return metrics["loss"]
 
-    result = timed(step, work)
-    flops = [step_flops(model, examples, objective.needs_reference) for examples in work]
+    return step
+
+
+def run_minibule(args: argparse.Namespace) -> Result:
+    objective = "literal" if args.engine == "minibule-literal" else args.objective
+    model = load_model(args.model)
+    work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
+    result = timed(stepper(model, untrained(model), objective), work)
+    needs_reference = OBJECTIVES[objective].needs_reference
+    flops = [step_flops(model, examples, needs_reference) for examples in work]
     rate = sgemm_rate(model)
-    share = sum(flops) / rate / sum(result["seconds"])
-    return result | {"sgemm_gflops": rate / 1e9, "share_of_sgemm": share}
+    share = sum(flops) / rate / (result["s/step"] * len(work))
+    return result | {"sgemm GFLOP/s": rate / 1e9, "share of sgemm": share}
 
 
 def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> float:
@@ -114,17 +145,18 @@ def sgemm_rate(model: Llama) -> float:
     return 2.0 * len(x) * W.size / median(seconds)
 
 
-# -- torch -----------------------------------------------------------------------------------------
+# -- a step: torch ---------------------------------------------------------------------------------
 
 
-def run_torch(args: argparse.Namespace) -> dict[str, object]:
+def run_torch(args: argparse.Namespace) -> Result:
     import torch
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
     from transformers import LlamaForCausalLM
 
+    torch.set_num_threads(os.cpu_count() or 1)
     dtype = getattr(torch, args.engine.removeprefix("torch-"))
-    base = LlamaForCausalLM.from_pretrained(args.model, dtype=dtype)
+    base = LlamaForCausalLM.from_pretrained(args.model, dtype=dtype, attn_implementation="sdpa")
     config = PeftConfig(r=16, lora_alpha=32, target_modules=list(PROJECTIONS))
     model = get_peft_model(base, config, autocast_adapter_dtype=False)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -154,7 +186,7 @@ def run_torch(args: argparse.Namespace) -> dict[str, object]:
                 where.append((b, len(e.prompt) - 1 + t))
         b, t = torch.tensor(where).T
         row, token, v, T = torch.tensor(entries).T
-        z = head(inner(ids).last_hidden_state[b, t]).float()  # (rows, V)
+        z = head(inner(ids, use_cache=False).last_hidden_state[b, t]).float()  # (rows, V)
         vocab = z.shape[1]
         T, v = T.float(), v.float()
         total = torch.zeros(len(z)).index_copy(0, row, T)
@@ -187,21 +219,358 @@ def run_torch(args: argparse.Namespace) -> dict[str, object]:
     return timed(step, work)
 
 
-# -- both ------------------------------------------------------------------------------------------
+# -- a step: both ----------------------------------------------------------------------------------
 
 
-def timed(step, work: list[list[Example]]) -> dict[str, object]:
-    """Seconds of each step after a first that is not counted, and the peak of memory."""
+def timed(step: Callable[[list[Example]], float], work: list[list[Example]]) -> Result:
+    """Seconds of a step after a first that is not counted, and the peak of memory."""
     step(work[0])
-    seconds, losses = [], []
-    for examples in work:
+    started = time.perf_counter()
+    losses = [step(examples) for examples in work]
+    seconds = (time.perf_counter() - started) / len(work)
+    tokens = sum(len(e.prompt) + sum(map(len, e.answers)) for batch in work for e in batch)
+    return {
+        "s/step": seconds,
+        "tokens/s": tokens / len(work) / seconds,  # each prompt counted once, for every engine
+        "peak GB": peak_memory_gb(),
+        "losses": losses,
+    }
+
+
+# A variant of ours, such as one with another memory setting, is one more entry here.
+STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "minibule": run_minibule,
+    "minibule-literal": run_minibule,
+    "torch-float32": run_torch,
+    "torch-bfloat16": run_torch,
+}
+
+
+def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
+    ours = ["minibule-literal", "minibule"]
+    default = [name for name in STEP_ENGINES if name != ours[0]]
+    engines = args.engines or (default if args.objective == "literal" else ours)
+    results = in_turn(engines, argv, args.rounds)
+    columns = ("s/step", "tokens/s", "peak GB")
+    print_table(results, columns, {"time": (engines[0], "s/step")})
+    for name in engines:
+        if "share of sgemm" in results[name][0]:
+            rate, share = (
+                spread(results[name], key) for key in ("sgemm GFLOP/s", "share of sgemm")
+            )
+            print(f"\n{name}: share of sgemm {share}, sgemm {rate} GFLOP/s")
+
+
+# -- generate --------------------------------------------------------------------------------------
+
+
+def generation_rates(args: argparse.Namespace, tokens: Callable[..., list[float]]) -> Result:
+    """tokens(sequences, prompt, new) gives the moments of the start and of each new token."""
+    tokens(1, args.prompt, 2)  # not counted
+    start, first = tokens(1, args.prompt, 1)
+    alone = np.diff(tokens(1, args.context, args.new)[1:])
+    together = np.diff(tokens(args.batch, args.context, args.new_batch)[1:])
+    return {
+        "prefill": args.prompt / (first - start),
+        "decode": 1 / float(alone.mean()),
+        f"{args.batch} at once": args.batch / float(together.mean()),
+        f"{args.batch} at once / decode": args.batch * float(alone.mean() / together.mean()),
+        "peak GB": peak_memory_gb(),
+    }
+
+
+def generate_minibule(args: argparse.Namespace) -> Result:
+    model = load_model(args.model)
+    if args.engine == "minibule-lora":
+        model.adapter = untrained(model)
+    rng = np.random.default_rng(0)
+
+    def tokens(sequences: int, prompt: int, new: int) -> list[float]:
+        prompts = [rng.integers(0, model.config.vocab_size, prompt) for _ in range(sequences)]
+        moments = [time.perf_counter()]
+        generate(
+            model,
+            prompts,
+            stop=frozenset(),
+            max_new_tokens=new,
+            sampling=Sampling(),
+            on_token=lambda sequence, _: sequence or moments.append(time.perf_counter()),
+        )
+        return moments
+
+    return generation_rates(args, tokens)
+
+
+def generate_llama_cpp(args: argparse.Namespace) -> Result:
+    """llama.cpp through its own C interface: float32 weights, keys and values, greedy."""
+    import llama_cpp as cpp
+
+    cpp.llama_backend_init()
+    model_params = cpp.llama_model_default_params()
+    model_params.use_mmap = False
+    model = cpp.llama_model_load_from_file(str(args.gguf).encode(), model_params)
+    vocab = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model))
+    rng = np.random.default_rng(0)
+
+    def tokens(sequences: int, prompt: int, new: int) -> list[float]:
+        params = cpp.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = sequences * (prompt + new), sequences
+        params.n_batch = params.n_ubatch = 512
+        params.n_threads = params.n_threads_batch = os.cpu_count() or 1
+        params.type_k = params.type_v = cpp.GGML_TYPE_F32
+        params.flash_attn_type = int(args.engine == "llama.cpp-flash")
+        context = cpp.llama_init_from_model(model, params)
+        batch = cpp.llama_batch_init(max(prompt, sequences), 0, sequences)
+
+        def decode(entries: Sequence[tuple[int, int, int, bool]]) -> list[int]:
+            """Run (token, position, sequence, wanted) entries; the next token of each wanted."""
+            batch.n_tokens = len(entries)
+            for i, (token, position, sequence, wanted) in enumerate(entries):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            if cpp.llama_decode(context, batch):
+                raise InputError("llama.cpp could not decode.")
+            logits = (
+                cpp.llama_get_logits_ith(context, i) for i, entry in enumerate(entries) if entry[3]
+            )
+            return [int(np.ctypeslib.as_array(z, (vocab,)).argmax()) for z in logits]
+
+        prompts = rng.integers(0, vocab, (sequences, prompt)).tolist()
+        moments, last = [time.perf_counter()], []
+        for s, ids in enumerate(prompts):
+            last += decode([(token, i, s, i + 1 == prompt) for i, token in enumerate(ids)])
+        moments.append(time.perf_counter())
+        for i in range(new - 1):
+            last = decode([(token, prompt + i, s, True) for s, token in enumerate(last)])
+            moments.append(time.perf_counter())
+        cpp.llama_batch_free(batch)
+        cpp.llama_free(context)
+        return moments
+
+    return generation_rates(args, tokens)
+
+
+GENERATE_ENGINES = {
+    "llama.cpp": generate_llama_cpp,
+    "llama.cpp-flash": generate_llama_cpp,
+    "minibule": generate_minibule,
+    "minibule-lora": generate_minibule,
+}
+
+
+def bench_generate(args: argparse.Namespace, argv: list[str]) -> None:
+    there = [n for n in GENERATE_ENGINES if n.startswith("minibule") or find_spec("llama_cpp")]
+    engines = args.engines or there
+    with TemporaryDirectory() as folder:
+        gguf = Path(folder) / "f32.gguf"
+        if any(name.startswith("llama.cpp") for name in engines):
+            export(load_model(args.model), load_chat(args.model), "gguf", "f32", gguf)
+        results = in_turn(engines, [*argv, "--gguf", str(gguf)], args.rounds)
+    many = f"{args.batch} at once"
+    columns = ("prefill", "decode", many, f"{many} / decode", "peak GB")
+    against = {name: (engines[0], name) for name in ("prefill", "decode", many)}
+    print_table(results, columns, against)
+    print(
+        f"\ntokens/s: prefill of {args.prompt} tokens; decode of {args.new} after {args.context}, "
+        f"and of {args.new_batch} of each of {args.batch} sequences at once"
+    )
+
+
+# -- export ----------------------------------------------------------------------------------------
+
+EXPORTS = ("gguf-f32", "gguf-f16", "gguf-q8_0", "hf-f32", "hf-bf16")
+
+
+def export_one(args: argparse.Namespace) -> Result:
+    form, _, dtype = args.engine.partition("-")
+    model, chat = load_model(args.model), load_chat(args.model)
+    model.adapter = untrained(model)
+    loaded = memory_gb()
+    with TemporaryDirectory() as folder:
+        output = Path(folder) / "out"
         started = time.perf_counter()
-        losses.append(step(examples))
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "losses": losses, "peak_gb": peak_memory_gb()}
+        export(model, chat, form, dtype, output)
+        seconds = time.perf_counter() - started
+        files = [output] if output.is_file() else list(output.iterdir())
+        written = sum(file.stat().st_size for file in files) / 1e9
+    return {"seconds": seconds, "GB": written, "loaded GB": loaded, "peak GB": peak_memory_gb()}
 
 
-def measure(engine: str, argv: list[str]) -> dict[str, object]:
+def bench_export(args: argparse.Namespace, argv: list[str]) -> None:
+    results = in_turn(args.engines or EXPORTS, argv, args.rounds)
+    print_table(results, ("seconds", "GB", "loaded GB", "peak GB"), {})
+    print(
+        "\nseconds of merging a rank-16 adapter and writing; GB of the file; memory of the process"
+    )
+
+
+# -- start -----------------------------------------------------------------------------------------
+
+
+def start_import(_args: argparse.Namespace) -> Result:
+    """Seconds that `import minibule` adds to an empty Python."""
+    bare, ours = (seconds_of([sys.executable, "-c", code]) for code in ("", "import minibule"))
+    return {"seconds": ours - bare}
+
+
+def start_read(args: argparse.Namespace) -> Result:
+    """Seconds of the weight files' plain bytes, and of `load_model`, which widens and checks."""
+    started = time.perf_counter()
+    for file in args.model.glob("*.safetensors"):
+        with file.open("rb", buffering=0) as raw:
+            while raw.read(2**24):
+                pass
+    plain = time.perf_counter() - started
+    started = time.perf_counter()
+    load_model(args.model)
+    return {"seconds": time.perf_counter() - started, "of them the file's bytes": plain}
+
+
+def start_train(args: argparse.Namespace) -> Result:
+    """Seconds from the command to the moment its first step begins.
+
+    That moment is when the step's line of metrics appears, less the seconds that it reports.
+    """
+    with TemporaryDirectory() as folder:
+        flags = ["--model", args.model, "--data", args.data, "--output", f"{folder}/run"]
+        flags += ["--steps", "1", "--eval-fraction", "0", "--max-records", "100"]
+        metrics = Path(folder) / "run" / "metrics.jsonl"
+        started = time.perf_counter()
+        with (Path(folder) / "err").open("w+") as err:
+            train = subprocess.Popen(  # noqa: S603 - our own command
+                [sys.executable, "-m", "minibule.train", *map(str, flags)],
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+            )
+            try:
+                while not metrics.exists() or not metrics.read_bytes().endswith(b"\n"):
+                    if train.poll():
+                        err.seek(0)
+                        raise InputError(f"the training failed:\n{err.read()[-2000:]}")
+                    time.sleep(0.002)
+                there = time.perf_counter() - started
+            finally:
+                train.kill()
+                train.wait()
+        line = json.loads(metrics.read_text().splitlines()[0])
+    return {"seconds": there - line["seconds"]}
+
+
+def seconds_of(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True)  # noqa: S603 - our own commands
+    return time.perf_counter() - started
+
+
+STARTS = {
+    "import minibule": start_import,
+    "load_model": start_read,
+    "command to first step": start_train,
+}
+
+
+def bench_start(args: argparse.Namespace, argv: list[str]) -> None:
+    results = in_turn(list(STARTS), argv, args.rounds)
+    print_table(results, ("seconds", "of them the file's bytes"), {})
+    beyond = [
+        {"seconds": whole["seconds"] - read["seconds"]}
+        for whole, read in zip(results["command to first step"], results["load_model"], strict=True)
+    ]
+    print(f"\nto the first step beyond load_model: {spread(beyond, 'seconds')} s")
+
+
+# -- growth ----------------------------------------------------------------------------------------
+
+GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {
+    "tokens": ("tokens of a sequence, half of them answer", (128, 256, 512, 1024, 2048, 4096)),
+    "answers": ("rejected answers of 64 tokens to a prompt of 384", (1, 2, 4, 8)),
+    "layers": ("layers adapted, from the last down", (1, 2, 4, 8, 16, 32)),
+    "rank": ("rank of the adapter", (4, 8, 16, 32, 64, 128)),
+}
+
+
+def growth_point(args: argparse.Namespace) -> Result:
+    """The best of some steps on one record; for layers and ranks it has 256 + 256 tokens."""
+    table, _, number = args.engine.partition("=")
+    value = int(number)
+    lengths = {"tokens": (value // 2, value // 2), "answers": (384, *[64] * value)}
+    layers, rank = value if table == "layers" else 0, value if table == "rank" else 16
+    model = load_model(args.model)
+    rng, vocab = np.random.default_rng(0), model.config.vocab_size
+    step = stepper(model, untrained(model, rank, layers), args.objective)
+    step([random_example(rng, vocab, (32, 32))])
+    example = random_example(rng, vocab, lengths.get(table, (256, 256)))
+    results = [timed_once(step, example) for _ in range(args.steps)]
+    return min(results, key=lambda result: result["s/step"])
+
+
+def timed_once(step: Callable[[list[Example]], float], example: Example) -> Result:
+    started = time.perf_counter()
+    step([example])
+    seconds = time.perf_counter() - started
+    tokens = len(example.prompt) + sum(map(len, example.answers))
+    return {"s/step": seconds, "tokens/s": tokens / seconds, "peak GB": peak_memory_gb()}
+
+
+def bench_growth(args: argparse.Namespace, argv: list[str]) -> None:
+    config = load_config(args.model)
+    most = {"tokens": config.max_position_embeddings, "layers": config.num_hidden_layers}
+    most["rank"] = config.hidden_size
+    drawn = {}
+    for table in args.tables or GROWTH:
+        title, values = GROWTH[table]
+        engines = [f"{table}={v}" for v in values if v <= min(args.most, most.get(table, v))]
+        results = in_turn(engines, argv, args.rounds)
+        print(f"\n{title}:\n")
+        print_table(results, ("s/step", "tokens/s", "peak GB"), {"time": (engines[0], "s/step")})
+        if table == "answers":
+            last = int(engines[-1].partition("=")[2])
+            shares = [
+                {"share": m["s/step"] / (last * one["s/step"])}
+                for m, one in zip(results[engines[-1]], results[engines[0]], strict=True)
+            ]
+            print(f"\n{last} answers cost {spread(shares, 'share')} of {last} x the cost of one")
+        drawn[table] = {
+            int(name.partition("=")[2]): median(r["s/step"] for r in rounds)
+            for name, rounds in results.items()
+        }
+    if args.plot:
+        plot_growth(drawn, args.plot)
+
+
+def plot_growth(tables: Mapping[str, Mapping[int, float]], output: Path) -> None:
+    """A panel a table: seconds of a step, both axes logarithmic to the base 2."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(tables), 3), layout="constrained")
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (table, points) in zip(panels, tables.items(), strict=True):
+        axes.loglog(list(points), list(points.values()), "o-", base=2)
+        axes.set_xticks(list(points), [f"{value:,}" for value in points])
+        axes.set(xlabel=table, ylabel="seconds a step")
+        axes.grid(alpha=0.3)
+    figure.savefig(output)
+
+
+# -- rounds and tables -----------------------------------------------------------------------------
+
+
+def in_turn(engines: Sequence[str], argv: list[str], rounds: int) -> dict[str, list[Result]]:
+    """Measure each engine once a round, in a process of its own."""
+    results: dict[str, list[Result]] = {name: [] for name in engines}
+    for number in range(1, rounds + 1):
+        for name in engines:
+            results[name].append(measure(name, argv))
+            shown = {
+                key: round(value, 3)
+                for key, value in results[name][-1].items()
+                if isinstance(value, float)
+            }
+            print(f"round {number}: {name:<16} {shown}", file=sys.stderr)
+    return results
+
+
+def measure(engine: str, argv: list[str]) -> Result:
     done = subprocess.run(  # noqa: S603 - this very file
         [sys.executable, __file__, *argv, "--engine", engine],
         capture_output=True,
@@ -210,55 +579,110 @@ def measure(engine: str, argv: list[str]) -> dict[str, object]:
     )
     if done.returncode:
         raise InputError(f"{engine} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    result: Result = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def spread(results: Sequence[Result], key: str) -> str:
+    """The rounds' median, and their range where there are several."""
+    values = [result[key] for result in results if key in result]
+    if not values:
+        return ""
+    digits = max(0, 2 - int(np.floor(np.log10(max(abs(median(values)), 1e-3)))))
+    low, middle, high = (f"{x:.{digits}f}" for x in (min(values), median(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({low}-{high})"
+
+
+def print_table(
+    results: Mapping[str, list[Result]],
+    columns: Sequence[str],
+    against: Mapping[str, tuple[str, str]],
+) -> None:
+    """Markdown: a row an engine, its columns, and ratios {title: (other engine, column)}."""
+    titles = [f"{title} / {other}'s" for title, (other, _) in against.items()]
+    print("| engine | " + " | ".join([*columns, *titles]) + " |")
+    print("|---" * (1 + len(columns) + len(titles)) + "|")
+    for name, rounds in results.items():
+        cells = [spread(rounds, column) for column in columns]
+        for other, column in against.values():
+            pairs = zip(rounds, results[other], strict=True)
+            cells.append(
+                spread([{"ratio": ours[column] / its[column]} for ours, its in pairs], "ratio")
+            )
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+BENCHES = {
+    "dense": (bench_step, STEP_ENGINES.get),
+    "records": (bench_step, STEP_ENGINES.get),
+    "generate": (bench_generate, GENERATE_ENGINES.get),
+    "export": (bench_export, lambda name: export_one if name in EXPORTS else None),
+    "start": (bench_start, STARTS.get),
+    "growth": (bench_growth, lambda name: growth_point if name.split("=")[0] in GROWTH else None),
+}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    cases = parser.add_subparsers(dest="case", required=True)
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    for case in BENCHES:
+        sub = cases.add_parser(case)
+        sub.add_argument("--model", type=Path, required=True, metavar="DIR")
+        rounds = 1 if case == "growth" else 5
+        sub.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"({rounds})")
+        sub.add_argument("--engine", help=argparse.SUPPRESS)
+        if case in ("dense", "records", "generate", "export"):
+            sub.add_argument("--engines", type=names, metavar="A,B", help="(all that are there)")
+        if case in ("records", "start"):
+            sub.add_argument("--data", type=Path, required=True, metavar="FILE")
+        if case in ("dense", "records", "growth"):
+            sub.add_argument("--objective", choices=OBJECTIVES, default="literal")
+            steps = 1 if case == "growth" else 2
+            sub.add_argument(
+                "--steps", type=int, default=steps, metavar="N", help=f"counted steps ({steps})"
+            )
+        if case == "generate":
+            for flag, value, text in (
+                ("--prompt", 512, "tokens prefilled"),
+                ("--context", 128, "tokens before those decoded"),
+                ("--new", 64, "tokens decoded of one sequence"),
+                ("--new-batch", 16, "tokens decoded of each of a batch"),
+                ("--batch", 16, "sequences of a batch"),
+            ):
+                sub.add_argument(
+                    flag, type=int, default=value, metavar="N", help=f"{text} ({value})"
+                )
+            sub.add_argument("--gguf", type=Path, help=argparse.SUPPRESS)
+        if case == "growth":
+            sub.add_argument("--tables", type=names, metavar="A,B", help=f"of {','.join(GROWTH)}")
+            sub.add_argument(
+                "--most", type=int, default=4096, metavar="N", help="of anything (4096)"
+            )
+            sub.add_argument("--plot", type=Path, metavar="FILE.svg")
+    args = parser.parse_args(argv)
+    given = [*(getattr(args, "engines", None) or []), *([args.engine] if args.engine else [])]
+    for name in given:
+        if not BENCHES[args.case][1](name):
+            parser.error(f"engine {name}: {args.case} has none of that name")
+    for table in getattr(args, "tables", None) or []:
+        if table not in GROWTH:
+            parser.error(f"--tables {table}: expected some of {','.join(GROWTH)}")
+    return args
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("case", choices=["dense", "records"])
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--data", type=Path, metavar="FILE")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="literal")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--steps", type=int, default=2, metavar="N", help="counted steps a round")
-    parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.case == "records" and not args.data:
-        parser.error("records needs --data")
+    args = parse(argv)
+    bench, engine = BENCHES[args.case]
     if args.engine:
-        engine = run_minibule if args.engine == "minibule" else run_torch
-        print(json.dumps(engine(args)))
-        return
-
-    engines = args.engines.split(",")
-    results: dict[str, list[dict[str, object]]] = {name: [] for name in engines}
-    for number in range(1, args.rounds + 1):
-        for name in engines:
-            results[name].append(measure(name, argv))
-            seconds = results[name][-1]["seconds"]
-            print(f"round {number}: {name:<15} {np.round(seconds, 2)} s", file=sys.stderr)
-    print("| engine | s/step | records/s | peak GB | time, relative to minibule |")
-    print("|---|---|---|---|---|")
-    for name in engines:
-        means = [float(np.mean(r["seconds"])) for r in results[name]]
-        ratios = [
-            m / float(np.mean(r["seconds"]))
-            for m, r in zip(means, results[engines[0]], strict=True)
-        ]
-        peak = max(r["peak_gb"] for r in results[name])
-        print(
-            f"| {name} | {median(means):.2f} ({min(means):.2f}-{max(means):.2f}) "
-            f"| {BATCH / median(means):.3f} | {peak:.2f} "
-            f"| {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |"
-        )
-    ours = results.get("minibule", [])
-    if ours:
-        shares, rates = ([r[k] for r in ours] for k in ("share_of_sgemm", "sgemm_gflops"))
-        print(
-            f"\nsgemm {median(rates):.0f} GFLOP/s ({min(rates):.0f}-{max(rates):.0f}); "
-            f"minibule's step reaches {median(shares):.0%} ({min(shares):.0%}-{max(shares):.0%})"
-        )
+        print(json.dumps(engine(args.engine)(args)))
+    else:
+        bench(args, argv)
 
 
 if __name__ == "__main__":
