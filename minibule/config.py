@@ -90,6 +90,11 @@ class LlamaConfig:
             "down_proj": (D, F),
         }[projection]
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the checkpoint."""
         D, V = self.hidden_size, self.vocab_size

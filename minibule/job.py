@@ -18,9 +18,13 @@ from minibule.gguf_export import check_gguf
 from minibule.heldout import Question, read_questions
 from minibule.llama import Llama
 from minibule.lora import Adapter, init_adapter
-from minibule.machine import set_threads
+from minibule.machine import set_threads, threads
 from minibule.records import Record, read_file
 from minibule.run_state import Identity, identity
+
+# Of fewer parameters, a model's matrix products are over before a second thread has woken up; on a
+# busy machine the two then wait for each other.
+SMALL_MODEL = 20_000_000
 
 
 def planned_steps(config: TrainConfig, examples: int) -> int:
@@ -87,6 +91,8 @@ def prepare(config: TrainConfig) -> Job:
     questions_file = config.heldout or ("" if config.data else embedded / "heldout.jsonl")
 
     model, chat = load_model(source, narrow=config.memory == "low"), load_chat(source)
+    if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
+        set_threads(1)
     for kind in config.export:
         if kind.startswith("gguf:"):
             check_gguf(model.config, chat, kind.removeprefix("gguf:"))

@@ -423,8 +423,8 @@ def spoil(monkeypatch, bad_steps, kind):
     gradients = train_module.gradients
     calls = iter(range(1, 1000))
 
-    def spoiled(*arguments):
-        grads, metrics, tokens = gradients(*arguments)
+    def spoiled(*arguments, **options):
+        grads, metrics, tokens = gradients(*arguments, **options)
         if next(calls) in bad_steps:
             if kind == "loss":
                 metrics["loss"] = float("nan")

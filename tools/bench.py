@@ -46,6 +46,7 @@ from minibule.generate import Sampling, generate
 from minibule.llama import Llama
 from minibule.lora import Adapter, init_adapter
 from minibule.machine import memory_gb, peak_memory_gb
+from minibule.narrow import widened
 from minibule.optim import AdamW
 from minibule.records import read_records
 from minibule.train import gradients
@@ -94,14 +95,18 @@ def untrained(model: Llama, r: int = 16, layers: int = 0) -> Adapter:
     return init_adapter(LoraConfig(r, 2.0 * r, modules, False), model.config, seed=0)
 
 
-def stepper(model: Llama, adapter: Adapter, objective: str) -> Callable[[list[Example]], float]:
+def stepper(
+    model: Llama, adapter: Adapter, objective: str, recompute: bool = False
+) -> Callable[[list[Example]], float]:
     """One step of training on a batch; returns its loss."""
     model.adapter = adapter
     optimiser = AdamW(adapter.params, 0.0)
     config = TrainConfig()
 
     def step(examples: list[Example]) -> float:
-        grads, metrics, _ = gradients(model, [examples], OBJECTIVES[objective], config.pass_tokens)
+        grads, metrics, _ = gradients(
+            model, [examples], OBJECTIVES[objective], config.pass_tokens, recompute
+        )
         optimiser.step(grads, LR)
         return metrics["loss"]
 
@@ -110,9 +115,10 @@ def stepper(model: Llama, adapter: Adapter, objective: str) -> Callable[[list[Ex
 
 def run_minibule(args: argparse.Namespace) -> Result:
     objective = "literal" if args.engine == "minibule-literal" else args.objective
-    model = load_model(args.model)
+    low = args.engine == "minibule-low"
+    model = load_model(args.model, narrow=low)
     work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
-    result = timed(stepper(model, untrained(model), objective), work)
+    result = timed(stepper(model, untrained(model), objective, recompute=low), work)
     needs_reference = OBJECTIVES[objective].needs_reference
     flops = [step_flops(model, examples, needs_reference) for examples in work]
     rate = sgemm_rate(model)
@@ -135,7 +141,7 @@ def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> 
 
 def sgemm_rate(model: Llama) -> float:
     """Floating-point operations a second of NumPy's product on the model's largest layer."""
-    W = model.weights["model.layers.0.mlp.up_proj.weight"]
+    W = widened(model.weights["model.layers.0.mlp.up_proj.weight"])
     x = np.ones((1024, W.shape[1]), np.float32)
     seconds = []
     for _ in range(20):
@@ -237,9 +243,9 @@ def timed(step: Callable[[list[Example]], float], work: list[list[Example]]) -> 
     }
 
 
-# A variant of ours, such as one with another memory setting, is one more entry here.
 STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
     "minibule": run_minibule,
+    "minibule-low": run_minibule,  # as with --memory low
     "minibule-literal": run_minibule,
     "torch-float32": run_torch,
     "torch-bfloat16": run_torch,
@@ -248,7 +254,7 @@ STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
 
 def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
     ours = ["minibule-literal", "minibule"]
-    default = [name for name in STEP_ENGINES if name != ours[0]]
+    default = ["minibule", "torch-float32", "torch-bfloat16"]
     engines = args.engines or (default if args.objective == "literal" else ours)
     results = in_turn(engines, argv, args.rounds)
     columns = ("s/step", "tokens/s", "peak GB")
