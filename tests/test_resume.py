@@ -342,6 +342,8 @@ def started(*arguments):
         stderr=subprocess.STDOUT,
         text=True,
         bufsize=0,
+        # A shell that starts the tests in the background lets them, and all of theirs, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
