@@ -256,8 +256,8 @@ RECORDS = str(embedded_folder() / "records.jsonl")
             "time / minibule-literal's",
         ),
         (
-            ["generate", "--engines", "minibule,minibule-lora", "--prompt", "20", "--new", "5"]
-            + ["--context", "9", "--new-batch", "3", "--batch", "2"],
+            "generate --engines minibule,minibule-lora --prompt 20 --new 5 --context 9 "
+            "--new-batch 3 --batch 2".split(),
             ["minibule", "minibule-lora"],
             "decode / minibule's",
         ),
