@@ -256,8 +256,21 @@ RECORDS = str(embedded_folder() / "records.jsonl")
             "time / minibule-literal's",
         ),
         (
-            "generate --engines minibule,minibule-lora --prompt 20 --new 5 --context 9 "
-            "--new-batch 3 --batch 2".split(),
+            [
+                "generate",
+                "--engines",
+                "minibule,minibule-lora",
+                "--prompt",
+                "20",
+                "--new",
+                "5",
+                "--context",
+                "9",
+                "--new-batch",
+                "3",
+                "--batch",
+                "2",
+            ],
             ["minibule", "minibule-lora"],
             "decode / minibule's",
         ),
