@@ -194,7 +194,7 @@ def _prefill(
     layers, N = model.config.num_hidden_layers, len(ids)
     shape = (N, model.config.num_key_value_heads, model.config.head_dim)
     keys, values = ([np.empty(shape, model.head.dtype) for _ in range(layers)] for _ in "kv")
-    cuts = np.linspace(0, N, _chunks(N) + 1).astype(int).tolist()
+    cuts = np.linspace(0, N, min(N, _chunks(N)) + 1).astype(int).tolist()
     written = {(stop, layer): Event() for stop in cuts for layer in range(layers)}
 
     def one_chunk(chunk: slice) -> Array:

@@ -244,6 +244,7 @@ def table_rows(printed):
 
 TINY = str(embedded_folder())
 RECORDS = str(embedded_folder() / "records.jsonl")
+LITTLE = ["--prompt", "20", "--new", "5", "--context", "9", "--new-batch", "3", "--batch", "2"]
 
 
 @pytest.mark.parametrize(
@@ -256,21 +257,7 @@ RECORDS = str(embedded_folder() / "records.jsonl")
             "time / minibule-literal's",
         ),
         (
-            [
-                "generate",
-                "--engines",
-                "minibule,minibule-lora",
-                "--prompt",
-                "20",
-                "--new",
-                "5",
-                "--context",
-                "9",
-                "--new-batch",
-                "3",
-                "--batch",
-                "2",
-            ],
+            ["generate", "--engines", "minibule,minibule-lora", *LITTLE],
             ["minibule", "minibule-lora"],
             "decode / minibule's",
         ),
@@ -295,8 +282,7 @@ def test_each_bench_prints_a_row_an_engine(bench, capsys, arguments, engines, co
 
 def test_the_bench_of_generation_knows_llama_cpp(bench, capsys):
     pytest.importorskip("llama_cpp", reason="needs pip install '.[interop]'")
-    less = ["--prompt", "20", "--new", "5", "--context", "9", "--new-batch", "3", "--batch", "2"]
-    bench.main(["generate", "--model", TINY, "--rounds", "1", *less])
+    bench.main(["generate", "--model", TINY, "--rounds", "1", *LITTLE])
     rows = table_rows(capsys.readouterr().out)
     assert list(rows) == ["llama.cpp", "llama.cpp-flash", "minibule", "minibule-lora"]
     assert float(rows["llama.cpp"]["prefill / llama.cpp's"]) == 1
