@@ -32,8 +32,8 @@ A reader in a hurry leaves out the rest, which stands beside that way:
     rows, formats, sandbox                     other formats of records, other chat templates
     run_folder, run_lock, run_state, stopping  runs that stop, and go on to the same bytes
     estimate                                   what a run would take: the dry run
-    tensors, narrow, gguf_file, gguf_import,   the formats of models, weights kept in 16 bits, and
-      export                                   the command that writes
+    tensors, gguf_file, gguf_import, export    the formats of models, and the command that writes
+    narrow                                     weights kept in 16 bits
     generate, heldout, snapshot                the model asked, before and after
     results, figures, page, course, report     the page of a run
     worked_row, worked_step, explain           one gradient, with its numbers

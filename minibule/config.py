@@ -322,7 +322,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         field = FIELDS[name]
         flag = "--" + name.replace("_", "-")
         text = field.metadata["help"].replace("%", "%%")
-        if field.default not in (None, "", False):
+        if field.default not in (None, "") and field.default is not False:
             text += f" (default: {_show(field.default)})"
         if HINTS[name] is bool:
             parser.add_argument(

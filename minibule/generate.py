@@ -22,7 +22,7 @@ from minibule.config import embedded_folder
 from minibule.errors import InputError, run
 from minibule.llama import Attend, Llama
 from minibule.machine import side_by_side, threads
-from minibule.ops import Array, Cache, Segment, attention
+from minibule.ops import Array, Cache, Segment, attention, times_transposed
 
 # Prompt tokens of one pass: fewer would read the weights too often, more would need more memory.
 LEAST_TOKENS, MOST_TOKENS = 32, 512
@@ -262,7 +262,7 @@ def _decode(model: Llama, tokens: Array, cache: KeyValueCache) -> Array:
         model, tokens, cache.lengths, cache.next_token(), adapter=model.adapter
     )
     cache.lengths = cache.lengths + 1
-    return hidden @ model.head.T
+    return times_transposed(hidden, model.head)
 
 
 def answer(model: Llama, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -288,7 +288,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--raw", action="store_true", help="continue the text as it is, without the chat template"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(128)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="at most so many tokens of the answer (default: 128)",
+    )
     parser.add_argument(
         "--temperature",
         type=float,
@@ -296,12 +302,26 @@ def main(argv: list[str]) -> None:
         metavar="X",
         help="0 = always the likeliest token (default), 1 = sample from the model itself",
     )
-    parser.add_argument("--top-k", type=int, default=defaults["top_k"], metavar="K", help="0 = all")
     parser.add_argument(
-        "--top-p", type=float, default=defaults["top_p"], metavar="P", help="above 0 to 1 = all"
+        "--top-k",
+        type=int,
+        default=defaults["top_k"],
+        metavar="K",
+        help="sample among the K likeliest tokens only; 0 = all (default: 0)",
     )
-    parser.add_argument("--seed", type=int, default=defaults["seed"], metavar="S", help="(0)")
-    parser.add_argument("-n", type=int, default=1, metavar="N", help="samples (1)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=defaults["top_p"],
+        metavar="P",
+        help="sample among the likeliest tokens that together have this probability (default: 1 = all)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=defaults["seed"], metavar="S", help="of the draws (default: 0)"
+    )
+    parser.add_argument(
+        "-n", type=int, default=1, metavar="N", help="answers to sample (default: 1)"
+    )
     args = parser.parse_args(argv)
     low = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "n": 1}
     for name, least in low.items():

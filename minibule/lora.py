@@ -14,7 +14,7 @@ import numpy as np
 
 from minibule.config import LlamaConfig, LoraConfig
 from minibule.narrow import widened
-from minibule.ops import Array, Cache
+from minibule.ops import Array, Cache, times_transposed
 
 BLOCK_ROWS = 64  # of `_add_product`
 
@@ -22,7 +22,7 @@ BLOCK_ROWS = 64  # of `_add_product`
 def lora_linear(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, Cache]:
     """y = x W^T + scaling * (x A^T) B^T."""
     xA = x @ A.T  # (T, r)
-    y = x @ W.T
+    y = times_transposed(x, W)
     _add_product(y, scaling * xA, B.T)
     return y, (x, W, A, B, scaling, xA)
 

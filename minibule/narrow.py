@@ -20,6 +20,7 @@ class Narrow:
     """A matrix (out, in) kept as float16, or as uint16: the upper halves of float32, bfloat16."""
 
     __array_ufunc__ = None  # NumPy shall leave x @ W to this class
+    dtype = np.dtype(np.float32)  # what it acts as
 
     def __init__(self, words: Array) -> None:
         self.words = words

@@ -142,12 +142,10 @@ def _position(
     """
     # Of the answers only the first tokens: each record has one row, at the end of its prompt.
     first = [e._replace(answers=tuple(a[:1] for a in e.answers)) for e in examples[:LOOKED_AT]]
-    z_ref = np.concatenate(
-        [
-            forward_batch(model, batch, None)[0] @ model.head.T
-            for batch in pack(first, objective.counts, pass_tokens)
-        ]
-    )  # (records, V)
+    z_ref = np.empty((len(first), model.config.vocab_size))
+    for batch in pack(first, objective.counts, pass_tokens):
+        examples_there = np.unique(batch.answer[:, 0])
+        z_ref[examples_there] = forward_batch(model, batch, None)[0] @ model.head.T
     counts = np.zeros(z_ref.shape)
     for row, example in enumerate(first):
         np.add.at(counts[row], [int(a[0]) for a in example.answers], example.counts)

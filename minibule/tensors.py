@@ -109,7 +109,7 @@ def _read(tensor: Stored, narrow: bool) -> Array:
     dtype = NUMPY_DTYPE[tensor.dtype]
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, np.float32)
-    raw = np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape)
+    raw = np.asarray(np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape))
     if narrow and len(tensor.shape) == 2 and tensor.dtype != "F32":
         return cast(Array, Narrow(np.array(raw)))
     return raw.astype(np.float32) if tensor.dtype == "F32" else Narrow(raw)[:]

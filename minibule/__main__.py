@@ -1,0 +1,6 @@
+"""`python -m minibule` says which commands there are."""
+
+import minibule
+
+_, _, commands = (minibule.__doc__ or "").partition("Commands, ")
+print("Commands, " + commands.partition("\n\nThe code")[0])
