@@ -314,7 +314,7 @@ def main(argv: list[str]) -> None:
         type=float,
         default=defaults["top_p"],
         metavar="P",
-        help="sample among the likeliest tokens that together have this probability (default: 1 = all)",
+        help="sample among the likeliest tokens that together are as likely (default: 1 = all)",
     )
     parser.add_argument(
         "--seed", type=int, default=defaults["seed"], metavar="S", help="of the draws (default: 0)"
