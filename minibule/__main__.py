@@ -2,5 +2,6 @@
 
 import minibule
 
-_, _, commands = (minibule.__doc__ or "").partition("Commands, ")
-print("Commands, " + commands.partition("\n\nThe code")[0])
+if __name__ == "__main__":
+    _, _, commands = (minibule.__doc__ or "").partition("Commands, ")
+    print("Commands, " + commands.partition("\n\nThe code")[0])
