@@ -9,6 +9,7 @@ from conftest import ROOT
 
 @pytest.fixture(scope="module")
 def mutate():
+    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import mutate
@@ -19,7 +20,6 @@ def mutate():
 
 
 def test_no_damaged_file_gets_the_better_of_a_reader(mutate):
-    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
     counts = {name: n // 50 for name, n in mutate.case_counts().items()}
     tallies = mutate.mutate(1, counts)
     for name, tally in tallies.items():

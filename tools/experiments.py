@@ -269,8 +269,8 @@ def print_rule(outcomes: Mapping[str, Sequence[Outcome]]) -> None:
         if all(follows_the_rule(f) for f in figures):
             every.append(name)
     print(f"\n{GREEDY} > .9, noise <= .03 and {KL} <= .02")
-    print(f"  in the mean:    {'; '.join(mean) or 'none'}")
-    print(f"  on every seed:  {'; '.join(every) or 'none'}")
+    print(f"- in the mean: {'; '.join(mean) or 'none'}")
+    print(f"- on every seed: {'; '.join(every) or 'none'}")
 
 
 def main(argv: list[str]) -> None:
