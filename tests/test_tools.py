@@ -204,7 +204,7 @@ def test_a_row_that_misses_one_demand_on_one_seed_is_not_named_for_every_seed(to
     both = [experiments.Outcome(good, ""), experiments.Outcome(good | worse, "")]
     experiments.print_rule({"good": both[:1], "half": both, "bad": both[1:]})
     out = capsys.readouterr().out
-    assert "in the mean:    good; half\n" in out and "on every seed:  good\n" in out
+    assert "in the mean: good; half\n" in out and "on every seed: good\n" in out
 
 
 def test_an_experiment_needs_a_seed(tools):
