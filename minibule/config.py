@@ -265,7 +265,7 @@ class TrainConfig:
         "low = keep 16-bit weights in 16 bits and compute each layer again in backward: about half "
         "the memory, more time, the same mathematics",
     )
-    threads: int = _setting(0, "processor threads; 0 = all", 0)
+    threads: int = _setting(0, "processor threads; 0 = all, or one for a small model", 0)
     save_every: int = _setting(
         20, "steps between checkpoints, from which --resume goes on; 0 = after the last only", 0
     )

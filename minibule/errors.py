@@ -10,6 +10,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+# Signals that asked the program to leave. Python drops an exception that a handler raises inside a
+# finaliser, or while an import takes its lock; who starts something long looks here first.
+received: list[int] = []
 
 
 class InputError(Exception):
@@ -36,8 +41,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
     # Both become exceptions, so that what is open is put away.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets its code instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -46,26 +51,28 @@ def run(main: Callable[[list[str]], None]) -> None:
         if sys.stdout is not None:  # it is None where the caller closed it
             sys.stdout.flush()
     except InputError as error:
-        _leave(f"error: {error}", 2)
+        _exit(f"error: {error}", 2)
     except BrokenPipeError:
         # The reader (`| head`) has left; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _leave(f"error: {where}{error.strerror or error}", 2)
+        _exit(f"error: {where}{error.strerror or error}", 2)
     except MemoryError:
-        _leave("error: out of memory. A smaller --pass-tokens or --max-length needs less.", 1)
+        _exit("error: out of memory. A smaller --pass-tokens or --max-length needs less.", 1)
     except KeyboardInterrupt:
-        _leave("interrupted", 130)
+        _exit("interrupted", 130)
     except Terminated:
-        _leave("terminated", 143)
+        _exit("terminated", 143)
 
 
-def _terminate(*_: object) -> None:
-    raise Terminated
+def leave(number: int, _: object = None) -> NoReturn:
+    """Handle SIGINT or SIGTERM: leave now, by way of everything that is to be put away."""
+    received.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
-def _leave(message: str, status: int) -> None:
+def _exit(message: str, status: int) -> None:
     print(message, file=sys.stderr)
     sys.exit(status)

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from minibule import figures
 from minibule.forest import pack, total_weight
 from minibule.job import Job
 from minibule.llama import Llama
 from minibule.machine import memory_gb, peak_memory_gb, threads
+from minibule.narrow import Narrow
 from minibule.run_folder import exports
 from minibule.snapshot import evaluate, observe
 
@@ -32,6 +34,7 @@ def print_estimate(job: Job, output: Path, take_step: Callable[[int], float]) ->
     asking = _snapshot_seconds(job)
     merging = _merged_gb(job.model) if "hf" in config.export else 0.0
     seconds = job.steps * float(np.mean(tokens)) / tokens_per_s
+    figures.available()  # loads matplotlib, if it is there, as the report will
     # Merging happens when training is over, in the memory that its arrays have left.
     peak = max(peak_memory_gb(), loaded + merging)
     print(f"rows       {rows:,} in the {epoch:,} steps of an epoch")
@@ -95,9 +98,15 @@ def _snapshot_seconds(job: Job) -> float:
 
 
 def _merged_gb(model: Llama) -> float:
-    """GB that merging takes: a second copy of every weight that the adapter changes."""
+    """GB that merging takes: a float32 copy of every weight that is changed, or kept narrow."""
     modules = model.adapter.config.modules if model.adapter else ()
-    return sum(model.weights[f"{module}.weight"].nbytes for module in modules) / 1e9
+    changed = {f"{module}.weight" for module in modules}
+    copied = (
+        weight.size
+        for name, weight in model.weights.items()
+        if name in changed or isinstance(weight, Narrow)
+    )
+    return 4 * sum(copied) / 1e9
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from minibule.errors import InputError
+from minibule.errors import InputError, Terminated
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def native_parser(refusal: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (InputError, MemoryError, KeyboardInterrupt, Terminated, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         said = str(error)  # which may quote a value as long as the file

@@ -293,7 +293,7 @@ def main(argv: list[str]) -> None:
         type=int,
         default=128,
         metavar="N",
-        help="at most so many tokens of the answer (default: 128)",
+        help="at most so many tokens of the answer (default: %(default)s)",
     )
     parser.add_argument(
         "--temperature",
@@ -307,20 +307,25 @@ def main(argv: list[str]) -> None:
         type=int,
         default=defaults["top_k"],
         metavar="K",
-        help="sample among the K likeliest tokens only; 0 = all (default: 0)",
+        help="sample among the K likeliest tokens only; 0 = all (default: %(default)s)",
     )
     parser.add_argument(
         "--top-p",
         type=float,
         default=defaults["top_p"],
         metavar="P",
-        help="sample among the likeliest tokens that together are as likely (default: 1 = all)",
+        help="sample among the likeliest tokens that together have this probability (default: "
+        "%(default)s, all)",
     )
     parser.add_argument(
-        "--seed", type=int, default=defaults["seed"], metavar="S", help="of the draws (default: 0)"
+        "--seed",
+        type=int,
+        default=defaults["seed"],
+        metavar="S",
+        help="of the draws (default: %(default)s)",
     )
     parser.add_argument(
-        "-n", type=int, default=1, metavar="N", help="answers to sample (default: 1)"
+        "-n", type=int, default=1, metavar="N", help="answers to sample (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     low = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "n": 1}

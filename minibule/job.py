@@ -159,11 +159,10 @@ def describe(job: Job) -> None:
     """Print what is about to be trained."""
     config, adapter, model = job.config, job.adapter, job.model
     trained = sum(p.size for p in adapter.params.values())
-    frozen = sum(w.size for w in model.weights.values())
     answers = sum(len(example.answers) for example in job.examples)
     objective = config.resolved_objective()
     name = config.model or "embedded"
-    print(f"model      {name}: {frozen:,} parameters, frozen")
+    print(f"model      {name}: {model.config.parameters:,} parameters, frozen")
     print(
         f"adapter    LoRA r={adapter.config.r} on {len(adapter.config.modules)} modules: "
         f"{trained:,} parameters, trained"

@@ -173,7 +173,7 @@ def forward(
         x, block_cache = block()
         if keep and layer >= first:
             blocks.append(block if recompute else block_cache)
-        del block, block_cache
+        del block, block_cache  # else they would live on beside the next block's
     if rows is not None:
         x = x[rows]  # (R, D)
     hidden, norm_cache = ops.rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)

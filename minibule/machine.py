@@ -67,7 +67,7 @@ def set_threads(number: int) -> None:
 def side_by_side(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
     """function(item) of every item, in order, on as many threads as matrix products may use.
 
-    Each call has one thread to itself, and with it one core: that also keeps both cores busy in
+    Each call has one thread to itself, and with it one core: that also keeps all cores busy in
     the element-wise work between two products, which NumPy does on one thread. A single item is
     computed as usual. (Threads, because NumPy lets go of the interpreter while it computes.)
     """
@@ -97,8 +97,8 @@ def side_by_side(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
 def _keep_freed_memory() -> None:
     """Let C's allocator keep what is freed for the next array, instead of returning it each time.
 
-    The arrays of a layer come and go; the system would clear every page of them anew, 5 % of the
-    time of a step. Only glibc can be told.
+    The arrays of a layer come and go, and the system would clear every page of them anew. Only
+    glibc can be told.
     """
     if sys.platform != "linux":
         return

@@ -24,7 +24,7 @@ class Narrow:
 
     def __init__(self, words: Array) -> None:
         self.words = words
-        self.shape, self.size, self.nbytes = words.shape, words.size, words.nbytes
+        self.shape, self.size = words.shape, words.size
 
     def __len__(self) -> int:
         return len(self.words)

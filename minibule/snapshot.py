@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minibule.chat import Chat
-from minibule.complement import contrast_weights, optimum, target_distribution
+from minibule.complement import contrast_weights, log_softmax, optimum, target_distribution
 from minibule.config import Objective
 from minibule.errors import InputError
 from minibule.files import read_json, whole_file, write_json, writing
@@ -24,7 +24,6 @@ from minibule.job import Job
 from minibule.llama import Llama, forward_batch
 from minibule.loss import add_metrics, head_metrics
 from minibule.machine import side_by_side, threads
-from minibule.ops import Array
 
 PROBE_TOKENS = 48  # of the answer to --probe
 LOOKED_AT = 8  # records among which a telling position is looked for
@@ -82,7 +81,7 @@ def observe(job: Job) -> Snapshot:
     model, chat, config = job.model, job.chat, job.config
     examples, heldout, questions = job.examples, job.heldout, job.questions
     sizes = {
-        "parameters": sum(w.size for w in model.weights.values()),
+        "parameters": model.config.parameters,
         "trained": sum(p.size for p in job.adapter.params.values()),
         "records": len(examples),
         "answers": sum(len(example.answers) for example in examples),
@@ -150,7 +149,7 @@ def _position(
     for row, example in enumerate(first):
         np.add.at(counts[row], [int(a[0]) for a in example.answers], example.counts)
     totals = counts.sum(axis=1, keepdims=True)
-    p_ref = _softmax(z_ref)
+    p_ref = np.exp(log_softmax(z_ref))
     best = int((counts / totals * p_ref * (1 - p_ref)).sum(axis=1).argmax())
 
     example, v, ref = first[best], counts[[best]], z_ref[[best]]
@@ -161,7 +160,7 @@ def _position(
     p_star = optimum(P, w, objective.alpha)[0] if objective.alpha > 0 else None
     (batch,) = pack([example], objective.counts, pass_tokens)
     hidden, _ = forward_batch(model, batch, model.adapter)
-    p = _softmax(hidden @ model.head.T)[0]
+    p = np.exp(log_softmax(hidden @ model.head.T))[0]
 
     likely = [np.argsort(-x, kind="stable")[:TOP_TOKENS] for x in (p_ref[best], p, P[0])]
     kept = np.unique(np.concatenate([*likely, *[a[:1] for a in example.answers]]))
@@ -179,12 +178,6 @@ def _position(
     ]
     text = str(chat.tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False))
     return Position(text[-CONTEXT_LETTERS:], total, tokens)
-
-
-def _softmax(z: Array) -> Array:
-    z = z.astype(np.float64)
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 def _token_text(chat: Chat, token: int) -> str:

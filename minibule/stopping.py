@@ -8,25 +8,23 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-from minibule.errors import Terminated
+from minibule.errors import received
 
 
+@dataclass
 class Stop:
     """Whether, and by which signal, training has been asked to stop."""
 
     signal: int | None = None
 
-    def leave(self) -> None:
-        """Do now what the signal would have done at once."""
-        raise KeyboardInterrupt if self.signal == signal.SIGINT else Terminated
-
 
 @contextmanager
 def stop_after_step() -> Iterator[Stop]:
     """In the block, a first SIGINT or SIGTERM is only noted."""
-    stop = Stop()
+    stop = Stop(received[-1] if received else None)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals go to the main thread alone
         return

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minibule.checkpoint import save_adapter
 from minibule.config import Objective, TrainConfig, add_arguments, resolve, to_toml
-from minibule.errors import InputError, run
+from minibule.errors import InputError, leave, run
 from minibule.estimate import print_estimate
 from minibule.export import export
 from minibule.files import flush_to_disk, whole_file, writing
@@ -189,7 +189,7 @@ def run_steps(job: Job, output: Path, checkpoint: Checkpoint | None = None) -> f
                     "A lower --lr, or other records, may help."
                 )
             if stop.signal:
-                stop.leave()
+                leave(stop.signal)
     return progress.seconds
 
 

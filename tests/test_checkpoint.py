@@ -17,8 +17,8 @@ from minibule.checkpoint import (
     save_model,
     save_weights,
 )
-from minibule.errors import InputError
-from minibule.files import write_json
+from minibule.errors import InputError, Terminated
+from minibule.files import native_parser, write_json
 
 
 @pytest.fixture
@@ -356,3 +356,9 @@ def test_rank_and_alpha_patterns(adapter_folder):
     assert adapter.pair("model.layers.1.self_attn.q_proj")[2] == 20 / 5
     assert adapter.pair("model.layers.0.self_attn.q_proj")[2] == 20 / 3
     assert adapter.pair("model.layers.0.self_attn.k_proj")[2] == 5 / 3
+
+
+def test_a_signal_inside_a_native_parser_is_no_bad_input():
+    """SIGTERM while tokenizers or safetensors read must end the program, not blame the file."""
+    with pytest.raises(Terminated), native_parser("refused"):
+        raise Terminated

@@ -34,7 +34,7 @@ def test_a_narrow_matrix_multiplies_as_the_wide_one(dtype, block_rows, monkeypat
     np.testing.assert_allclose(x @ W.T, x @ wide.T, rtol=1e-12)
     np.testing.assert_allclose(dy @ W, dy @ wide, rtol=1e-12)
     np.testing.assert_array_equal(W[[6, 0, 6]], wide[[6, 0, 6]])
-    assert (len(W), W.shape, W.size, W.nbytes) == (7, (7, 5), 35, 70)
+    assert (len(W), W.shape, W.size) == (7, (7, 5), 35)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 
-from minibule import files, machine, run_state
+from minibule import errors, files, machine, run_state, stopping
 from minibule import train as train_module
 from minibule.config import embedded_folder
 from minibule.errors import InputError
@@ -333,18 +333,29 @@ def test_half_written_files_of_the_dead_are_removed(tmp_path):
 # -- signals and the lock --------------------------------------------------------------------------
 
 
-def started(*arguments):
-    """The program in a process of its own, stdout and stderr in one pipe."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "minibule.train", *arguments],
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        bufsize=0,
-        # A shell that starts the tests in the background lets them, and all of theirs, ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+@pytest.fixture
+def started():
+    """Starts the program in processes of their own, stdout and stderr in one pipe."""
+    processes = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "minibule.train", *arguments],
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=0,
+            # A shell that starts the tests in the background lets them, and theirs, ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        with process:  # which waits for it, and closes the pipe
+            process.kill()
 
 
 def wait_for(condition, process):
@@ -356,7 +367,7 @@ def wait_for(condition, process):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_step_end_and_saves(settings, number):
+def test_a_signal_lets_the_step_end_and_saves(settings, number, started):
     settings = [*settings, "--steps=2000", "--save-every=0", "--output=run"]
     process = started(*settings)
     metrics = Path("run/metrics.jsonl")
@@ -372,7 +383,7 @@ def test_a_signal_lets_the_step_end_and_saves(settings, number):
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.6, 1.0])
-def test_ctrl_c_while_loading_leaves_nothing(settings, seconds):
+def test_ctrl_c_while_loading_leaves_nothing(settings, seconds, started):
     process = started(*settings, "--output=run", "--steps=100000")
     time.sleep(seconds)  # wherever this falls: in the imports, the reading, or already the steps
     process.send_signal(signal.SIGINT)
@@ -383,7 +394,24 @@ def test_ctrl_c_while_loading_leaves_nothing(settings, seconds):
     assert not Path("run").exists() or Path("run/config.toml").exists()
 
 
-def test_a_second_signal_leaves_at_once(settings, monkeypatch, tmp_path):
+def test_a_signal_that_python_dropped_still_stops_the_run(settings, monkeypatch, capsys):
+    """As it does when the handler's exception comes up inside a finaliser, or in an import."""
+    monkeypatch.setattr(errors, "received", received := [])
+    monkeypatch.setattr(stopping, "received", received)
+
+    class Finalised:
+        def __del__(self):
+            errors.leave(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    Finalised()
+    with pytest.raises(KeyboardInterrupt):
+        main([*settings, "--output=run", "--steps=1000"])
+    assert "python -m minibule.train --resume --output run" in capsys.readouterr().out
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_second_signal_leaves_at_once(settings, monkeypatch, tmp_path, started):
     process = started(*settings, "--steps=100000", "--output=run", "--save-every=0")
     wait_for(lambda: Path("run/metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGTERM)
@@ -393,7 +421,7 @@ def test_a_second_signal_leaves_at_once(settings, monkeypatch, tmp_path):
     assert not list(Path("run").rglob("*.partial"))
 
 
-def test_two_runs_into_one_folder(settings):
+def test_two_runs_into_one_folder(settings, started):
     process = started(*settings, "--steps=100000", "--output=run")
     wait_for(lambda: Path("run/metrics.jsonl").exists(), process)
     before = Path("run/config.toml").stat()
@@ -467,7 +495,7 @@ def test_skipped_steps_are_counted_across_a_resume(settings, monkeypatch, tmp_pa
     assert "steps 2 to 4" in fails(["--resume", "--output=cut"])
 
 
-def test_weights_that_overflow_end_in_words(settings):
+def test_weights_that_overflow_end_in_words(settings, started):
     """Really infinite losses, by an adapter of the largest numbers; no warning is printed."""
     main([*settings, "--output=a", "--steps=1"])
     file = "a/adapter/adapter_model.safetensors"
@@ -627,7 +655,7 @@ def test_a_dry_run_writes_nothing(settings, capsys):
     assert "earlier run" in fails([*settings, "--dry-run", "--output=run"])
 
 
-def test_a_dry_run_knows_the_memory(capsys):
+def test_a_dry_run_knows_the_memory(capsys, started):
     """Within 15 % of what the run then takes, each in a process of its own."""
     flags = ["--steps=20", "--export=hf"]
     dry, _ = (process := started(*flags, "--dry-run")).communicate()

@@ -16,6 +16,7 @@ import numpy as np
 
 from minibule.chat import Chat, load_chat
 from minibule.checkpoint import load_model
+from minibule.complement import log_softmax
 from minibule.config import GGUF_TYPES, embedded_folder
 from minibule.gguf_export import export_gguf
 from minibule.heldout import ACCEPTED, read_questions
@@ -47,12 +48,6 @@ def measure(model: Llama, chat: Chat, dtype: str, folder: Path) -> Figures:
         kl.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
     agreement, divergence = np.concatenate(same), np.concatenate(kl)
     return Figures(path.stat().st_size, agreement.mean(), divergence.mean(), len(agreement))
-
-
-def log_softmax(z: np.ndarray) -> np.ndarray:
-    z = z.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
 def main() -> None:
