@@ -60,8 +60,13 @@ def complement_distribution(counts: ArrayLike) -> Array:
     array([0.44444444, 0.22222222, 0.33333333])
     """
     v = _checked_counts(counts)
-    weights = v.sum(axis=-1, keepdims=True) - v + 1
+    weights = _complement(v)
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _complement(v: Array) -> Array:
+    """T - v + 1, for counts v (..., V)."""
+    return v.sum(axis=-1, keepdims=True) - v + 1
 
 
 def target_distribution(
@@ -92,7 +97,7 @@ def target_factors(
     T - v + 1, or for the rate prior max(.05, (a - v + 1) / (a + 1)).
     """
     v = _checked_counts(counts)
-    kept = v.sum(axis=-1, keepdims=True) - v + 1
+    kept = _complement(v)
     if prior == "uniform":
         return np.ones_like(v), kept
     p_ref = np.exp(log_softmax(_required(ref_logits, "ref_logits", prior, v.shape)))

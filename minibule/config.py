@@ -170,6 +170,12 @@ class Objective(NamedTuple):
     contrast: Contrast
     alpha: float
 
+    def __str__(self) -> str:
+        return (
+            f"prior {self.prior}, counts {self.counts}, contrast {self.contrast}, "
+            f"alpha {self.alpha:g}"
+        )
+
     @property
     def needs_reference(self) -> bool:
         """Whether the loss asks for the frozen base model's logits."""
@@ -271,6 +277,32 @@ class TrainConfig:
     )
     keep: int = _setting(2, "newest checkpoints that are kept", 1)
     seed: int = _setting(0, "start of every random choice", 0)
+
+    def resolved_files(self) -> tuple[Path, Path, Path | None]:
+        """The model, the records, and the questions or None: as set, or the embedded ones.
+
+        Raises InputError for a model without records: the embedded ones are not made for it.
+        """
+        if self.model and not self.data:
+            raise InputError("--model without --data: expected a file of rejection records too.")
+        embedded = embedded_folder()
+        usual = None if self.data else embedded / "heldout.jsonl"
+        return (
+            Path(self.model or embedded),
+            Path(self.data or embedded / "records.jsonl"),
+            Path(self.heldout) if self.heldout else usual,
+        )
+
+    def resolved_lora(self, layers: int) -> LoraConfig:
+        """The shape of a fresh adapter for a model of so many layers.
+
+        Raises InputError if `lora_layers` asks for more of them.
+        """
+        if self.lora_layers > layers:
+            raise InputError(f"--lora-layers {self.lora_layers}: the model has only {layers}.")
+        last = range(layers - (self.lora_layers or layers), layers)
+        modules = module_names(last, self.lora_targets)
+        return LoraConfig(self.lora_r, self.lora_alpha, modules, self.rslora)
 
     def resolved_objective(self) -> Objective:
         """The named objective with the knobs that were set apart."""

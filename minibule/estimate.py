@@ -41,8 +41,8 @@ def print_estimate(job: Job, output: Path, take_step: Callable[[int], float]) ->
     print(f"tokens     {np.median(tokens):,.0f} a step (median), {max(tokens):,} (largest)")
     print(f"steps      {job.steps:,}, {seconds / job.steps:.2g} s each")
     print(
-        f"time       {_duration(seconds)} for the steps, "
-        f"{_duration(2 * asking)} to measure before and after"
+        f"time       {figures.duration(seconds)} for the steps, "
+        f"{figures.duration(2 * asking)} to measure before and after"
     )
     print(f"memory     {peak:.2f} GB at its peak")
     print("would write")
@@ -67,7 +67,7 @@ def _rehearse(
     counts, pass_tokens = job.config.resolved_objective().counts, job.config.pass_tokens
     tokens, largest, rows = [], [], 0
     for step in tqdm(range(1, steps + 1), desc="packing", unit="step", delay=1, leave=False):
-        examples = [example for batch in job.batches(step) for example in batch]
+        examples = job.examples_of(step)
         passes = [len(batch.ids) for batch in pack(examples, counts, pass_tokens, at_once)]
         tokens.append(sum(passes))
         largest.append(sum(sorted(passes)[-at_once:]))
@@ -107,10 +107,3 @@ def _merged_gb(model: Llama) -> float:
         if name in changed or isinstance(weight, Narrow)
     )
     return 4 * sum(copied) / 1e9
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"

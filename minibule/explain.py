@@ -11,22 +11,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from minibule.chat import Chat, load_chat
 from minibule.checkpoint import load_adapter, load_model
 from minibule.complement import log_softmax
-from minibule.config import (
-    LoraConfig,
-    Objective,
-    TrainConfig,
-    add_settings,
-    embedded_folder,
-    module_names,
-    resolve,
-)
+from minibule.config import Objective, TrainConfig, add_settings, resolve
 from minibule.errors import InputError, run
 from minibule.examples import tokenize
 from minibule.forest import Example
@@ -70,10 +61,7 @@ def explain(config: TrainConfig, place: Place) -> Iterator[str]:
     InputError
         Before the first line: if a file cannot be read, or has no such record, answer or position.
     """
-    if config.model and not config.data:
-        raise InputError("--model without --data: expected a file of rejection records too.")
-    source = config.model or embedded_folder()
-    data = Path(config.data or embedded_folder() / "records.jsonl")
+    source, data, _ = config.resolved_files()
     records = read_records(data)
     _check("--record", place.record, len(records), f"{data} has", "records")
     record = records[place.record - 1]
@@ -89,16 +77,14 @@ def explain(config: TrainConfig, place: Place) -> Iterator[str]:
     if config.init_adapter:
         model.adapter = load_adapter(config.init_adapter, model.config)
     else:
-        layers = range(model.config.num_hidden_layers)
-        modules = module_names(layers, config.lora_targets)
-        lora = LoraConfig(config.lora_r, config.lora_alpha, modules, config.rslora)
+        lora = config.resolved_lora(model.config.num_hidden_layers)
         model.adapter = init_adapter(lora, model.config, config.seed)
     objective = config.resolved_objective()
     title = [
         f"model      {config.model or 'embedded'}, adapter {config.init_adapter or 'fresh: B = 0'}",
         f"row        record {place.record} of {len(records):,}, answer {place.answer} of "
         f"{len(example.answers):,}, position {place.position} of {length:,}",
-        _objective_line(config.objective, objective),
+        f"objective  {config.objective}: {objective}",
     ]
     subject = subject_of(example, place, objective)
     return _whole_story(config, model, chat, model.adapter, subject, title)
@@ -108,13 +94,6 @@ def _check(flag: str, value: int, most: int, owner: str, things: str) -> None:
     if not 1 <= value <= most:
         things = things if most > 1 else things.removesuffix("s")
         raise InputError(f"{flag} {value}: {owner} {most:,} {things}, expected 1 to {most:,}.")
-
-
-def _objective_line(name: str, objective: Objective) -> str:
-    return (
-        f"objective  {name}: prior {objective.prior}, counts {objective.counts}, "
-        f"contrast {objective.contrast}, alpha {objective.alpha:g}"
-    )
 
 
 def _whole_story(
@@ -308,7 +287,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--tiny-vocab is a world of its own: leave out {flags}.")
         config = resolve(arguments | {"objective": arguments["objective"] or "literal"})
         objective = config.resolved_objective()
-        print(_objective_line(config.objective, objective))
+        print(f"objective  {config.objective}: {objective}")
         lines = explain_tiny_vocab(objective)
     else:
         config = resolve(arguments)

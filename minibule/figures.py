@@ -203,6 +203,14 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """A time in few letters: 7.3 s  12 min  3 h 05 min."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def spread(n: int, most: int = MOST_POINTS) -> Array:
     """Indices of at most `most` of n points, the first and the last among them."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))

@@ -10,7 +10,7 @@ from typing import cast
 
 from minibule.chat import Chat, load_chat
 from minibule.checkpoint import load_adapter, load_model
-from minibule.config import FIELDS, LoraConfig, TrainConfig, embedded_folder, module_names
+from minibule.config import FIELDS, LoraConfig, TrainConfig
 from minibule.errors import InputError, listed
 from minibule.examples import record_order, split_by_prompt, tokenize
 from minibule.forest import Example
@@ -68,35 +68,29 @@ class Job:
     def _order(self) -> Callable[[int], int]:
         return record_order(self.config, self.examples)
 
-    def batches(self, step: int) -> list[list[Example]]:
-        """The batches of step 1, 2, ...: batch_size examples in each of grad_accum.
+    def examples_of(self, step: int) -> list[Example]:
+        """The examples of step 1, 2, ...: batch_size times grad_accum.
 
         Which records a step takes, and in which order, follows from its number and the seed: there
         is no state of a random generator to save.
         """
-        size, batches = self.config.batch_size, self.config.grad_accum
-        first = (step - 1) * size * batches
-        starts = range(first, first + size * batches, size)
-        return [[self.examples[self._order(place)] for place in range(s, s + size)] for s in starts]
+        size = self.config.batch_size * self.config.grad_accum
+        return [
+            self.examples[self._order(place)] for place in range((step - 1) * size, step * size)
+        ]
 
 
 def prepare(config: TrainConfig) -> Job:
     """Read and check everything that the settings name; the job has all of them settled."""
     set_threads(config.threads)
-    embedded = embedded_folder()
-    source = Path(config.model or embedded)
-    if config.model and not config.data:
-        raise InputError("--model without --data: expected a file of rejection records too.")
-    data = Path(config.data or embedded / "records.jsonl")
-    questions_file = config.heldout or ("" if config.data else embedded / "heldout.jsonl")
-
+    source, data, questions_file = config.resolved_files()
     model, chat = load_model(source, narrow=config.memory == "low"), load_chat(source)
     if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
         set_threads(1)
     for kind in config.export:
         if kind.startswith("gguf:"):
             check_gguf(model.config, chat, kind.removeprefix("gguf:"))
-    lora = _lora_config(config, model)
+    lora = config.resolved_lora(model.config.num_hidden_layers)
     if config.init_adapter:
         model.adapter = load_adapter(config.init_adapter, model.config)
         _check_start(config, lora, model.adapter.config)
@@ -125,15 +119,6 @@ def prepare(config: TrainConfig) -> Job:
     )
 
 
-def _lora_config(config: TrainConfig, model: Llama) -> LoraConfig:
-    layers = model.config.num_hidden_layers
-    if config.lora_layers > layers:
-        raise InputError(f"--lora-layers {config.lora_layers}: the model has only {layers}.")
-    last = range(layers - (config.lora_layers or layers), layers)
-    modules = module_names(last, config.lora_targets)
-    return LoraConfig(config.lora_r, config.lora_alpha, modules, config.rslora)
-
-
 def _check_start(config: TrainConfig, wanted: LoraConfig, start: LoraConfig) -> None:
     """A start adapter brings its own shape: InputError where a setting asks for another."""
     same = {
@@ -160,7 +145,6 @@ def describe(job: Job) -> None:
     config, adapter, model = job.config, job.adapter, job.model
     trained = sum(p.size for p in adapter.params.values())
     answers = sum(len(example.answers) for example in job.examples)
-    objective = config.resolved_objective()
     name = config.model or "embedded"
     print(f"model      {name}: {model.config.parameters:,} parameters, frozen")
     print(
@@ -171,7 +155,4 @@ def describe(job: Job) -> None:
         f"records    {len(job.examples):,} prompts with {answers:,} rejected answers, "
         f"{len(job.heldout):,} more held out"
     )
-    print(
-        f"objective  {config.objective}: prior {objective.prior}, counts {objective.counts}, "
-        f"contrast {objective.contrast}, alpha {objective.alpha:g}"
-    )
+    print(f"objective  {config.objective}: {config.resolved_objective()}")

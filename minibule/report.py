@@ -14,7 +14,7 @@ from pathlib import Path
 from minibule import figures
 from minibule.course import course
 from minibule.errors import run
-from minibule.figures import Bars, short
+from minibule.figures import Bars, duration, short
 from minibule.files import whole_file
 from minibule.heldout import ACCEPTED, NOISE
 from minibule.page import code, command, facts, foreign, page, scrolling, section, table, text
@@ -71,7 +71,6 @@ def _name(found: Run) -> str:
 def _head(found: Run) -> str:
     config, sizes = found.config, (found.before or found.after)
     counted: dict[str, int] = sizes.sizes if sizes else {}
-    objective = config.resolved_objective()
     values = {
         "Model": _joined(
             text(config.model or "embedded"), _many(counted, "parameters", "parameters, frozen")
@@ -88,8 +87,7 @@ def _head(found: Run) -> str:
             _many(counted, "answers", "rejected answers"),
             _many(counted, "heldout", "more prompts held out"),
         ),
-        "Objective": f"{config.objective}: prior {objective.prior}, counts {objective.counts}, "
-        f"contrast {objective.contrast}, alpha {objective.alpha:g}",
+        "Objective": f"{config.objective}: {config.resolved_objective()}",
         "Steps": _steps(found),
     }
     if (memory := series(found, "rss_gb")) is not None:
@@ -115,16 +113,9 @@ def _steps(found: Run) -> str:
     if seconds is None:
         return f"{found.steps:,}"
     total = float(seconds.values.sum())
-    per_step = f"{found.steps:,} in {_duration(total)}, {total / len(seconds.values):.2g} s a step"
+    per_step = f"{found.steps:,} in {duration(total)}, {total / len(seconds.values):.2g} s a step"
     skipped = sum(line.get("skipped") is True for line in found.lines)
     return per_step + (f"; {skipped:,} of them skipped" if skipped else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _unfinished(found: Run) -> str:

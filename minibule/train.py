@@ -55,17 +55,16 @@ Sums = dict[str, float]
 
 def gradients(
     model: Llama,
-    batches: Sequence[Sequence[Example]],
+    examples: Sequence[Example],
     objective: Objective,
     pass_tokens: int,
     recompute: bool = False,
 ) -> tuple[dict[str, Array], Sums, int]:
-    """Gradients of the mean loss over all rows of some batches, the metrics, and the tokens.
+    """Gradients of the mean loss over all rows of some examples, the metrics, and the tokens.
 
-    Every pass divides by the rows of the whole step, so however a step is cut into batches and
-    passes, their sum is the same. `recompute` is `llama.forward`'s.
+    Every pass divides by the rows of the whole step, so however the step is cut into passes, their
+    sum is the same. `recompute` is `llama.forward`'s.
     """
-    examples = [example for batch in batches for example in batch]
     count = total_weight(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, Array], Sums, int]:
@@ -199,12 +198,11 @@ def take_step(job: Job, optimiser: AdamW, step: int) -> dict[str, Any]:
     Where the loss or the gradient is not finite, nothing is updated: the line says "skipped".
     """
     config, objective = job.config, job.config.resolved_objective()
-    batches = job.batches(step)
-    examples = [example for batch in batches for example in batch]
+    examples = job.examples_of(step)
     started = time.perf_counter()
     with np.errstate(all="ignore"):  # what comes of it is looked at
         grads, metrics, tokens = gradients(
-            job.model, batches, objective, config.pass_tokens, recompute=config.memory == "low"
+            job.model, examples, objective, config.pass_tokens, recompute=config.memory == "low"
         )
         norm = clip_gradients(grads, config.max_grad_norm)
         lr = learning_rate(config, step, job.steps)

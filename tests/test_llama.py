@@ -34,7 +34,7 @@ def random_examples(seed=0, records=3, vocab=ODD.vocab_size):
 
 
 def step_loss(model, examples, objective):
-    return gradients(model, [examples], objective, 10**6)[1]["loss"]
+    return gradients(model, examples, objective, 10**6)[1]["loss"]
 
 
 @pytest.mark.parametrize("objective", CHOICES, ids=lambda o: "-".join(map(str, o)))
@@ -42,7 +42,7 @@ def test_adapter_gradients_are_the_gradient_of_the_loss(objective):
     model = random_llama(dtype=np.float64)
     model.adapter = random_adapter(dtype=np.float64)
     examples = random_examples()
-    grads, _, _ = gradients(model, [examples], objective, 10**6)
+    grads, _, _ = gradients(model, examples, objective, 10**6)
     params = model.adapter.params
     assert list(grads) and set(grads) == set(params)
     for name, p in params.items():
@@ -84,11 +84,11 @@ def test_upper_layers_alone_learn_the_same(layers):
         if int(name.split(".")[2]) not in layers and ".lora_B." in name:
             p[...] = 0  # these layers' adapters do nothing
     examples = random_examples()
-    full, _, _ = gradients(model, [examples], OBJECTIVES["literal"], 10**6)
+    full, _, _ = gradients(model, examples, OBJECTIVES["literal"], 10**6)
     upper = random_adapter(layers=layers)
     upper.params = {name: model.adapter.params[name] for name in upper.params}
     model.adapter = upper
-    grads, _, _ = gradients(model, [examples], OBJECTIVES["literal"], 10**6)
+    grads, _, _ = gradients(model, examples, OBJECTIVES["literal"], 10**6)
     assert set(grads) == set(upper.params)
     for name, grad in grads.items():
         np.testing.assert_allclose(grad, full[name], rtol=1e-4, atol=1e-7)
@@ -99,7 +99,7 @@ def test_any_subset_of_the_projections_learns_its_own_gradient(targets):
     model = random_llama(dtype=np.float64)
     model.adapter = random_adapter(dtype=np.float64, targets=targets, rslora=True)
     examples = random_examples()
-    grads, _, _ = gradients(model, [examples], OBJECTIVES["reference"], 10**6)
+    grads, _, _ = gradients(model, examples, OBJECTIVES["reference"], 10**6)
     assert set(grads) == set(model.adapter.params)
     for name, p in model.adapter.params.items():
         error = gradient_error(
@@ -180,7 +180,7 @@ def test_packed_and_shared_equals_separate_runs(objective):
     model = random_llama()
     model.adapter = random_adapter()
     examples = random_examples()
-    grads, metrics, tokens = gradients(model, [examples], objective, 10**6)
+    grads, metrics, tokens = gradients(model, examples, objective, 10**6)
     loss, expected = separate_runs(model, examples, objective)
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
     apart = sum(len(e.prompt) + len(a) - 1 for e in examples for a in e.answers)
@@ -190,16 +190,12 @@ def test_packed_and_shared_equals_separate_runs(objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-@pytest.mark.parametrize("cut", ["passes of 5 tokens", "one record a batch"])
-def test_accumulation_gives_the_gradient_of_one_batch(objective, cut):
+def test_a_step_cut_into_passes_has_the_gradient_of_the_whole(objective):
     model = random_llama()
     model.adapter = random_adapter()
     examples = random_examples()
-    whole, metrics, _ = gradients(model, [examples], objective, 10**6)
-    if cut == "one record a batch":
-        parts, other, _ = gradients(model, [[e] for e in examples], objective, 10**6)
-    else:
-        parts, other, _ = gradients(model, [examples], objective, 5)
+    whole, metrics, _ = gradients(model, examples, objective, 10**6)
+    parts, other, _ = gradients(model, examples, objective, 5)
     assert other["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
     for name, grad in whole.items():
         assert np.abs(grad - parts[name]).max() <= 1e-5 * np.abs(grad).max(), name

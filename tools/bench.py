@@ -37,7 +37,7 @@ import numpy as np
 
 from minibule.chat import load_chat
 from minibule.checkpoint import load_config, load_model
-from minibule.config import OBJECTIVES, PROJECTIONS, LoraConfig, TrainConfig, module_names
+from minibule.config import OBJECTIVES, PROJECTIONS, TrainConfig
 from minibule.errors import InputError, run
 from minibule.examples import tokenize
 from minibule.export import export
@@ -90,9 +90,9 @@ def batches(args: argparse.Namespace, vocab: int, context: int) -> list[list[Exa
 
 def untrained(model: Llama, r: int = 16, layers: int = 0) -> Adapter:
     """An untrained adapter on all seven projections of the model's last layers (0: of all)."""
-    count = model.config.num_hidden_layers
-    modules = module_names(range(count - (layers or count), count), PROJECTIONS)
-    return init_adapter(LoraConfig(r, 2.0 * r, modules, False), model.config, seed=0)
+    config = TrainConfig(lora_r=r, lora_alpha=2.0 * r, lora_layers=layers)
+    lora = config.resolved_lora(model.config.num_hidden_layers)
+    return init_adapter(lora, model.config, seed=0)
 
 
 def stepper(
@@ -105,7 +105,7 @@ def stepper(
 
     def step(examples: list[Example]) -> float:
         grads, metrics, _ = gradients(
-            model, [examples], OBJECTIVES[objective], config.pass_tokens, recompute
+            model, examples, OBJECTIVES[objective], config.pass_tokens, recompute
         )
         optimiser.step(grads, LR)
         return metrics["loss"]

@@ -11,7 +11,6 @@ import argparse
 import json
 import tempfile
 import time
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> None:
     for line in lines:
         started = time.perf_counter()
         step = line["step"]
-        examples = list(chain.from_iterable(job.batches(step)))
+        examples = job.examples_of(step)
         optimiser.zero_grad()
         loss = step_gradients(model, examples, objective)
         if config.max_grad_norm:
