@@ -64,8 +64,8 @@ def load_model(
         A folder's tensors may be F32, F16 or BF16, a GGUF file's of any type that the gguf package
         dequantises; they are widened to float32.
     adapter : PEFT adapter folder, optional
-    narrow : keep a folder's F16 and BF16 matrices in 16 bits, and widen each where it is used: half
-        the memory and the same numbers, somewhat slower
+    narrow : keep a folder's large F16 and BF16 matrices in 16 bits, and widen each where it is
+        used: half the memory and the same numbers, somewhat slower
 
     Returns
     -------

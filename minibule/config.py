@@ -268,8 +268,7 @@ class TrainConfig:
     )
     memory: Literal["full", "low"] = _setting(
         "full",
-        "low = keep 16-bit weights in 16 bits and compute each layer again in backward: about half "
-        "the memory, more time, the same mathematics",
+        "low = compute each layer again in backward: less memory, more time, the same numbers",
     )
     threads: int = _setting(0, "processor threads; 0 = all, or one for a small model", 0)
     save_every: int = _setting(

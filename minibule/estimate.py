@@ -42,7 +42,7 @@ def print_estimate(job: Job, output: Path, take_step: Callable[[int], float]) ->
     print(f"steps      {job.steps:,}, {seconds / job.steps:.2g} s each")
     print(
         f"time       {figures.duration(seconds)} for the steps, "
-        f"{figures.duration(2 * asking)} to measure before and after"
+        f"{figures.duration(asking)} to measure before and after"
     )
     print(f"memory     {peak:.2f} GB at its peak")
     print("would write")
@@ -84,17 +84,21 @@ def _rehearse(
 
 
 def _snapshot_seconds(job: Job) -> float:
-    """Seconds that a snapshot takes; of the held-out records only the longest are tried."""
-    started = time.perf_counter()
-    observe(dataclasses.replace(job, heldout=[]))
-    asked = time.perf_counter()
+    """Seconds of both snapshots; of the held-out records only the longest are tried."""
     longest = sorted(job.heldout, key=lambda example: -total_weight([example]))[:4]
-    if not longest:
-        return asked - started
-    evaluate(job.model, longest, job.config.resolved_objective(), job.config.pass_tokens)
-    evaluated = time.perf_counter() - asked
-    share = total_weight(longest) / total_weight(job.heldout)
-    return asked - started + evaluated / share
+    without = dataclasses.replace(job, heldout=[])
+    asking = evaluating = 0.0
+    for adapter in (job.start, job.adapter):
+        started = time.perf_counter()
+        observe(without, adapter)
+        asked = time.perf_counter()
+        asking += asked - started
+        if longest:
+            model = dataclasses.replace(job.model, adapter=adapter)
+            evaluate(model, longest, job.config.resolved_objective(), job.config.pass_tokens)
+            evaluating += time.perf_counter() - asked
+    share = total_weight(longest) / total_weight(job.heldout) if longest else 1.0
+    return asking + evaluating / share
 
 
 def _merged_gb(model: Llama) -> float:

@@ -24,8 +24,8 @@ from minibule.config import Counts
 from minibule.ops import Array, Segment
 
 # Longer segments are cut into a chain of this many tokens, each the child of the one before:
-# attention then skips the masked half of a long causal block and needs less memory at once.
-MAX_SEGMENT = 256
+# attention then skips most of the masked half of a causal block and needs less memory at once.
+MAX_SEGMENT = 64
 
 # Passes are not made smaller than this only to give every thread one: short ones compute slowly.
 MIN_PASS = 128
@@ -150,7 +150,9 @@ def _deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[l
                 members.append(left.pop(0))
             passes[emptiest].append((i, members))
             loads[emptiest] = load
-    return [sorted(trees) for trees in passes if trees]
+    # The largest first: whoever takes them in turn then has them done evenly.
+    order = sorted(range(number), key=lambda i: -loads[i])
+    return [sorted(passes[i]) for i in order if passes[i]]
 
 
 class _Forest:

@@ -41,6 +41,8 @@ class Job:
     examples    what is trained on
     heldout     records set apart to evaluate on
     questions   prompts with known answers, to ask before and after
+    start       the adapter before its first step, given by `init_adapter`; None: a fresh one, which
+                changes nothing
     """
 
     config: TrainConfig
@@ -50,6 +52,7 @@ class Job:
     examples: list[Example]
     heldout: list[Example]
     questions: list[Question]
+    start: Adapter | None
 
     @property
     def steps(self) -> int:
@@ -84,16 +87,18 @@ def prepare(config: TrainConfig) -> Job:
     """Read and check everything that the settings name; the job has all of them settled."""
     set_threads(config.threads)
     source, data, questions_file = config.resolved_files()
-    model, chat = load_model(source, narrow=config.memory == "low"), load_chat(source)
+    model, chat = load_model(source, narrow=True), load_chat(source)
     if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
         set_threads(1)
     for kind in config.export:
         if kind.startswith("gguf:"):
             check_gguf(model.config, chat, kind.removeprefix("gguf:"))
     lora = config.resolved_lora(model.config.num_hidden_layers)
-    if config.init_adapter:
-        model.adapter = load_adapter(config.init_adapter, model.config)
-        _check_start(config, lora, model.adapter.config)
+    start = load_adapter(config.init_adapter, model.config) if config.init_adapter else None
+    if start:
+        _check_start(config, lora, start.config)
+        params = {name: param.copy() for name, param in start.params.items()}
+        model.adapter = Adapter(start.config, params)
     else:
         model.adapter = init_adapter(lora, model.config, config.seed)
     records, _ = read_file(data, progress=True)
@@ -116,6 +121,7 @@ def prepare(config: TrainConfig) -> Job:
         examples(train_records),
         examples(held_records) if held_records else [],
         read_questions(questions_file) if questions_file else [],
+        start,
     )
 
 

@@ -159,9 +159,9 @@ def forward(
         Whether the cache is to serve `backward`. With an adapter only the blocks from its lowest
         layer up are kept: nothing below them learns.
     recompute : bool
-        Keep only what goes into each block, and have `backward` compute the block once more: less
-        memory, more work, the same numbers. Source: Chen et al. 2016, "Training Deep Nets with
-        Sublinear Memory Cost".
+        Keep little more than what goes into each block, and have `backward` compute the block once
+        more: less memory, more work, the same numbers. Source: Chen et al. 2016, "Training Deep
+        Nets with Sublinear Memory Cost".
     """
     config, weights = model.config, model.weights
     x, embedding_cache = ops.embedding(ids, weights["model.embed_tokens.weight"])  # (T, D)
@@ -172,7 +172,8 @@ def forward(
         block = functools.partial(block_forward, x, layer, model, adapter, rotation, attend)
         x, block_cache = block()
         if keep and layer >= first:
-            blocks.append(block if recompute else block_cache)
+            down = block_cache.projections["down_proj"]
+            blocks.append(functools.partial(block, down=down) if recompute else block_cache)
         del block, block_cache  # else they would live on beside the next block's
     if rows is not None:
         x = x[rows]  # (R, D)
@@ -231,8 +232,13 @@ def block_forward(
     adapter: Adapter | None,
     rotation: tuple[Array, Array],
     attend: Attend,
+    down: Cache | None = None,
 ) -> tuple[Array, BlockCache]:
-    """One transformer block on the stream x (T, D); the equations are at the top of the file."""
+    """One transformer block on the stream x (T, D); the equations are at the top of the file.
+
+    down: what an earlier call has cached of down_proj. The block's output is known then, and the
+    call is for the cache alone: it leaves out that last product, and returns x without it.
+    """
     config, weights = model.config, model.weights
     prefix = f"model.layers.{layer}."
     caches: dict[str, Cache] = {}
@@ -258,8 +264,11 @@ def block_forward(
     norm2 = (x, weights[prefix + "post_attention_layernorm.weight"], config.rms_norm_eps)
     n, _ = ops.rms_norm(*norm2)
     gate, up = project(n, "gate_proj"), project(n, "up_proj")  # (T, F)
-    a, _ = ops.swiglu(gate, up)
-    x = x + project(a, "down_proj")
+    if down is None:
+        a, _ = ops.swiglu(gate, up)
+        x = x + project(a, "down_proj")
+    else:
+        caches["down_proj"] = down
     return x, BlockCache(
         layer, adapter is None, rotation, (norm1, norm2), caches, attention, gate, up
     )

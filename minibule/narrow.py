@@ -12,6 +12,9 @@ import numpy as np
 
 from minibule.ops import Array
 
+# Numbers from which a matrix is kept narrow: smaller ones take little memory, and time to widen.
+LEAST_SIZE = 2**18
+
 # Rows widened at once. A layer's matrix is one block, the vocabulary head several.
 BLOCK_ROWS = 4096
 
@@ -34,9 +37,7 @@ class Narrow:
         words = self.words[rows]
         if words.dtype == np.float16:
             return words.astype(np.float32)
-        bits = words.astype(np.uint32)
-        bits <<= 16
-        return bits.view(np.float32)
+        return np.left_shift(words, 16, dtype=np.uint32).view(np.float32)
 
     def __rmatmul__(self, x: Array) -> Array:
         """x @ W; x (T, out) -> (T, in)."""

@@ -194,19 +194,12 @@ def _probe(found: Run) -> str:
 
 
 def _comparison(found: Run) -> str:
-    if found.before and found.after:
-        tables = [
-            table(title.capitalize(), ("", "before", "after"), map(_compared, rows), (1, 2))
-            for title, rows in comparisons(found.before, found.after).items()
-        ]
-    elif found.before:
-        # What is known of the model before its first step.
-        tables = [
-            table(title.capitalize(), ("", "before"), (_compared(r)[:2] for r in rows), (1,))
-            for title, rows in comparisons(found.before, found.before).items()
-        ]
-    else:
-        tables = []
+    if not (found.before and found.after):
+        return ""
+    tables = [
+        table(title.capitalize(), ("", "before", "after"), map(_compared, rows), (1, 2))
+        for title, rows in comparisons(found.before, found.after).items()
+    ]
     return f'<div class="columns">{"".join(tables)}</div>' if tables else ""
 
 

@@ -1,9 +1,9 @@
 """What a model does at one moment: observed before and after training, saved, compared.
 
-A run's folder keeps both as before.json and after.json, from which `report` draws its page, and a
-run that is taken up again reads what the model did before its first step.
+A run's folder keeps both as before.json and after.json, from which `report` draws its page.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -22,6 +22,7 @@ from minibule.generate import answer
 from minibule.heldout import ACCEPTED, NOISE, Answers, ask
 from minibule.job import Job
 from minibule.llama import Llama, forward_batch
+from minibule.lora import Adapter
 from minibule.loss import add_metrics, head_metrics
 from minibule.machine import side_by_side, threads
 
@@ -76,9 +77,9 @@ class Snapshot(NamedTuple):
 
 
 @np.errstate(all="ignore")  # a model whose numbers overflow is measured as it is
-def observe(job: Job) -> Snapshot:
-    """Ask the job's model, as it is now, everything there is to ask."""
-    model, chat, config = job.model, job.chat, job.config
+def observe(job: Job, adapter: Adapter | None) -> Snapshot:
+    """Ask the job's model with `adapter`, or without one, everything there is to ask."""
+    model, chat, config = dataclasses.replace(job.model, adapter=adapter), job.chat, job.config
     examples, heldout, questions = job.examples, job.heldout, job.questions
     sizes = {
         "parameters": model.config.parameters,
@@ -109,7 +110,9 @@ def evaluate(
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
         ref_hidden, _ = forward_batch(model, batch, None)
-        hidden, _ = forward_batch(model, batch, model.adapter)
+        hidden = ref_hidden
+        if model.adapter:
+            hidden, _ = forward_batch(model, batch, model.adapter)
         metrics = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
         return metrics, len(batch.answer_entry)
 
@@ -206,19 +209,6 @@ def load_snapshot(path: Path) -> Snapshot:
         raise InputError(
             f"{path}: not a snapshot of a model by this version of minibule: {error}."
         ) from None
-
-
-def recall(job: Job, path: Path) -> Snapshot | None:
-    """The snapshot that a run took before its first step, where it is there and asked the same."""
-    if not path.exists():
-        return None
-    try:
-        snapshot = load_snapshot(path)
-    except InputError as error:
-        print(f"damaged    {error} It is taken again.")
-        return None
-    asked = snapshot.questions.prompts if snapshot.questions else []
-    return snapshot if asked == [question.prompt for question in job.questions] else None
 
 
 def _as_dict(value: Any) -> Any:

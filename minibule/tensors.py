@@ -4,6 +4,7 @@ NumPy has no bfloat16. Its 16 bits are the upper half of a float32, and are read
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
 from minibule.errors import InputError, listed
 from minibule.files import native_parser
-from minibule.narrow import Narrow, widened
+from minibule.narrow import LEAST_SIZE, Narrow, widened
 from minibule.ops import Array
 
 NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -63,7 +64,7 @@ def read_tensors(
 ) -> dict[str, Array]:
     """The expected tensors as float32, or an InputError that lists what is wrong.
 
-    narrow: matrices stored in 16 bits stay so, each in a `Narrow` that stands for its array.
+    narrow: large matrices stored in 16 bits stay so, each in a `Narrow` that stands for its array.
     """
     check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, where)
     problems = [
@@ -110,7 +111,8 @@ def _read(tensor: Stored, narrow: bool) -> Array:
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, np.float32)
     raw = np.asarray(np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape))
-    if narrow and len(tensor.shape) == 2 and tensor.dtype != "F32":
+    matrix = len(tensor.shape) == 2 and math.prod(tensor.shape) >= LEAST_SIZE
+    if narrow and matrix and tensor.dtype != "F32":
         return cast(Array, Narrow(np.array(raw)))
     return raw.astype(np.float32) if tensor.dtype == "F32" else Narrow(raw)[:]
 

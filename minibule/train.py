@@ -42,7 +42,7 @@ from minibule.run_folder import (
 )
 from minibule.run_lock import locked
 from minibule.run_state import Checkpoint, Progress, open_metrics, save_checkpoint, write_line
-from minibule.snapshot import evaluate, observe, print_comparison, recall, save_snapshot
+from minibule.snapshot import evaluate, observe, print_comparison, save_snapshot
 from minibule.stopping import stop_after_step
 
 MAX_SKIPPED = 3  # steps in a row that are not finite before a run gives up
@@ -105,19 +105,18 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     describe(job)
     with locked(output):
         checkpoint = find_checkpoint(job, output) if resume else None
-        before = recall(job, output / "before.json") if resume else None
-        before = before or observe(job)
         if not resume:
             clear(output)
         settings_file = output / "config.toml"
         with writing(settings_file), whole_file(settings_file) as file:
             file.write_text(to_toml(job.config), encoding="utf-8")
-        save_snapshot(before, output / "before.json")
         with resume_hint(output):
             seconds = run_steps(job, output, checkpoint)
-            after = observe(job)
-            save_snapshot(after, output / "after.json")
             written = _write_results(job, output)
+            # What the model did before is asked only now: its weights are still the same.
+            before, after = observe(job, job.start), observe(job, job.adapter)
+            save_snapshot(before, output / "before.json")
+            save_snapshot(after, output / "after.json")
         print_comparison(before, after, config.probe)
         with writing(output / "report.html"):
             written["report"] = write_report(output)

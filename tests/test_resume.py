@@ -129,44 +129,18 @@ def test_a_finished_run_does_what_comes_after_its_steps_again(settings, capsys):
     assert 'export = ["gguf-lora"]' in Path("run/config.toml").read_text()
 
 
-def test_what_the_model_did_before_is_read_back(settings, monkeypatch, capsys):
-    """And measured again where it cannot be read or was asked about something else."""
-    questions = (embedded_folder() / "heldout.jsonl").read_text().splitlines()[:2]
-    Path("two.jsonl").write_text("\n".join(questions))
-    Path("one.jsonl").write_text(questions[0])
-    settings = [*settings, "--probe=hello", "--heldout=two.jsonl"]
-    main([*settings, "--output=whole"])
-    before, after = (Path(f"whole/{when}.json").read_text() for when in ("before", "after"))
-    seen = []
-    observe = train_module.observe
-
-    def counted(job):
-        seen.append(max(abs(p).max() for n, p in job.adapter.params.items() if "lora_B" in n))
-        return observe(job)
-
-    for damage in (None, "", before[:99], "{}", before.replace('"probe"', '"prob"')):
-        shutil.rmtree("cut", ignore_errors=True)
-        broken_run(monkeypatch, "cut", 4, settings)
-        assert Path("cut/before.json").read_text() == before
-        if damage is not None:
-            Path("cut/before.json").write_text(damage)
-        seen.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(train_module, "observe", counted)
-            main(["--resume", "--output=cut"])
-        assert len(seen) == (1 if damage is None else 2) and seen[-1] > 0
-        assert damage is None or seen[0] == 0  # the untrained adapter
-        out = capsys.readouterr().out
-        assert ("before.json" in out) == (damage is not None)
-        assert Path("cut/before.json").read_text() == before
-        assert Path("cut/after.json").read_text() == after
-        assert results("cut") == results("whole")
-    Path("two.jsonl").rename("moved.jsonl")
-    Path("cut/before.json").write_text(before.replace('"probe": "hello"', '"probe": "kept"'))
-    main(["--resume", "--output=cut", "--heldout=moved.jsonl"])
-    assert '"kept"' in Path("cut/before.json").read_text()
-    main(["--resume", "--output=cut", "--heldout=one.jsonl"])
-    assert len(json.loads(Path("cut/before.json").read_text())["questions"]["prompts"]) == 1
+def test_what_the_model_did_before_is_asked_of_the_start(settings):
+    """Of the base model; of the start adapter, where there is one, and not of what it became."""
+    settings = [*settings, "--probe=hello", "--lr=1e-2", "--eval-fraction=0.2"]
+    main([*settings, "--output=a"])
+    main([*settings, "--output=b", "--init-adapter=a/adapter"])
+    before, between, start, after = (
+        json.loads(Path(name).read_text()) | {"sizes": None}
+        for name in ("a/before.json", "a/after.json", "b/before.json", "b/after.json")
+    )
+    assert before["heldout"]["kl_to_base"] == 0 < between["heldout"]["kl_to_base"]
+    assert start == between
+    assert start != after
 
 
 def test_the_page_of_a_run_that_went_on(settings, monkeypatch):
@@ -592,9 +566,7 @@ def test_a_disk_that_is_really_full(settings, small_disk):
     filler.unlink()
     message = fails(["--resume", f"--output={output}", "--keep=1", "--export=hf"])
     assert "merged" in message and "No space left" in message
-    assert names(output) == [
-        *("adapter", "after.json", "before.json", "checkpoint", "config.toml", "metrics.jsonl")
-    ]
+    assert names(output) == ["adapter", "checkpoint", "config.toml", "metrics.jsonl"]
     assert results(output) == results("whole")
 
 

@@ -116,7 +116,7 @@ def stepper(
 def run_minibule(args: argparse.Namespace) -> Result:
     objective = "literal" if args.engine == "minibule-literal" else args.objective
     low = args.engine == "minibule-low"
-    model = load_model(args.model, narrow=low)
+    model = load_model(args.model, narrow=True)
     work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
     result = timed(stepper(model, untrained(model), objective, recompute=low), work)
     needs_reference = OBJECTIVES[objective].needs_reference

@@ -167,7 +167,7 @@ def measure(config: TrainConfig, row: Row) -> Outcome:
     if row.trained:
         with tempfile.TemporaryDirectory() as folder:
             run_steps(job, Path(folder))
-    return outcome_of(observe(job), row.trained)
+    return outcome_of(observe(job, job.adapter), row.trained)
 
 
 def fewer(examples: Sequence[Example], records: int, answers: int, seed: int) -> list[Example]:
