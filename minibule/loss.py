@@ -126,20 +126,19 @@ def _chunks(
     ref_hidden: Array | None = None,
 ) -> Iterator[_Chunk]:
     """Cut the rows so that a chunk's logits number about CHUNK_LOGITS."""
-    attempts = None
-    if objective and objective.prior == "rate" and ref_hidden is not None:
-        attempts = expected_attempts(rows, entry_log_probs(ref_hidden, head, rows))
+    needs_attempts = objective is not None and objective.prior == "rate"
+    ref_logp = np.empty(0)  # log p_ref of the entries so far
     chunks = math.ceil(len(hidden) * len(head) / CHUNK_LOGITS)
     size = math.ceil(len(hidden) / chunks)
     for start in range(0, len(rows.weight), size):
         chunk = slice(start, start + size)
-        yield _Chunk(
-            chunk,
-            rows.part(chunk),
-            hidden[chunk] @ head.T,
-            None if ref_hidden is None else ref_hidden[chunk] @ head.T,
-            None if attempts is None else attempts[chunk],
-        )
+        part, attempts = rows.part(chunk), None
+        z_ref = None if ref_hidden is None else ref_hidden[chunk] @ head.T
+        if needs_attempts and z_ref is not None:
+            ref_logp = np.append(ref_logp, _split_softmax(z_ref.copy(), part).logp)
+            so_far = rows.part(slice(start + size))  # what stands before a row decides
+            attempts = expected_attempts(so_far, ref_logp)[chunk]
+        yield _Chunk(chunk, part, hidden[chunk] @ head.T, z_ref, attempts)
 
 
 def expected_attempts(rows: Rows, ref_logp: Array) -> Array:
@@ -282,7 +281,8 @@ def _compare(
     values: dict[str, Array] = {}
 
     # KL(q || p) = sum_j q_j (log q_j - log p_j), first for the uniform q, then for p_ref.
-    z_mean = z.mean(axis=1, dtype=np.float64)
+    if objective.prior == "uniform":
+        z_mean = z.mean(axis=1, dtype=np.float64)
     if z_ref is not None:
         shift = z_ref - z
     p = _split_softmax(z, rows)
@@ -322,6 +322,8 @@ def _compare(
 def _gradient(p: _Softmax, target: _Target, rows: Rows, objective: Objective) -> Array:
     """dz = alpha (p - P) + (1 - alpha) (a - (sum_i a_i) p), a_i = w_i p_i / (1 - p_i); (n, V).
 
+    Written over p, and over what is dense of the target.
+
     For the top token m, a_m is unbounded as p_m nears 1, but its part of the gradient is not:
     w_m p_m at m, and -w_m p_m r_j elsewhere. So for every j but m, both p_j = r_j (1 - p_m) and
     the contrast's gradient are r_j times a number of the row.
@@ -341,7 +343,7 @@ def _gradient(p: _Softmax, target: _Target, rows: Rows, objective: Objective) ->
     if target.dense is None:
         dz -= weight / dz.shape[1]
     else:
-        dz -= weight * target.dense
+        dz -= np.multiply(target.dense, weight, out=target.dense)
     lacking = alpha * target.q * (1 - target.g) / target.Z[row]
     dz[row, rows.entry_id] += (lacking + (1 - alpha) * a).astype(dz.dtype)
     return dz
