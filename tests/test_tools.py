@@ -252,9 +252,9 @@ LITTLE = ["--prompt", "20", "--new", "5", "--context", "9", "--new-batch", "3", 
     [
         (["dense", "--engines", "minibule", "--steps", "1"], ["minibule"], "time / minibule's"),
         (
-            ["records", "--data", RECORDS, "--objective", "rate", "--steps", "1"],
-            ["minibule-literal", "minibule"],
-            "time / minibule-literal's",
+            ["records", "--data", RECORDS, "--engines", "minibule,minibule-rate", "--steps", "1"],
+            ["minibule", "minibule-rate"],
+            "memory / minibule's",
         ),
         (
             ["generate", "--engines", "minibule,minibule-lora", *LITTLE],
