@@ -37,7 +37,8 @@ class Llama:
     ----------
     config : LlamaConfig
     weights : dict of str to float32 array
-        Linear weights are (out, in). Read only: nothing here changes them.
+        Linear weights are (out, in). Read only: nothing here changes them. A large one may be a
+        `narrow.Narrow` that stands for its array.
     adapter : Adapter or None
     """
 
@@ -131,7 +132,6 @@ class ForwardCache(NamedTuple):
     first: int
     blocks: list[Cache | Callable[[], tuple[Array, Cache]]]
     norm: Cache
-    rows: Array | None
 
 
 def forward(
@@ -168,17 +168,17 @@ def forward(
     rotation = ops.rope_table(positions, config.head_dim, config.rope_theta, x.dtype)
     first = lowest_layer(adapter.config.modules) if adapter else 0
     blocks: list[Cache | Callable[[], tuple[Array, Cache]]] = []
+    last = config.num_hidden_layers - 1
     for layer in range(config.num_hidden_layers):
-        block = functools.partial(block_forward, x, layer, model, adapter, rotation, attend)
+        wanted = rows if layer == last else None
+        block = functools.partial(block_forward, x, layer, model, adapter, rotation, attend, wanted)
         x, block_cache = block()
         if keep and layer >= first:
             down = block_cache.projections["down_proj"]
             blocks.append(functools.partial(block, down=down) if recompute else block_cache)
         del block, block_cache  # else they would live on beside the next block's
-    if rows is not None:
-        x = x[rows]  # (R, D)
     hidden, norm_cache = ops.rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)
-    return hidden, ForwardCache(model, adapter, embedding_cache, first, blocks, norm_cache, rows)
+    return hidden, ForwardCache(model, adapter, embedding_cache, first, blocks, norm_cache)
 
 
 def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
@@ -190,10 +190,6 @@ def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
     """
     grads: dict[str, Array] = {}
     dx, dw = ops.rms_norm_backward(dhidden, cache.norm)  # (R, D)
-    if cache.rows is not None:
-        (ids, _) = cache.embedding
-        dx_rows, dx = dx, np.zeros((len(ids), dx.shape[1]), dx.dtype)
-        dx[cache.rows] = dx_rows  # (T, D)
     for block in reversed(cache.blocks):
         _, block_cache = block() if callable(block) else (None, block)
         dx = block_backward(dx, block_cache, grads)
@@ -209,6 +205,7 @@ def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
 class BlockCache(NamedTuple):
     """What `block_backward` needs of a block, but for what is quickly worked out again.
 
+    rows          of which tokens the block's output is wanted; None: of all
     norms         the arguments of the two RMSNorms: (x, w, eps)
     projections   name -> the cache of its linear layer without the layer's input
     attention     the cache of the attention
@@ -218,6 +215,7 @@ class BlockCache(NamedTuple):
     layer: int
     trains_base: bool
     rotation: tuple[Array, Array]
+    rows: Array | None
     norms: tuple[Cache, Cache]
     projections: Mapping[str, Cache]
     attention: Cache
@@ -232,9 +230,13 @@ def block_forward(
     adapter: Adapter | None,
     rotation: tuple[Array, Array],
     attend: Attend,
+    rows: Array | None = None,
     down: Cache | None = None,
 ) -> tuple[Array, BlockCache]:
     """One transformer block on the stream x (T, D); the equations are at the top of the file.
+
+    rows: (R,), the tokens whose output (R, D) is wanted, in the last block: the others are only
+    looked at, as keys and values.
 
     down: what an earlier call has cached of down_proj. The block's output is known then, and the
     call is for the cache alone: it leaves out that last product, and returns x without it.
@@ -259,7 +261,10 @@ def block_forward(
     k = ops.rope(heads(project(n, "k_proj")), *rotation)  # (T, K, hd)
     v = heads(project(n, "v_proj"))  # (T, K, hd)
     o, attention = attend(layer, q, k, v)
-    x = x + project(o.reshape(len(x), -1), "o_proj")
+    o = o.reshape(len(x), -1)
+    if rows is not None:
+        x, o = x[rows], o[rows]  # from here on each token is by itself
+    x = x + project(o, "o_proj")
 
     norm2 = (x, weights[prefix + "post_attention_layernorm.weight"], config.rms_norm_eps)
     n, _ = ops.rms_norm(*norm2)
@@ -270,12 +275,12 @@ def block_forward(
     else:
         caches["down_proj"] = down
     return x, BlockCache(
-        layer, adapter is None, rotation, (norm1, norm2), caches, attention, gate, up
+        layer, adapter is None, rotation, rows, (norm1, norm2), caches, attention, gate, up
     )
 
 
 def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Array:
-    """`block_forward` upside down: from dx of its output to dx of its input, both (T, D).
+    """`block_forward` upside down: from dx of its output (R, D) to dx of its input (T, D).
 
     Adds the gradients of what this block trains to `grads`.
     """
@@ -300,6 +305,11 @@ def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Arr
             grads[f"model.layers.{cache.layer}.{name}.weight"] = dw
         return dx
 
+    def scattered(d: Array) -> Array:
+        full = np.zeros((len(cache.attention[0]), d.shape[1]), d.dtype)
+        full[cache.rows] = d
+        return full  # (R, ...) -> (T, ...): what was not wanted has no gradient
+
     def flat(x: Array) -> Array:
         return x.reshape(len(x), -1)  # (T, heads, hd) -> (T, heads * hd)
 
@@ -314,8 +324,12 @@ def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Arr
     # x = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))
     q, _, _, o, *_ = cache.attention
     n, norm = ops.rms_norm(*cache.norms[0])
-    do = project_backward(dx, flat(o), "o_proj").reshape(q.shape)  # (T, H, hd)
-    dq, dk, dv = ops.attention_backward(do, cache.attention)
+    if cache.rows is None:
+        do = project_backward(dx, flat(o), "o_proj")
+    else:
+        do = scattered(project_backward(dx, flat(o)[cache.rows], "o_proj"))
+        dx = scattered(dx)
+    dq, dk, dv = ops.attention_backward(do.reshape(q.shape), cache.attention)
     dq, dk = ops.rope_backward(dq, *cache.rotation), ops.rope_backward(dk, *cache.rotation)
     dn = project_backward(flat(dq), n, "q_proj")
     dn += project_backward(flat(dk), n, "k_proj")

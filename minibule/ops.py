@@ -80,8 +80,10 @@ def rms_norm(x: Array, w: Array, eps: float) -> tuple[Array, Cache]:
 
     Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
     """
-    rstd = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)  # (T, 1)
-    return x * rstd * w, (x, w, rstd)
+    rstd = 1 / np.sqrt(np.vecdot(x, x)[:, None] / x.shape[-1] + eps)  # (T, 1)
+    y = x * rstd
+    y *= w
+    return y, (x, w, rstd)
 
 
 def rms_norm_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
@@ -91,9 +93,12 @@ def rms_norm_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
     """
     x, w, rstd = cache
     n = x * rstd
+    dw = np.einsum("td,td->d", dy, n)
     g = dy * w
-    dx = rstd * (g - n * np.mean(g * n, axis=-1, keepdims=True))
-    return dx, np.sum(dy * n, axis=0)
+    n *= np.vecdot(g, n)[:, None] / x.shape[-1]
+    g -= n
+    g *= rstd
+    return g, dw
 
 
 # -- RoPE ------------------------------------------------------------------------------------------

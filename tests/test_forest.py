@@ -100,6 +100,15 @@ def test_every_thread_gets_as_much_to_do(threads):
     assert max(sizes) - min(sizes) < 64
 
 
+def test_the_largest_pass_comes_first():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(50, 300, 12)
+    examples = [Example(np.array([1]), (np.arange(n),), (1,), 1) for n in lengths]
+    sizes = [len(batch.ids) for batch in pack(examples, "position", 200, threads=2)]
+    assert len(sizes) > 4
+    assert sizes == sorted(sizes, reverse=True)
+
+
 def test_a_record_divided_between_passes_keeps_its_counts():
     """The answers of other passes still count in v."""
     answers = tuple(np.array([7, k, k]) for k in range(4))
