@@ -440,6 +440,7 @@ def start_train(args: argparse.Namespace) -> Result:
     with TemporaryDirectory() as folder:
         flags = ["--model", args.model, "--data", args.data, "--output", f"{folder}/run"]
         flags += ["--steps", "1", "--eval-fraction", "0", "--max-records", "100"]
+        flags += ["--max-rejected", "1", "--max-length", "128"]  # the step itself is not the point
         metrics = Path(folder) / "run" / "metrics.jsonl"
         started = time.perf_counter()
         with (Path(folder) / "err").open("w+") as err:
