@@ -262,8 +262,8 @@ class TrainConfig:
     eval_every: int = _setting(0, "steps between evaluations; 0 = before and after only", 0)
 
     pass_tokens: int = _setting(
-        512,
-        "tokens a thread computes at once, about; less needs less memory",
+        640,
+        "tokens a thread computes at once, at most if answers allow; less needs less memory",
         1,
     )
     memory: Literal["full", "low"] = _setting(

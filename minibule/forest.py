@@ -13,6 +13,8 @@ A row is a position whose next token is part of some rejected answer. Rows that 
 share are computed once and carry how many they stand for as their weight.
 """
 
+import heapq
+import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,8 +29,11 @@ from minibule.ops import Array, Segment
 # attention then skips most of the masked half of a causal block and needs less memory at once.
 MAX_SEGMENT = 64
 
-# Passes are not made smaller than this only to give every thread one: short ones compute slowly.
-MIN_PASS = 128
+# What a pass costs beside its tokens, as so many tokens more, and how much of a pass is its matrix
+# products: those alone use all threads when it is by itself. Both as measured with the shapes of
+# SmolLM2-360M on two cores; they only decide how a step is divided.
+PASS_COST = 64
+PRODUCTS = 0.6
 
 
 class Example(NamedTuple):
@@ -103,9 +108,10 @@ class Batch(NamedTuple):
 def pack(
     examples: Sequence[Example], counts: Counts, pass_tokens: int, threads: int = 1
 ) -> Iterator[Batch]:
-    """Batches of about `pass_tokens` tokens that together hold every row of the examples once.
+    """Batches of at most `pass_tokens` tokens that together hold every row of the examples once.
 
-    They are as many as the threads can share evenly, and about equal in size.
+    Larger ones only where a prompt with a single answer is. Divided so that the threads, each with
+    a batch of its own, are done soonest; the largest comes first.
     """
     for trees in _deal(examples, pass_tokens, threads):
         forest = _Forest(counts)
@@ -124,35 +130,68 @@ _Tree = tuple[int, list[int]]
 
 
 def _deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[list[_Tree]]:
-    """Deal the examples out to passes: the longest first, each to the pass that has least so far.
+    """Deal the examples out to passes of `pass_tokens` tokens at most, where that is possible.
 
-    An example goes as a whole unless its pass would then exceed its share by more than the prompt:
-    beyond that it is cheaper to divide the answers, and to compute the prompt again for the rest.
+    Few passes leave threads idle at the end of the step. Many cost more, each something of its own,
+    and an example divided between two costs its prompt again. So some numbers of passes are tried.
     """
-    sizes = [len(e.prompt) + sum(len(answer) - 1 for answer in e.answers) for e in examples]
-    total = sum(sizes)
-    number = math.ceil(total / pass_tokens)
-    even = threads * math.ceil(number / threads)
-    if total / even >= MIN_PASS:
-        number = even
-    share = total / number
+    fewest = math.ceil(sum(map(_tokens, examples)) / pass_tokens)
+    numbers = range(fewest, fewest + 2 * threads + 1)
+    plans = [_plan(examples, number, pass_tokens) for number in numbers]
+
+    def cost(plan: list[tuple[int, list[_Tree]]]) -> tuple[int, float]:
+        loads = [load for load, _ in plan]
+        return max(0, loads[0] - pass_tokens), _duration(loads, threads)
+
+    return [trees for _, trees in min(plans, key=cost)]
+
+
+def _tokens(example: Example) -> int:
+    """Tokens of an example's tree, were none of its answers to begin alike."""
+    return len(example.prompt) + sum(len(answer) - 1 for answer in example.answers)
+
+
+def _plan(
+    examples: Sequence[Example], number: int, pass_tokens: int
+) -> list[tuple[int, list[_Tree]]]:
+    """Deal the examples out to `number` passes: (tokens, trees) of each, the largest first.
+
+    The largest example comes first, each goes to the pass that has least so far. It goes there as a
+    whole unless that pass would then exceed `pass_tokens`, or its share by more than the prompt:
+    else it is cheaper to compute the prompt again for the rest of the answers.
+    """
+    share = sum(map(_tokens, examples)) / number
     passes: list[list[_Tree]] = [[] for _ in range(number)]
-    loads = [0] * number
-    for i in sorted(range(len(examples)), key=lambda i: -sizes[i]):
-        prompt, answers = len(examples[i].prompt), examples[i].answers
-        left = list(range(len(answers)))
-        while left:
-            emptiest = loads.index(min(loads))
-            load = loads[emptiest] + prompt
-            members: list[int] = []
-            while left and (not members or load + len(answers[left[0]]) - 1 <= share + prompt):
-                load += len(answers[left[0]]) - 1
-                members.append(left.pop(0))
-            passes[emptiest].append((i, members))
-            loads[emptiest] = load
-    # The largest first: whoever takes them in turn then has them done evenly.
-    order = sorted(range(number), key=lambda i: -loads[i])
-    return [sorted(passes[i]) for i in order if passes[i]]
+    loads = [(0, i) for i in range(number)]  # a heap
+    for i in sorted(range(len(examples)), key=lambda i: -_tokens(examples[i])):
+        prompt = len(examples[i].prompt)
+        up_to = [0, *itertools.accumulate(len(answer) - 1 for answer in examples[i].answers)]
+        begin, end = 0, len(examples[i].answers)
+        while begin < end:
+            load, emptiest = loads[0]
+            part, whole = end, load + prompt + up_to[end] - up_to[begin]
+            if whole > min(pass_tokens, share + prompt):
+                share += prompt / number  # the prompt once more adds to the share of all
+                room = share - load - prompt
+                part = begin + 1
+                while part < end and (up_to[part] + up_to[part + 1]) / 2 - up_to[begin] <= room:
+                    part += 1  # an answer goes where its middle lies
+            load += prompt + up_to[part] - up_to[begin]
+            passes[emptiest].append((i, list(range(begin, part))))
+            heapq.heapreplace(loads, (load, emptiest))
+            begin = part
+    dealt = sorted(loads, key=lambda pair: (-pair[0], pair[1]))
+    return [(load, sorted(passes[i])) for load, i in dealt if passes[i]]
+
+
+def _duration(loads: Sequence[int], threads: int) -> float:
+    """How long the passes take, side by side in this order, in the time of one thread's token."""
+    if len(loads) == 1:
+        return (loads[0] + PASS_COST) * (1 - PRODUCTS + PRODUCTS / threads)
+    busy = [0] * threads
+    for load in loads:
+        heapq.heapreplace(busy, busy[0] + load + PASS_COST)
+    return max(busy)
 
 
 class _Forest:
@@ -179,17 +218,14 @@ class _Forest:
         answers = [answer.tolist() for answer in example.answers]
         members = frozenset(members)
         completed: dict[int, int] = {}  # answer -> the entry that completes it
-
-        def node(
-            tokens: list[int], group: list[int], depth: int, ancestors: Array, parent_entry: int
-        ) -> None:
-            """Append a segment that begins with `tokens` and goes on until the answers part.
-
-            `group` are the answers that have begun just like this, `depth` tokens so far.
-            """
-            tokens = list(tokens)
+        # Segments to come: the tokens each begins with, the answers that have begun just like this
+        # and by how many tokens, what it attends to, and the entry that leads to it.
+        root = (example.prompt.tolist(), list(range(len(answers))), 0, np.empty(0, np.int64), -1)
+        pending: list[tuple[list[int], list[int], int, Array, int]] = [root]
+        while pending:
+            tokens, group, depth, ancestors, parent_entry = pending.pop()
             first, position = len(self.ids), len(ancestors)
-            while True:
+            while True:  # until the answers part
                 counted = group
                 if self.counts == "position":
                     counted = [k for k, answer in enumerate(answers) if len(answer) > depth]
@@ -219,11 +255,10 @@ class _Forest:
                 tokens.append(token)
                 parent_entry = entries[token]
             keys = self.segment(tokens, position, ancestors)
-            for token, longer in followers.items():
-                node([token], longer, depth, keys, entries[token])
-
-        root = np.empty(0, np.int64)
-        node(example.prompt.tolist(), list(range(len(answers))), 0, root, -1)
+            pending += [
+                ([token], longer, depth, keys, entries[token])
+                for token, longer in reversed(followers.items())
+            ]
         self.answer += [(number, k) for k in sorted(members)]
         self.answer_entry += [completed[k] for k in sorted(members)]
 

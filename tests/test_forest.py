@@ -1,5 +1,6 @@
 """Packing: every row once, with the right counts, in front of the right token."""
 
+import sys
 from collections import Counter
 
 import numpy as np
@@ -109,6 +110,26 @@ def test_the_largest_pass_comes_first():
     assert sizes == sorted(sizes, reverse=True)
 
 
+def tree(prompt, answers, length):
+    """An example whose answers share nothing."""
+    tokens = np.arange(answers * length).reshape(answers, length)
+    return Example(np.arange(prompt), tuple(tokens), (1,) * answers, answers)
+
+
+def test_a_record_too_large_for_a_pass_is_divided_evenly():
+    sizes = [len(b.ids) for b in pack([tree(384, 8, 65)], "prefix", 768, threads=2)]
+    assert sizes == [384 + 4 * 64] * 2
+
+
+def test_a_record_is_divided_only_where_that_is_faster():
+    whole = tree(60, 3, 201)
+    sizes = [len(b.ids) for b in pack([whole] * 4, "prefix", 768, threads=2)]
+    assert sizes == [660] * 4  # two for each thread
+    sizes = [len(b.ids) for b in pack([whole] * 3, "prefix", 768, threads=2)]
+    assert sum(sizes) > 3 * 660
+    assert max(sizes) <= 768
+
+
 def test_a_record_divided_between_passes_keeps_its_counts():
     """The answers of other passes still count in v."""
     answers = tuple(np.array([7, k, k]) for k in range(4))
@@ -128,3 +149,11 @@ def test_long_segments_are_cut_into_a_chain():
         slice(2 * MAX_SEGMENT, 2 * MAX_SEGMENT + 1),
     ]
     assert [len(s.keys) for s in batch.segments] == [MAX_SEGMENT, 2 * MAX_SEGMENT, len(prompt)]
+
+
+def test_answers_may_part_at_more_places_than_python_can_recurse():
+    places = sys.getrecursionlimit() + 100
+    answers = tuple(np.array([1] * k + [2, 3]) for k in range(places))
+    (batch,) = pack([Example(np.array([5]), answers, (1,) * places, places)], "prefix", 10**6)
+    expected = [(5, *[1] * k) for k in range(places)] + [(5, *[1] * k, 2) for k in range(places)]
+    assert sorted(contexts(batch)) == sorted(expected)
