@@ -60,7 +60,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {where}{error.strerror or error}", 2)
     except MemoryError:
-        _exit("error: out of memory. A smaller --pass-tokens or --max-length needs less.", 1)
+        _exit("error: out of memory. --memory low, or a smaller --pass-tokens, needs less.", 1)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
     except Terminated:

@@ -130,7 +130,7 @@ _Tree = tuple[int, list[int]]
 
 
 def _deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[list[_Tree]]:
-    """Deal the examples out to passes of `pass_tokens` tokens at most, where that is possible.
+    """Deal the examples out to passes so that the threads are done soonest.
 
     Few passes leave threads idle at the end of the step. Many cost more, each something of its own,
     and an example divided between two costs its prompt again. So some numbers of passes are tried.
@@ -138,12 +138,8 @@ def _deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[l
     fewest = math.ceil(sum(map(_tokens, examples)) / pass_tokens)
     numbers = range(fewest, fewest + 2 * threads + 1)
     plans = [_plan(examples, number, pass_tokens) for number in numbers]
-
-    def cost(plan: list[tuple[int, list[_Tree]]]) -> tuple[int, float]:
-        loads = [load for load, _ in plan]
-        return max(0, loads[0] - pass_tokens), _duration(loads, threads)
-
-    return [trees for _, trees in min(plans, key=cost)]
+    best = min(plans, key=lambda plan: _duration([load for load, _ in plan], threads))
+    return [trees for _, trees in best]
 
 
 def _tokens(example: Example) -> int:
@@ -158,7 +154,8 @@ def _plan(
 
     The largest example comes first, each goes to the pass that has least so far. It goes there as a
     whole unless that pass would then exceed `pass_tokens`, or its share by more than the prompt:
-    else it is cheaper to compute the prompt again for the rest of the answers.
+    beyond that it is cheaper to compute the prompt again for the rest of the answers. Where none of
+    the passes has room for so much as one answer, they become more.
     """
     share = sum(map(_tokens, examples)) / number
     passes: list[list[_Tree]] = [[] for _ in range(number)]
@@ -169,12 +166,20 @@ def _plan(
         begin, end = 0, len(examples[i].answers)
         while begin < end:
             load, emptiest = loads[0]
+            if load and load + prompt + up_to[begin + 1] - up_to[begin] > pass_tokens:
+                load, emptiest = 0, len(passes)
+                passes.append([])
+                heapq.heappush(loads, (load, emptiest))
             part, whole = end, load + prompt + up_to[end] - up_to[begin]
             if whole > min(pass_tokens, share + prompt):
                 share += prompt / number  # the prompt once more adds to the share of all
-                room = share - load - prompt
+                room, limit = share - load - prompt, pass_tokens - load - prompt
                 part = begin + 1
-                while part < end and (up_to[part] + up_to[part + 1]) / 2 - up_to[begin] <= room:
+                while (
+                    part < end
+                    and (up_to[part] + up_to[part + 1]) / 2 - up_to[begin] <= room
+                    and up_to[part + 1] - up_to[begin] <= limit
+                ):
                     part += 1  # an answer goes where its middle lies
             load += prompt + up_to[part] - up_to[begin]
             passes[emptiest].append((i, list(range(begin, part))))

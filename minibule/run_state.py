@@ -34,7 +34,7 @@ UNSIGNED = "0" * 64  # stands in the checksum's place while the checksum is work
 MAX_HEADER = 16 * 2**20  # bytes of a file beside its numbers, at most
 
 # What may change when a run goes on, because nothing that is computed depends on it; or, for
-# `threads`, `pass_tokens` and `memory`, only its last digits: a run that was short of memory or of
+# `threads` and `pass_tokens`, only its last digits: a run that was short of memory or of
 # processors must be able to go on. `model`, `data` and `heldout` may have moved, their content is
 # compared.
 MAY_CHANGE = frozenset(

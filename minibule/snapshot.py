@@ -161,7 +161,7 @@ def _position(
     P = target_distribution(v, objective.prior, ref, attempts)
     w = contrast_weights(v, objective.contrast, ref)
     p_star = optimum(P, w, objective.alpha)[0] if objective.alpha > 0 else None
-    (batch,) = pack([example], objective.counts, pass_tokens)
+    (batch,) = pack([example], objective.counts, pass_tokens=len(example.prompt))
     hidden, _ = forward_batch(model, batch, model.adapter)
     p = np.exp(log_softmax(hidden @ model.head.T))[0]
 

@@ -84,13 +84,18 @@ def test_shared_tokens_are_computed_once():
     assert batch.rows.total.tolist() == [5, 4, 4, 1]
 
 
-@pytest.mark.parametrize("pass_tokens", [5, 20, 100])
-def test_passes_keep_to_their_size_where_they_can(pass_tokens):
-    examples = random_examples(3, records=20)
-    prompt = max(len(e.prompt) for e in examples)
-    answer = max(len(a) for e in examples for a in e.answers)
-    for batch in pack(examples, "position", pass_tokens):
-        assert len(batch.ids) <= pass_tokens + 2 * prompt + answer
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("pass_tokens", [1, 5, 8, 20, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pass_is_larger_only_for_a_single_answer(seed, pass_tokens, threads):
+    for batch in pack(random_examples(seed, records=20), "position", pass_tokens, threads):
+        assert len(batch.ids) <= pass_tokens or len(batch.answer) == 1
+
+
+def test_as_many_passes_as_it_takes():
+    """Of 4 x 4 answers no two fit into a pass beside their prompts."""
+    sizes = [len(b.ids) for b in pack([tree(300, 4, 300)] * 4, "prefix", 640, threads=2)]
+    assert sizes == [599] * 16
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import gradient_error
 
-from minibule import ops
+from minibule import lora, ops
 from minibule.lora import lora_linear, lora_linear_backward
 from minibule.ops import Segment
 
@@ -67,8 +67,12 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize("blocks", ["one", "several"])
 @pytest.mark.parametrize("name", PAIRS)
-def test_backward_is_the_gradient(name):
+def test_backward_is_the_gradient(name, blocks, monkeypatch):
+    if blocks == "several":  # of the rows that are worked on at once, the last a short one
+        monkeypatch.setattr(ops, "BLOCK_NUMBERS", 14)
+        monkeypatch.setattr(lora, "BLOCK_ROWS", 2)
     inputs, forward, backward = PAIRS[name]
     y, cache = forward(*inputs)
     dy = np.random.default_rng(1).normal(size=np.shape(y))

@@ -192,7 +192,7 @@ def test_answers_are_cut_to_the_length_and_the_number_asked_for(data):
 # -- bad input -------------------------------------------------------------------------------------
 
 
-def fails(arguments, capsys=None):
+def fails(arguments):
     with pytest.raises(InputError) as error:
         main(arguments)
     return str(error.value)

@@ -706,7 +706,7 @@ class Kind(NamedTuple):
 
     files: tuple[str, ...]
     damage: Damage
-    use: Callable[[Path], None]  # of the file, or of the folder where `whole` says so
+    use: Callable[[Path], None]  # of the file, or of the folder where `folder` says so
     folder: bool = True
     cases: int = 1000
 

@@ -2,9 +2,9 @@
 
     python tools/quantised.py
 
-The embedded model is exported in every type and run by llama.cpp over the held-out prompts and
-their accepted answers. Set against the F32 logits of minibule: the share of positions with the same
-likeliest token, and the mean KL divergence. Needs the extra `interop`.
+The embedded model is exported in every type and run by llama.cpp over the held-out prompts, each
+with its first accepted answer. Set against the F32 logits of minibule: the share of positions with
+the same likeliest token, and the mean KL divergence. Needs the extra `interop`.
 """
 
 import tempfile
