@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, random_llama
 from safetensors.numpy import load_file, save_file
 
 from minibule import errors, files, machine, run_state, stopping
 from minibule import train as train_module
-from minibule.config import embedded_folder
+from minibule.config import LoraConfig, embedded_folder
 from minibule.errors import InputError
+from minibule.estimate import _merged_gb
+from minibule.lora import init_adapter
+from minibule.narrow import Narrow
 from minibule.optim import AdamW
 from minibule.report import write_report
 from minibule.results import read_run
@@ -637,6 +640,17 @@ def test_a_dry_run_knows_the_memory(capsys, started):
     expected = float(dry.partition("memory     ")[2].split()[0])
     measured = float(real.partition("peak memory ")[2].split()[0])
     assert expected == pytest.approx(measured, rel=0.15)
+
+
+def test_merging_takes_a_copy_of_what_is_changed_or_narrow():
+    model = random_llama()
+    module = "model.layers.1.self_attn.q_proj"
+    lora = LoraConfig(r=2, lora_alpha=2.0, modules=(module,), use_rslora=False)
+    model.adapter = init_adapter(lora, model.config, seed=0)
+    embedding = model.weights["model.embed_tokens.weight"]
+    model.weights["model.embed_tokens.weight"] = Narrow(embedding.astype(np.float16))
+    copied = embedding.size + model.weights[f"{module}.weight"].size
+    assert _merged_gb(model) == 4 * copied / 1e9
 
 
 # -- the outside world -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from minibule.errors import InputError
 from minibule.examples import counts_per_row, record_order, split_by_prompt
 from minibule.forest import Example
 from minibule.records import read_records
+from minibule.snapshot import load_snapshot
 from minibule.train import main, prepare
 
 QUICK = ["--steps", "3", "--heldout", "", "--eval-fraction", "0.02", "--probe", ""]
@@ -75,6 +76,14 @@ def test_without_arguments_it_teaches_the_embedded_model(capsys):
 
 
 # -- what a run is ---------------------------------------------------------------------------------
+
+
+def test_a_prompt_may_be_longer_than_a_pass(tmp_path):
+    record = {"prompt": "hello " * 40, "rejected": ["hello", "no", "rat"]}
+    (tmp_path / "long.jsonl").write_text(json.dumps(record) + "\n")
+    flags = ["--eval-fraction", "0", "--pass-tokens", "4", "--export", "none", "--output", "a"]
+    main([*QUICK, "--data", "long.jsonl", *flags])
+    assert load_snapshot(Path("a/after.json")).position.total == 3
 
 
 def test_a_seed_gives_the_same_run_and_another_seed_another(capsys):
