@@ -30,7 +30,8 @@ A reader in a hurry leaves out the rest, which stands beside that way:
 
     config, errors, files, machine             every setting; what is said and done when it fails
     rows, formats, sandbox                     other formats of records, other chat templates
-    run_folder, run_lock, run_state, stopping  runs that stop, and go on to the same bytes
+    run_folder, run_manifest, run_lock         the folder of a run, and what of it is the run's
+    run_state, stopping                        runs that stop, and go on to the same bytes
     estimate                                   what a run would take: the dry run
     tensors, gguf_file, gguf_import, export    the formats of models, and the command that writes
     narrow                                     weights kept in 16 bits

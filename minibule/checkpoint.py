@@ -5,6 +5,7 @@ checkpoint are listed in one error. Folders are written whole or not at all.
 """
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -212,11 +213,19 @@ def save_model(model: Llama, folder: Path, source: Path, dtype: str = "F32") -> 
     with whole_folder(folder) as partial:
         if chat:
             save_chat(chat, partial)
-        for name in COMPANIONS:
-            if (source / name).exists():
-                shutil.copy(source / name, partial / name)
+        for file in companions(source):
+            shutil.copy(file, partial / file.name)
         write_json(partial / "config.json", config)
         save_weights(model, partial, dtype)
+
+
+def companions(source: Path) -> list[Path]:
+    """The files beside a model's weights that go along with it; InputError for one that cannot."""
+    files = [source / name for name in COMPANIONS if (source / name).exists()]
+    for file in files:
+        if not file.is_file() or not os.access(file, os.R_OK):
+            raise InputError(f"{file}: expected a file that can be copied beside the weights.")
+    return files
 
 
 def save_weights(model: Llama, folder: Path, dtype: str) -> None:

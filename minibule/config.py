@@ -405,10 +405,17 @@ def given_settings(
 
 
 def to_toml(config: TrainConfig) -> str:
-    """The settings as a TOML file that `--config` reads back, each with its help above it."""
+    """The settings as a TOML file that `--config` reads back, each with its help above it.
+
+    InputError for a text that no file can hold.
+    """
     lines = []
     for name, field in FIELDS.items():
         value = getattr(config, name)
+        try:
+            _check_utf8(value if isinstance(value, str) else "")
+        except ValueError as error:
+            raise InputError(f"{name} = {_show(value)}: {error}.") from None
         shown = "" if value is None else f"{name} = {_toml_value(value)}\n"
         lines.append(f"# {field.metadata['help']}\n{shown}")
     return "\n".join(lines)
@@ -450,8 +457,17 @@ def _convert(name: str, value: Any, from_text: bool) -> Any:
     if kind is str:
         if not isinstance(value, str):
             raise ValueError("expected a text")
+        _check_utf8(value)
         return value
     return _number(FIELDS[name].metadata, kind, value, from_text)
+
+
+def _check_utf8(value: str) -> None:
+    """ValueError for half characters, as a command line or file name that is not UTF-8 has them."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected UTF-8 text, which config.toml can hold") from None
 
 
 def _number(metadata: Mapping[str, Any], kind: type, value: Any, from_text: bool) -> int | float:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from minibule import figures
 from minibule.forest import pack, total_weight
+from minibule.gguf_export import gguf_bytes
 from minibule.job import Job
 from minibule.llama import Llama
 from minibule.machine import memory_gb, peak_memory_gb, threads
@@ -99,6 +100,22 @@ def _snapshot_seconds(job: Job) -> float:
             evaluating += time.perf_counter() - asked
     share = total_weight(longest) / total_weight(job.heldout) if longest else 1.0
     return asking + evaluating / share
+
+
+def expected_bytes(job: Job) -> int:
+    """About how much the run will write: checkpoints, adapter, exports."""
+    config, parameters = job.config, job.model.config.parameters
+    adapter = 4 * sum(p.size for p in job.adapter.params.values())
+    saved = 1 + (job.steps // config.save_every if config.save_every else 0)
+    total = adapter + 3 * adapter * (min(saved, config.keep) + 1)  # one is there before one goes
+    for kind in config.export:
+        if kind == "hf":
+            total += 4 * parameters
+        elif kind.startswith("gguf:"):
+            total += gguf_bytes(parameters, kind.removeprefix("gguf:"))
+        elif kind == "gguf-lora":
+            total += adapter
+    return total
 
 
 def _merged_gb(model: Llama) -> float:

@@ -24,11 +24,13 @@ def tokenize(
     """Records as token ids: at most `max_rejected` answers each, cut so that all fits.
 
     Answers that the cut leaves nothing of cannot be: a prompt that fills `max_length` is an error,
-    or left out with `skip_long`. `numbers` are the records' places in their file, from 1; None:
-    `records` are the file.
+    or left out with `skip_long`. An answer that the tokenizer leaves nothing of (not every
+    vocabulary has all bytes) teaches nothing: it is left out and counted, as an empty one is.
+    So nothing may be left. `numbers` are the records' places in their file, from 1; None: `records`
+    are the file.
     """
     limit = min(config.max_length, context)
-    examples, too_long = [], []
+    examples, too_long, lost = [], [], []
     bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
     for number, record in zip(numbers or itertools.count(1), bar, strict=False):
         prompt = chat.encode_prompt(record.prompt)
@@ -37,9 +39,13 @@ def tokenize(
             too_long.append(f"record {number:,}: its prompt has {len(prompt):,} tokens")
             continue
         texts = record.rejected[: config.max_rejected or None]
-        answers = tuple(ids[:room] for ids in chat.encode_answers(texts))
-        counts = record.counts[: len(answers)]
-        examples.append(Example(prompt, answers, counts, record.total_rounds, number))
+        encoded = list(zip(chat.encode_answers(texts), record.counts, strict=False))
+        kept = [(ids[:room], count) for ids, count in encoded if len(ids)]
+        if len(kept) < len(encoded):
+            lost.append(f"record {number:,}: {len(encoded) - len(kept):,} of {len(encoded):,}")
+        if kept:
+            answers, counts = zip(*kept, strict=True)
+            examples.append(Example(prompt, answers, counts, record.total_rounds, number))
     if too_long and not config.skip_long:
         raise InputError(
             f"prompts with no room for an answer in {limit:,} tokens:\n{listed(too_long)}\n"
@@ -48,8 +54,8 @@ def tokenize(
         )
     if too_long:
         tqdm.write(f"{len(too_long):,} records left out: their prompts fill {limit:,} tokens")
-    if not examples:
-        raise InputError(f"no record fits in {limit:,} tokens. Raise --max-length.")
+    if lost:
+        tqdm.write(f"left out: rejected answers without a token of this model's\n{listed(lost)}")
     return examples
 
 

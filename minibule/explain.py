@@ -66,12 +66,15 @@ def explain(config: TrainConfig, place: Place) -> Iterator[str]:
     _check("--record", place.record, len(records), f"{data} has", "records")
     record = records[place.record - 1]
     where = f"record {place.record}"
-    _check("--answer", place.answer, len(record.rejected), f"{where} has", "rejected answers")
     model, chat = load_model(source), load_chat(source)
     try:
-        (example,) = tokenize([record], chat, config, model.config.max_position_embeddings)
+        examples = tokenize([record], chat, config, model.config.max_position_embeddings)
     except InputError as error:
         raise InputError(f"--record {place.record}: {error}") from None
+    if not examples:
+        raise InputError(f"--record {place.record}: the tokenizer leaves nothing of its answers.")
+    (example,) = examples
+    _check("--answer", place.answer, len(example.answers), f"{where} has", "rejected answers")
     length = len(example.answers[place.answer - 1])
     _check("--position", place.position, length, f"answer {place.answer} of {where} has", "tokens")
     if config.init_adapter:

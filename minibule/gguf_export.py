@@ -102,6 +102,12 @@ def check_gguf(config: LlamaConfig, chat: Chat, dtype: str) -> None:
         tokenizer_metadata(chat, config.vocab_size)
 
 
+def gguf_bytes(parameters: int, dtype: str) -> int:
+    """About how large a model's file is in one of the types."""
+    block, size = GGML_QUANT_SIZES[_TYPES[dtype][0]]
+    return parameters * size // block
+
+
 def export_gguf_lora(model: Llama, path: Path) -> None:
     """Write the model's adapter alone, for llama.cpp's --lora.
 

@@ -100,16 +100,33 @@ def _question(row: Any) -> Question:
     return Question(row["prompt"], answers)
 
 
-def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int) -> Answers:
-    """Put every question to the model; InputError where one does not fit into its context."""
-    context = model.config.max_position_embeddings
-    longest = max(len(a) for q in questions for a in _encoded(chat, q))
-    longest_prompt = max(len(chat.encode_prompt(q.prompt)) for q in questions)
+def check_fit(chat: Chat, questions: Sequence[Question], context: int) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the longest answer; InputError if they exceed `context`.
+
+    Or if two answers to a question are the same tokens, as their probability would count twice.
+    """
+    longest = longest_prompt = 0
+    for question in questions:
+        answers = _encoded(chat, question)
+        if len({tuple(answer) for answer in answers}) < len(answers):
+            raise InputError(
+                f"held-out questions: two answers to {question.prompt[:80]!r} are the same to the "
+                "tokenizer, expected different ones."
+            )
+        longest = max(longest, *map(len, answers))
+        longest_prompt = max(longest_prompt, len(chat.encode_prompt(question.prompt)))
     if longest_prompt + longest > context:
         raise InputError(
             f"held-out questions: found a prompt of {longest_prompt:,} tokens and an answer of "
             f"{longest:,}, expected prompts and answers that fit into {context:,}."
         )
+    return longest_prompt, longest
+
+
+def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int) -> Answers:
+    """Put every question to the model; InputError where one does not fit into its context."""
+    context = model.config.max_position_embeddings
+    longest_prompt, longest = check_fit(chat, questions, context)
     styles = list(dict.fromkeys(style for q in questions for style in q.answers))
     exact = dict.fromkeys([*styles, NOISE], 0.0)
     logps, tokens = [], 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from minibule.chat import Chat, load_chat
-from minibule.checkpoint import load_adapter, load_model
+from minibule.checkpoint import companions, load_adapter, load_model
 from minibule.config import FIELDS, LoraConfig, TrainConfig
 from minibule.errors import InputError, listed
 from minibule.examples import record_order, split_by_prompt, tokenize
@@ -91,6 +91,8 @@ def prepare(config: TrainConfig) -> Job:
     if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
         set_threads(1)
     for kind in config.export:
+        if kind == "hf":
+            companions(source)
         if kind.startswith("gguf:"):
             check_gguf(model.config, chat, kind.removeprefix("gguf:"))
     lora = config.resolved_lora(model.config.num_hidden_layers)
@@ -112,13 +114,19 @@ def prepare(config: TrainConfig) -> Job:
     def examples(records: Sequence[Record]) -> list[Example]:
         return tokenize(records, chat, config, context, [number[id(r)] for r in records])
 
+    train_examples = examples(train_records)
+    if not train_examples:
+        raise InputError(
+            f"{data}: no record is left to train on. Raise --max-length, or check that the "
+            "answers are in a language the model's tokenizer knows."
+        )
     knobs = config.resolved_objective()._asdict()
     return Job(
         dataclasses.replace(config, **knobs),
         source,
         model,
         chat,
-        examples(train_records),
+        train_examples,
         examples(held_records) if held_records else [],
         read_questions(questions_file) if questions_file else [],
         start,

@@ -15,10 +15,11 @@ from minibule import figures
 from minibule.course import course
 from minibule.errors import run
 from minibule.figures import Bars, duration, short
-from minibule.files import whole_file
+from minibule.files import whole_file, writing
 from minibule.heldout import ACCEPTED, NOISE
 from minibule.page import code, command, facts, foreign, page, scrolling, section, table, text
 from minibule.results import Run, read_run, series
+from minibule.run_manifest import Manifest
 from minibule.snapshot import Comparison, Token, comparisons
 
 SHOWN_ANSWERS = 200  # of the held-out prompts; all are in after.json
@@ -33,7 +34,8 @@ def write_report(folder: str | Path) -> Path:
     """
     found = read_run(folder)
     path = found.folder / "report.html"
-    with whole_file(path) as file:
+    manifest = Manifest(found.folder)
+    with manifest.writing(path) if manifest.exists else writing(path), whole_file(path) as file:
         # A half character, from a file somebody edited, becomes its number instead of an error.
         file.write_text(report(found), encoding="utf-8", errors="xmlcharrefreplace")
     return path

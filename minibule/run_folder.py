@@ -5,7 +5,7 @@ import itertools
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from minibule.errors import InputError, listed
 from minibule.files import remove_stale
 from minibule.job import Job
 from minibule.run_lock import refuse_if_locked
+from minibule.run_manifest import MANIFEST, Manifest
 from minibule.run_state import MAY_CHANGE, Checkpoint, newest_checkpoint
 
 # --export -> what it is called at the end, and the file or folder in the output folder.
@@ -27,8 +28,21 @@ EXPORTS = {
 }
 
 
-def output_folder(config: TrainConfig, resume: bool = False) -> Path:
-    """The folder to write, checked but not yet made."""
+# What every run writes there, beside its exports.
+RESULTS = (
+    *(MANIFEST, "config.toml", "metrics.jsonl", "checkpoint", "adapter"),
+    *("before.json", "after.json", "report.html"),
+)
+
+
+def output_folder(
+    config: TrainConfig, resume: bool = False, settings_file: Path | None = None
+) -> Path:
+    """The folder to write, checked but not yet made.
+
+    InputError if the run would remove or replace there what no run wrote, or what it reads itself:
+    its model, adapter, data, held-out questions or `settings_file`.
+    """
     if config.output:
         output = Path(config.output)
         there = next(path for path in (output, *output.absolute().parents) if path.exists())
@@ -43,6 +57,11 @@ def output_folder(config: TrainConfig, resume: bool = False) -> Path:
                 f"--output {output}: found an earlier run there. Choose another folder, "
                 "go on with it with --resume, or replace it with --overwrite."
             )
+        manifest, targets = Manifest(output), _targets(config, output)
+        if manifest.exists or not resume:  # runs of earlier versions have no list, and may go on
+            doomed = targets if resume else [*manifest.own, *targets]
+            manifest.refuse_foreign(doomed, resume)
+        manifest.refuse_inputs(targets, _inputs(config, settings_file))
         return output
     name = Path(config.model).resolve().name if config.model else "tiny"
     candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
@@ -59,17 +78,42 @@ def exports(config: TrainConfig, output: Path) -> list[tuple[str, str, Path]]:
     ]
 
 
-def clear(output: Path) -> None:
-    """Remove an earlier run's results, so that none of them passes for this run's."""
-    # Without its settings, what is left of it is no run that --resume could go on with.
-    for name in ("config.toml", "metrics.jsonl", "before.json", "after.json", "report.html"):
-        (output / name).unlink(missing_ok=True)
-    for path in output.glob("*.gguf"):
-        path.unlink()
-    for name in ("checkpoint", "adapter", "merged"):
-        if (output / name).exists():
-            shutil.rmtree(output / name)
+def _targets(config: TrainConfig, output: Path) -> list[Path]:
+    """What the run will write, but for its list."""
+    names = [output / name for name in RESULTS if name != MANIFEST]
+    return [*names, *(path for _, _, path in exports(config, output))]
+
+
+def _inputs(config: TrainConfig, settings_file: Path | None) -> Iterable[Path]:
+    start = Path(config.init_adapter) if config.init_adapter else None
+    files = (*config.resolved_files(), start, settings_file)
+    return [path for path in files if path is not None]
+
+
+def take_over(config: TrainConfig, output: Path, resume: bool) -> Manifest:
+    """The list of the run's files, empty or as far as it has come; `output` is locked.
+
+    A new run removes what the one before it wrote, so that none of it passes for its own.
+    """
+    manifest = Manifest(output)
+    if not resume:
+        manifest.remove_all()
+    elif not manifest.exists:
+        manifest.settle(*_targets(config, output))
     remove_stale(output)
+    return manifest
+
+
+def check_space(output: Path, needed: int) -> None:
+    """InputError if the disk has less than `needed` bytes, with what the run would replace."""
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    freed = sum(path.stat().st_size for path in Manifest(output).own)
+    free = shutil.disk_usage(there).free + freed
+    if free < needed:
+        raise InputError(
+            f"--output {output}: the run writes about {needed / 1e6:,.0f} MB, and {there} has "
+            f"{free / 1e6:,.0f} MB free. Choose another disk, or fewer --export."
+        )
 
 
 # -- going on --------------------------------------------------------------------------------------

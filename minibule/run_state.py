@@ -149,7 +149,7 @@ def save_checkpoint(
         "updates": optimiser.steps,
     }
     data = save(state, {"minibule": json.dumps(about), "checksum": UNSIGNED})
-    path = folder / f"step-{progress.step:08}.safetensors"
+    path = checkpoint_path(folder, progress.step)
     with writing(folder):
         folder.mkdir(exist_ok=True)
     with writing(path), whole_file(path) as partial:
@@ -161,6 +161,11 @@ def save_checkpoint(
         if step not in kept:
             file.unlink()
     return path
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after so many steps is saved."""
+    return folder / f"step-{step:08}.safetensors"
 
 
 def _checksum(data: bytes) -> str:

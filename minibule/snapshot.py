@@ -19,7 +19,7 @@ from minibule.errors import InputError
 from minibule.files import read_json, whole_file, write_json, writing
 from minibule.forest import Batch, Example, pack, total_weight
 from minibule.generate import answer
-from minibule.heldout import ACCEPTED, NOISE, Answers, ask
+from minibule.heldout import ACCEPTED, NOISE, Answers, ask, check_fit
 from minibule.job import Job
 from minibule.llama import Llama, forward_batch
 from minibule.lora import Adapter
@@ -74,6 +74,20 @@ class Snapshot(NamedTuple):
     questions: Answers | None
     heldout: dict[str, float] | None
     position: Position
+
+
+def check_questions(job: Job) -> None:
+    """InputError where the probe or a held-out prompt does not fit: to be known before a run."""
+    context = job.model.config.max_position_embeddings
+    if job.config.probe:
+        length = len(job.chat.encode_prompt(job.config.probe))
+        if length + PROBE_TOKENS > context:
+            raise InputError(
+                f"--probe: found a prompt of {length:,} tokens; with an answer of {PROBE_TOKENS} "
+                f"it exceeds the model's context of {context:,}. Shorten it, or leave it empty."
+            )
+    if job.questions:
+        check_fit(job.chat, job.questions, context)
 
 
 @np.errstate(all="ignore")  # a model whose numbers overflow is measured as it is

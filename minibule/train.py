@@ -21,9 +21,9 @@ from tqdm import tqdm
 from minibule.checkpoint import save_adapter
 from minibule.config import Objective, TrainConfig, add_arguments, resolve, to_toml
 from minibule.errors import InputError, leave, run
-from minibule.estimate import print_estimate
+from minibule.estimate import expected_bytes, print_estimate
 from minibule.export import export
-from minibule.files import flush_to_disk, whole_file, writing
+from minibule.files import flush_to_disk, whole_file
 from minibule.forest import Batch, Example, pack, total_weight
 from minibule.job import Job, describe, prepare
 from minibule.llama import Llama, backward, forward_batch
@@ -33,16 +33,25 @@ from minibule.ops import Array
 from minibule.optim import AdamW, clip_gradients, learning_rate
 from minibule.report import write_report
 from minibule.run_folder import (
-    clear,
+    check_space,
     exports,
     find_checkpoint,
     output_folder,
     resume_hint,
     resumed_settings,
+    take_over,
 )
 from minibule.run_lock import locked
-from minibule.run_state import Checkpoint, Progress, open_metrics, save_checkpoint, write_line
-from minibule.snapshot import evaluate, observe, print_comparison, save_snapshot
+from minibule.run_manifest import Manifest
+from minibule.run_state import (
+    Checkpoint,
+    Progress,
+    checkpoint_path,
+    open_metrics,
+    save_checkpoint,
+    write_line,
+)
+from minibule.snapshot import check_questions, evaluate, observe, print_comparison, save_snapshot
 from minibule.stopping import stop_after_step
 
 MAX_SKIPPED = 3  # steps in a row that are not finite before a run gives up
@@ -89,7 +98,9 @@ def gradients(
 # -- a run -----------------------------------------------------------------------------------------
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(
+    config: TrainConfig, resume: bool = False, settings_file: str | Path | None = None
+) -> Path:
     """Run the training that the settings describe; returns the folder with its results.
 
     The folder gets config.toml (the settings as resolved), metrics.jsonl (one object a step),
@@ -99,41 +110,48 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     resume: go on with the run in the output folder, from its newest checkpoint, to the same bytes
     that it would have come to by itself. Steps already done are not done again; what comes after
     them is.
+
+    settings_file: where the settings were read from, which must not be among what is replaced.
+
+    All that can be wrong with the input is found before anything in the output folder is touched.
     """
-    output = output_folder(config, resume)
+    settings_file = Path(settings_file) if settings_file else None
+    output = output_folder(config, resume, settings_file)
     job = prepare(dataclasses.replace(config, output=str(output)))
+    settings = to_toml(job.config).encode()
+    check_questions(job)
+    check_space(output, expected_bytes(job))
     describe(job)
     with locked(output):
         checkpoint = find_checkpoint(job, output) if resume else None
-        if not resume:
-            clear(output)
-        settings_file = output / "config.toml"
-        with writing(settings_file), whole_file(settings_file) as file:
-            file.write_text(to_toml(job.config), encoding="utf-8")
+        manifest = take_over(job.config, output, resume)
+        with manifest.writing(output / "config.toml") as place, whole_file(place) as file:
+            file.write_bytes(settings)
         with resume_hint(output):
             seconds = run_steps(job, output, checkpoint)
             written = _write_results(job, output)
             # What the model did before is asked only now: its weights are still the same.
             before, after = observe(job, job.start), observe(job, job.adapter)
-            save_snapshot(before, output / "before.json")
-            save_snapshot(after, output / "after.json")
+            for snapshot, name in ((before, "before.json"), (after, "after.json")):
+                with Manifest(output).writing(output / name) as place:
+                    save_snapshot(snapshot, place)
         print_comparison(before, after, config.probe)
-        with writing(output / "report.html"):
-            written["report"] = write_report(output)
+        written["report"] = write_report(output)
         _print_end(job, seconds, written)
     return output
 
 
 def _write_results(job: Job, output: Path) -> dict[str, Path]:
     """The adapter and the exports: what they are called, and where they are."""
-    with writing(output / "adapter"):
-        save_adapter(job.adapter, job.model.config, output / "adapter", str(job.source))
-    written = {"adapter": output / "adapter", "metrics": output / "metrics.jsonl"}
-    for kind, place, path in exports(job.config, output):
+    manifest = Manifest(output)
+    with manifest.writing(output / "adapter") as place:
+        save_adapter(job.adapter, job.model.config, place, str(job.source))
+    written = {"adapter": place, "metrics": output / "metrics.jsonl"}
+    for kind, what, path in exports(job.config, output):
         form, _, dtype = kind.partition(":")
-        with writing(path):
+        with manifest.writing(path):
             export(job.model, job.chat, form, dtype or None, path)
-        written[place] = path
+        written[what] = path
     return written
 
 
@@ -150,7 +168,8 @@ def run_steps(job: Job, output: Path, checkpoint: Checkpoint | None = None) -> f
     if checkpoint:
         optimiser.restore(checkpoint.state, checkpoint.updates)
         progress = checkpoint.progress
-    metrics_file = output / "metrics.jsonl"
+    metrics_file, manifest = output / "metrics.jsonl", Manifest(output)
+    manifest.claim(metrics_file)
     bar = tqdm(total=job.steps, initial=progress.step, desc="training", unit="step")
     with (
         bar,
@@ -177,9 +196,8 @@ def run_steps(job: Job, output: Path, checkpoint: Checkpoint | None = None) -> f
             gives_up = skipped >= MAX_SKIPPED
             if due or gives_up or stop.signal or step == job.steps:
                 flush_to_disk(metrics_file)
-                saved = save_checkpoint(
-                    output / "checkpoint", job.identity, progress, optimiser, config.keep
-                )
+                with manifest.writing(checkpoint_path(output / "checkpoint", step)) as saved:
+                    save_checkpoint(saved.parent, job.identity, progress, optimiser, config.keep)
             if gives_up:
                 raise InputError(
                     f"steps {step - skipped + 1} to {step}: no loss or gradient is finite. The "
@@ -188,6 +206,7 @@ def run_steps(job: Job, output: Path, checkpoint: Checkpoint | None = None) -> f
                 )
             if stop.signal:
                 leave(stop.signal)
+    manifest.settle(metrics_file)
     return progress.seconds
 
 
@@ -239,10 +258,12 @@ def _print_end(job: Job, seconds: float, written: Mapping[str, Path]) -> None:
         print(f"{what:<11}{place}")
 
 
-def dry_run(config: TrainConfig) -> None:
+def dry_run(config: TrainConfig, settings_file: str | Path | None = None) -> None:
     """Check everything, try a few steps in memory, and print what the run would take and write."""
-    output = output_folder(config)
+    output = output_folder(config, settings_file=Path(settings_file) if settings_file else None)
     job = prepare(config)
+    check_questions(job)
+    check_space(output, expected_bytes(job))
     describe(job)
     optimiser = AdamW(job.adapter.params, config.weight_decay)
     print_estimate(job, output, lambda step: take_step(job, optimiser, step)["seconds"])
@@ -265,11 +286,11 @@ def main(argv: list[str]) -> None:
     if arguments["resume"] and arguments["dry_run"]:
         parser.error("--dry-run rehearses a new run, --resume goes on with an old one")
     if arguments["dry_run"]:
-        dry_run(resolve(arguments))
+        dry_run(resolve(arguments), arguments["config"])
     elif arguments["resume"]:
         train(resumed_settings(arguments), resume=True)
     else:
-        train(resolve(arguments))
+        train(resolve(arguments), settings_file=arguments["config"])
 
 
 if __name__ == "__main__":

@@ -556,7 +556,14 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_really_full(settings, small_disk):
+def test_a_disk_that_is_too_small_is_seen_before_the_first_step(settings, small_disk):
+    message = fails([*settings, f"--output={small_disk / 'run'}", "--export=hf"])
+    assert "MB free" in message and not (small_disk / "run").exists()
+
+
+def test_a_disk_that_is_really_full(settings, small_disk, monkeypatch):
+    """Somebody else fills it while the run goes on: there was room when it was looked at."""
+    monkeypatch.setattr(train_module, "check_space", lambda *_: None)
     main([*settings, "--output=whole", "--save-every=0", "--export=hf"])
     size = Path("whole/checkpoint/step-00000007.safetensors").stat().st_size
     filler = small_disk / "filler"
@@ -569,7 +576,9 @@ def test_a_disk_that_is_really_full(settings, small_disk):
     filler.unlink()
     message = fails(["--resume", f"--output={output}", "--keep=1", "--export=hf"])
     assert "merged" in message and "No space left" in message
-    assert names(output) == ["adapter", "checkpoint", "config.toml", "metrics.jsonl"]
+    assert names(output) == [
+        *("adapter", "checkpoint", "config.toml", "manifest.json", "metrics.jsonl")
+    ]
     assert results(output) == results("whole")
 
 

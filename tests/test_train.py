@@ -59,7 +59,7 @@ def test_without_arguments_it_teaches_the_embedded_model(capsys):
 
     run = Path("runs/tiny")
     assert {path.name for path in run.iterdir()} == {
-        *("adapter", "checkpoint", "merged", "config.toml", "metrics.jsonl"),
+        *("adapter", "checkpoint", "merged", "config.toml", "metrics.jsonl", "manifest.json"),
         *("before.json", "after.json", "report.html"),
     }
     lines = metrics_of(run)
@@ -267,7 +267,7 @@ def test_output_that_is_a_file_or_an_earlier_run(capsys):
     main([*QUICK, "--output", "run", "--export", "none", "--overwrite", "--steps", "1"])
     assert len(metrics_of("run")) == 1
     assert {path.name for path in Path("run").iterdir()} == {
-        *("adapter", "checkpoint", "config.toml", "metrics.jsonl"),
+        *("adapter", "checkpoint", "config.toml", "metrics.jsonl", "manifest.json"),
         *("before.json", "after.json", "report.html"),
     }
 

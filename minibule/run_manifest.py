@@ -1,0 +1,134 @@
+"""What a run has written: the list by which a later run knows what it may remove or replace.
+
+RUN/manifest.json names every file of the run and its size, or null while it is still being written.
+A file that it does not name is the user's own, and so is one that has another size by now.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minibule.errors import InputError, listed
+from minibule.files import read_json, whole_file, write_json, writing
+
+MANIFEST = "manifest.json"
+
+
+class Manifest:
+    """The files of the run in `folder`: path below it -> size in bytes, None while being written.
+
+    Raises InputError if there is a file of that name that is no manifest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / MANIFEST
+        self.exists = self.path.exists()
+        self.files: dict[str, int | None] = {}
+        if self.exists:
+            found = read_json(self.path).get("files")
+            if not isinstance(found, dict) or not all(map(_is_entry, found.items())):
+                raise InputError(f"{self.path}: not the list of a run's files; is it yours?")
+            self.files = found
+
+    def claim(self, *paths: Path) -> None:
+        """Name files that are about to be written: should the run die, they are still its own."""
+        self._update(dict.fromkeys(paths))
+
+    def settle(self, *paths: Path) -> None:
+        """Note the sizes of files that are written, and of all files in folders that are."""
+        for path in paths:
+            self.files.pop(self._name(path), None)  # a folder's claim
+        files = [file for path in paths for file in _files_in(path)]
+        self._update({file: file.lstat().st_size for file in files})
+
+    def _update(self, sizes: dict[Path, int | None]) -> None:
+        kept = {
+            name: size
+            for name, size in self.files.items()
+            if size is None or (self.folder / name).exists()
+        }
+        self.files = kept | {self._name(path): size for path, size in sizes.items()}
+        with writing(self.path), whole_file(self.path) as file:
+            write_json(file, {"files": dict(sorted(self.files.items()))})
+        self.exists = True
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """Around the writing of `path`, a file or folder; InputError names it if that fails.
+
+        It is claimed before and settled after.
+        """
+        self.claim(path)
+        with writing(path):
+            yield path
+        self.settle(path)
+
+    @property
+    def own(self) -> list[Path]:
+        """The files that are there and that the run wrote; none that a link leads to."""
+        files = [file for name in self.files for file in _files_in(self.folder / name)]
+        return [file for file in files if not file.parent.is_symlink()]
+
+    def refuse_foreign(self, targets: Iterable[Path], resume: bool = False) -> None:
+        """InputError if a file among or below `targets` is none of the run's.
+
+        Nor may one have changed since, but for the run that goes on with its own.
+        """
+        foreign = []
+        for file in dict.fromkeys(file for target in targets for file in _files_in(target)):
+            claims = [n for n in (self._name(file), self._name(file.parent)) if n in self.files]
+            if not claims:
+                foreign.append(f"{file}: not in the list of what a run wrote, {self.path.name}")
+            elif not resume and self.files[claims[0]] not in (None, file.lstat().st_size):
+                foreign.append(f"{file}: changed since the run wrote it")
+        if foreign:
+            raise InputError(
+                f"{self.folder}: a run would remove or replace files there that may be yours:\n"
+                f"{listed(foreign)}\nChoose another --output, or move them away."
+            )
+
+    def refuse_inputs(self, targets: Collection[Path], inputs: Iterable[Path]) -> None:
+        """InputError if an input lies in what would be removed or replaced."""
+        doomed = [path.resolve() for path in (*self.own, *targets) if path.exists()]
+        for source in inputs:
+            place = source.resolve()
+            if any(place == d or place == d.parent or d in place.parents for d in doomed):
+                raise InputError(
+                    f"{source}: is read by this run, and lies in {self.folder}, where the run "
+                    "would remove or replace it. Choose another --output."
+                )
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def remove_all(self) -> None:
+        """Remove the files of the run, and the folders that this leaves empty.
+
+        InputError, before anything is removed, if one of them is not as the run wrote it.
+        """
+        own = self.own
+        self.refuse_foreign(own)
+        for path in own:
+            path.unlink()
+        for folder in sorted({path.parent for path in own} - {self.folder}):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        self.path.unlink(missing_ok=True)
+        self.files, self.exists = {}, False
+
+
+def _is_entry(entry: tuple[str, Any]) -> bool:
+    """Whether a name is one below the folder, and its size one."""
+    name, size = entry
+    parts = Path(name).parts
+    below = 0 < len(parts) <= 2 and ".." not in parts and not Path(name).is_absolute()
+    return below and (size is None or type(size) is int)
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The file itself, or every file in and below a folder; links are files and not followed."""
+    if path.is_dir() and not path.is_symlink():
+        return [file for entry in sorted(path.iterdir()) for file in _files_in(entry)]
+    return [path] if path.exists() or path.is_symlink() else []
