@@ -47,10 +47,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minibule.checkpoint import load_model
-    from minibule.complement import complement_distribution, complement_loss
+    from minibule.core.complement import complement_distribution, complement_loss
     from minibule.errors import InputError
-    from minibule.records import Record, read_records
+    from minibule.models.load import load_model
+    from minibule.records.records import Record, read_records
 
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # `python -m minibule...`, and its command still imports: Ctrl-C leaves without a traceback.
@@ -60,11 +60,11 @@ if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_
 # name -> the module it is found in, imported when first asked for: `import minibule` is instant.
 _HOME = {
     "InputError": "errors",
-    "Record": "records",
-    "complement_distribution": "complement",
-    "complement_loss": "complement",
-    "load_model": "checkpoint",
-    "read_records": "records",
+    "Record": "records.records",
+    "complement_distribution": "core.complement",
+    "complement_loss": "core.complement",
+    "load_model": "models.load",
+    "read_records": "records.records",
 }
 __all__ = [
     "InputError",

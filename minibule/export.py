@@ -6,14 +6,14 @@ python -m minibule.export --model DIR --adapter DIR --format gguf --dtype q8_0 -
 import argparse
 from pathlib import Path
 
-from minibule.chat import Chat, load_chat
-from minibule.checkpoint import load_model, save_model
 from minibule.config import GGUF_TYPES, embedded_folder
+from minibule.core.llama import Llama
 from minibule.errors import InputError, run
 from minibule.files import writing
-from minibule.gguf_export import export_gguf, export_gguf_lora
-from minibule.llama import Llama
-from minibule.tensors import TORCH_DTYPE
+from minibule.models.gguf_write import export_gguf, export_gguf_lora
+from minibule.models.load import load_model, save_model
+from minibule.models.safetensors import TORCH_DTYPE
+from minibule.text.chat import Chat, load_chat
 
 FORMATS = {
     "gguf": "the merged model, for llama.cpp",

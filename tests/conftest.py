@@ -1,17 +1,10 @@
-"""What several test files need: small random models, and where optional material lies."""
+"""Fixtures of several test files."""
 
 import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from minibule import figures
-from minibule.config import PROJECTIONS, LlamaConfig, LoraConfig, module_names
-from minibule.llama import Llama
-from minibule.lora import Adapter, init_adapter
-
-ROOT = Path(__file__).parent.parent
+from minibule.report import figures
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,85 +17,3 @@ def matplotlib_in_tmp(tmp_path_factory):
 def no_pictures(monkeypatch):
     """Reports without pictures, as where matplotlib is not installed: for tests of other things."""
     monkeypatch.setattr(figures, "available", lambda: False)
-
-
-# Odd sizes, H != K, hd != D / H, an untied head: nothing fits by accident.
-ODD = LlamaConfig(
-    hidden_size=10,
-    num_hidden_layers=3,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=4,
-    intermediate_size=13,
-    vocab_size=37,
-    max_position_embeddings=64,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    tie_word_embeddings=False,
-)
-
-
-def random_llama(
-    config: LlamaConfig = ODD, seed: int = 0, dtype: type = np.float32, std: float = 0.3
-) -> Llama:
-    """Random weights with norm weights away from 1: a norm that is left out shows."""
-    rng = np.random.default_rng(seed)
-    weights = {
-        name: rng.uniform(0.5, 1.5, shape) if len(shape) == 1 else rng.normal(0, std, shape)
-        for name, shape in config.tensor_shapes().items()
-    }
-    return Llama(config, {name: w.astype(dtype) for name, w in weights.items()})
-
-
-def random_adapter(
-    config: LlamaConfig = ODD,
-    seed: int = 1,
-    dtype: type = np.float32,
-    layers: range | None = None,
-    targets: tuple[str, ...] = tuple(PROJECTIONS),
-    r: int = 3,
-    rslora: bool = False,
-) -> Adapter:
-    """An adapter with B != 0: at B = 0 a wrong dA would not show."""
-    layers = range(config.num_hidden_layers) if layers is None else layers
-    lora = LoraConfig(r, 5.0, module_names(layers, targets), rslora)
-    adapter = init_adapter(lora, config, seed)
-    rng = np.random.default_rng(seed)
-    for name, p in adapter.params.items():
-        if ".lora_B." in name:
-            p[...] = rng.normal(0, 0.2, p.shape)
-    return Adapter(lora, {name: p.astype(dtype) for name, p in adapter.params.items()})
-
-
-def shared(path: str) -> Path:
-    """A file of the shared material, or a skip where it is not there."""
-    folder = Path(os.environ.get("MINIBULE_SHARED", ROOT.parent / "shared"))
-    if not (folder / path).exists():
-        pytest.skip(f"{folder / path} is not there; MINIBULE_SHARED names the folder")
-    return folder / path
-
-
-def central_difference(f, x: np.ndarray, index: tuple[int, ...], step: float = 1e-5) -> float:
-    """(f(x + h) - f(x - h)) / 2h of the scalar function f, moving one entry of x in place."""
-    kept = x[index]
-    x[index] = kept + step
-    above = f()
-    x[index] = kept - step
-    below = f()
-    x[index] = kept
-    return (above - below) / (2 * step)
-
-
-def gradient_error(f, x: np.ndarray, dx: np.ndarray, entries: int | None = None) -> float:
-    """Largest error of the gradient dx of f at x, relative to the largest entry of the gradient.
-
-    All entries are checked, or a random sample of them.
-    """
-    assert x.dtype == np.float64 and dx.shape == x.shape
-    indices = list(np.ndindex(x.shape))
-    if entries is not None and entries < len(indices):
-        chosen = np.random.default_rng(0).choice(len(indices), entries, replace=False)
-        indices = [indices[i] for i in chosen]
-    numeric = np.array([central_difference(f, x, index) for index in indices])
-    given = np.array([dx[index] for index in indices])
-    return float(np.abs(numeric - given).max() / np.abs(numeric).max())

@@ -10,10 +10,10 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from minibule.config import FIELDS, PRESETS
-from minibule.formats import FORMATS, parse_row
+from minibule.records.formats import FORMATS, parse_row
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)

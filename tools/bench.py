@@ -36,21 +36,21 @@ from typing import Any
 
 import numpy as np
 
-from minibule.chat import load_chat
-from minibule.checkpoint import load_config, load_model
 from minibule.config import OBJECTIVES, PROJECTIONS, TrainConfig
+from minibule.core.forest import Example, pack
+from minibule.core.llama import Llama
+from minibule.core.lora import Adapter, init_adapter
+from minibule.core.optim import AdamW
 from minibule.errors import InputError, run
-from minibule.examples import tokenize
 from minibule.export import export
-from minibule.forest import Example, pack
-from minibule.generate import Sampling, generate
-from minibule.llama import Llama
-from minibule.lora import Adapter, init_adapter
-from minibule.machine import memory_gb, peak_memory_gb
-from minibule.narrow import widened
-from minibule.optim import AdamW
-from minibule.records import read_records
-from minibule.train import gradients
+from minibule.generate.decode import Sampling, generate
+from minibule.machine.half import widened
+from minibule.machine.threads import memory_gb, peak_memory_gb
+from minibule.models.load import load_config, load_model
+from minibule.records.records import read_records
+from minibule.text.chat import load_chat
+from minibule.text.examples import tokenize
+from minibule.train.loop import gradients
 
 BATCH = 4
 LR = 1e-4

@@ -18,12 +18,12 @@ from peft import PeftModel
 from torch_reference import step_gradients
 from transformers import LlamaForCausalLM
 
-from minibule.checkpoint import save_adapter
 from minibule.config import resolve
+from minibule.core.optim import learning_rate
 from minibule.errors import run
-from minibule.job import prepare
-from minibule.machine import peak_memory_gb
-from minibule.optim import learning_rate
+from minibule.machine.threads import peak_memory_gb
+from minibule.models.load import save_adapter
+from minibule.train.setup import prepare
 
 
 def main(argv: list[str]) -> None:

@@ -32,12 +32,12 @@ import numpy as np
 from tqdm import tqdm
 
 from minibule.config import TrainConfig, add_arguments, resolve
+from minibule.core.forest import Example
 from minibule.errors import InputError, run
-from minibule.forest import Example
-from minibule.heldout import ACCEPTED, NOISE
-from minibule.job import prepare
-from minibule.snapshot import Snapshot, observe
-from minibule.train import run_steps
+from minibule.evaluate.questions import ACCEPTED, NOISE
+from minibule.train.loop import run_steps
+from minibule.train.observe import Snapshot, observe
+from minibule.train.setup import prepare
 
 
 class Row(NamedTuple):

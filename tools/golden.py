@@ -22,7 +22,7 @@ from torch_reference import step_gradients
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minibule.config import OBJECTIVES
-from minibule.forest import Example
+from minibule.core.forest import Example
 
 LR, STEPS, WEIGHT_DECAY = 1e-2, 10, 0.01
 

@@ -20,17 +20,17 @@ import world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from minibule import ops
-from minibule.chat import CHATML, SYSTEM_MESSAGE, Chat, load_chat
-from minibule.checkpoint import config_json, load_model, save_weights
 from minibule.config import LlamaConfig
+from minibule.core import ops
+from minibule.core.forest import Example, pack
+from minibule.core.llama import Llama, backward, forward_batch
+from minibule.core.ops import Array
+from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import run
 from minibule.files import write_json
-from minibule.forest import Example, pack
-from minibule.generate import Sampling, generate
-from minibule.llama import Llama, backward, forward_batch
-from minibule.ops import Array
-from minibule.optim import AdamW, clip_gradients
+from minibule.generate.decode import Sampling, generate
+from minibule.models.load import config_json, load_model, save_weights
+from minibule.text.chat import CHATML, SYSTEM_MESSAGE, Chat, load_chat
 
 CONFIG = LlamaConfig(
     hidden_size=128,

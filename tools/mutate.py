@@ -35,9 +35,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibule import gguf_file
-from minibule.chat import CHATML, Chat, load_chat
-from minibule.checkpoint import COMPANIONS, config_json, load_model, save_adapter, save_weights
 from minibule.config import (
     PROJECTIONS,
     LlamaConfig,
@@ -48,15 +45,18 @@ from minibule.config import (
     resolve,
     to_toml,
 )
+from minibule.core.forest import pack
+from minibule.core.llama import Llama
+from minibule.core.lora import init_adapter
 from minibule.errors import InputError, run
-from minibule.examples import tokenize
+from minibule.evaluate.questions import ask, read_questions
 from minibule.files import write_json
-from minibule.forest import pack
-from minibule.gguf_export import export_gguf
-from minibule.heldout import ask, read_questions
-from minibule.llama import Llama
-from minibule.lora import init_adapter
-from minibule.records import read_records
+from minibule.models import gguf_file
+from minibule.models.gguf_write import export_gguf
+from minibule.models.load import COMPANIONS, config_json, load_model, save_adapter, save_weights
+from minibule.records.records import read_records
+from minibule.text.chat import CHATML, Chat, load_chat
+from minibule.text.examples import tokenize
 
 SECONDS = 5.0
 # What a case may take beside twice its file: the libraries' own buffers, above all the JSON of a
@@ -615,6 +615,8 @@ def use_adapter(folder: Path) -> None:
 
 def use_records(path: Path, chat: Chat) -> None:
     examples = tokenize(read_records(path), chat, TrainConfig(skip_long=True), 1024)
+    if not examples:
+        raise InputError("no record is left to train on")
     control = list(chat.special_ids.values())
     for example in examples:
         # ChatML opens a turn for each message and the answer, and closes all but the answer's.

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import llama_cpp
 import numpy as np
 
-from minibule.chat import Chat, load_chat
-from minibule.checkpoint import load_model
-from minibule.complement import log_softmax
 from minibule.config import GGUF_TYPES, embedded_folder
-from minibule.gguf_export import export_gguf
-from minibule.heldout import ACCEPTED, read_questions
-from minibule.llama import Llama
+from minibule.core.complement import log_softmax
+from minibule.core.llama import Llama
+from minibule.evaluate.questions import ACCEPTED, read_questions
+from minibule.models.gguf_write import export_gguf
+from minibule.models.load import load_model
+from minibule.text.chat import Chat, load_chat
 
 
 class Figures(NamedTuple):

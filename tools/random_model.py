@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minibule.checkpoint import COMPANIONS, load_config, save_weights
+from minibule.core.llama import Llama
 from minibule.errors import InputError, run
 from minibule.files import whole_folder
-from minibule.llama import Llama
+from minibule.models.load import COMPANIONS, load_config, save_weights
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from minibule.config import Objective
-from minibule.forest import Example
+from minibule.core.forest import Example
 
 
 def step_gradients(model: PeftModel, examples: Sequence[Example], objective: Objective) -> float:

@@ -1,0 +1,1 @@
+"""The lesson: the model, its loss, and under each forward its gradient."""

@@ -1,0 +1,327 @@
+"""The complement distribution and its loss, dense: every token of the vocabulary in the open.
+
+Training does not run this file. It runs `loss.py`, which gives the same numbers from a few entries
+a row and is tested against this one. Read this first: it is the formula, line by line.
+
+A row is one position of one rejected answer. v(i) counts how often token i was rejected there and
+T = sum_i v(i). What was not rejected is what we want:
+
+    P(i) = (T - v(i) + 1) / sum_j (T - v(j) + 1)
+
+    row loss = alpha * KL(P || p)  +  (1 - alpha) * contrast
+    contrast = - sum_i w(i) log(1 - p(i))         w(i) = v(i) / T
+
+with p the model's distribution. The two refinements, for models that somebody will use:
+
+  prior "reference"   P(i) is proportional to p_ref(i) (T - v(i) + 1), with p_ref the frozen base
+                      model's distribution: without rejections the target is the base itself.
+  prior "rate"        P(i) is proportional to p_ref(i) max(.05, (a(i) - v(i) + 1) / (a(i) + 1)),
+                      with a(i) the expected attempts of token i among the sampled answers: the
+                      bracket estimates the share of its attempts that was not rejected.
+  contrast "choice"   w(i) = (1 - p_ref(i)) v(i) / T: where the base had no choice, as inside a
+                      word, a rejected token is not to blame.
+
+Arithmetic here is in float64.
+"""
+
+from typing import NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from minibule.config import OBJECTIVES, Contrast, Prior
+from minibule.core.ops import Array
+from minibule.errors import InputError
+
+MIN_RATE = 0.05  # no token's acceptance rate is estimated below this: P stays positive
+
+
+def complement_distribution(counts: ArrayLike) -> Array:
+    """The complement distribution P of rejection counts v.
+
+    Parameters
+    ----------
+    counts : (..., V) array, each 0 to 1e15
+        How often each token was rejected.
+
+    Returns
+    -------
+    (..., V) float64
+        Positive everywhere, sums to 1, and falls where counts rise.
+
+    Raises
+    ------
+    InputError
+        If counts has no axis, an empty last axis, or a negative or non-finite entry.
+
+    Examples
+    --------
+    >>> complement_distribution([0, 2, 1])  # T = 3: weights 4, 2, 3
+    array([0.44444444, 0.22222222, 0.33333333])
+    """
+    v = _checked_counts(counts)
+    weights = _complement(v)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _complement(v: Array) -> Array:
+    """T - v + 1, for counts v (..., V)."""
+    return v.sum(axis=-1, keepdims=True) - v + 1
+
+
+def target_distribution(
+    counts: ArrayLike,
+    prior: Prior = OBJECTIVES["literal"].prior,
+    ref_logits: ArrayLike | None = None,
+    attempts: ArrayLike | None = None,
+) -> Array:
+    """P for any prior: counts (n, V), ref_logits (n, V) and attempts (n,) where it needs them.
+
+    attempts is max(T, total_rounds * p_ref(prefix)): how many of the sampled answers are expected
+    to have come by this row; a(i) = attempts * p_ref(i).
+    """
+    q, kept = target_factors(counts, prior, ref_logits, attempts)
+    weights = q * kept
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def target_factors(
+    counts: ArrayLike,
+    prior: Prior = OBJECTIVES["literal"].prior,
+    ref_logits: ArrayLike | None = None,
+    attempts: ArrayLike | None = None,
+) -> tuple[Array, Array]:
+    """The two factors (n, V) whose product P is proportional to; arguments as in `complement_loss`.
+
+    The prior is p_ref, or 1 where it is uniform. The other says what the rejections leave of it:
+    T - v + 1, or for the rate prior max(.05, (a - v + 1) / (a + 1)).
+    """
+    v = _checked_counts(counts)
+    kept = _complement(v)
+    if prior == "uniform":
+        return np.ones_like(v), kept
+    p_ref = np.exp(log_softmax(_required(ref_logits, "ref_logits", prior, v.shape)))
+    if prior == "rate":
+        a = _required(attempts, "attempts", prior, v.shape[:1])[:, None] * p_ref
+        kept = np.maximum(MIN_RATE, (a - v + 1) / (a + 1))
+    return p_ref, kept
+
+
+def contrast_weights(
+    counts: ArrayLike,
+    contrast: Contrast = OBJECTIVES["literal"].contrast,
+    ref_logits: ArrayLike | None = None,
+) -> Array:
+    """w (n, V): v/T, times 1 - p_ref for the choice contrast; 0 in a row without rejections."""
+    v = _checked_counts(counts)
+    w = v / np.maximum(v.sum(axis=-1, keepdims=True), 1)
+    if contrast == "choice":
+        w = w * (1 - np.exp(log_softmax(_required(ref_logits, "ref_logits", contrast, v.shape))))
+    return w
+
+
+def complement_loss(
+    logits: ArrayLike,
+    counts: ArrayLike,
+    alpha: float = OBJECTIVES["literal"].alpha,
+    *,
+    prior: Prior = OBJECTIVES["literal"].prior,
+    contrast: Contrast = OBJECTIVES["literal"].contrast,
+    ref_logits: ArrayLike | None = None,
+    attempts: ArrayLike | None = None,
+) -> tuple[float, Array]:
+    """Mean complement loss over n rows, and its gradient.
+
+    Parameters
+    ----------
+    logits : (n, V), finite, V >= 2
+    counts : (n, V), each 0 to 1e15
+    alpha : share of KL(P || p), 0 to 1; the contrast's is 1 - alpha
+    prior, contrast : see the top of the file; the default is the published formula
+    ref_logits : (n, V), the base model's logits in the same contexts, where prior or contrast
+        asks for them
+    attempts : (n,), for prior "rate" only
+
+    Returns
+    -------
+    loss : float
+    dlogits : (n, V), dtype of `logits` (float64 for whole numbers)
+        alpha (p - P) + (1 - alpha) (a - (sum_i a_i) p), a_i = w_i p_i / (1 - p_i), over n.
+
+    Raises
+    ------
+    InputError
+        If shapes differ, alpha is out of range, or an input that is needed is missing.
+    """
+    z, v = _numbers(logits, "logits"), _checked_counts(counts)
+    if z.ndim != 2 or z.shape != v.shape or len(z) == 0 or z.shape[1] < 2:
+        raise InputError(
+            f"complement_loss: found logits {z.shape} and counts {v.shape}, "
+            "expected one shape (n, V) for both, n >= 1, V >= 2."
+        )
+    if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+        raise InputError(f"complement_loss: found alpha = {alpha!r}, expected 0 to 1.")
+    for name, value, known in (("prior", prior, Prior), ("contrast", contrast, Contrast)):
+        if value not in get_args(known):
+            raise InputError(f"{name}: found {value!r}, expected one of {get_args(known)}.")
+    parts = loss_parts(z, v, prior, contrast, ref_logits, attempts)
+    loss = np.mean(np.sum(alpha * parts.kl + (1 - alpha) * parts.contrast, axis=-1))
+    dlogits = (alpha * parts.dkl + (1 - alpha) * parts.dcontrast) / len(z)
+    return float(loss), dlogits.astype(z.dtype)
+
+
+class LossParts(NamedTuple):
+    """What the loss of n rows and its gradient are put together from, token by token: all (n, V).
+
+    P, w              target distribution and contrast weights
+    logp, log_rest    log p(i) and log(1 - p(i))
+    kl, contrast      P(i) log(P(i) / p(i)) and -w(i) log(1 - p(i)), which sum to a row's KL and
+                      contrast
+    a                 w(i) p(i) / (1 - p(i))
+    dkl, dcontrast    the gradients of the two sums with respect to the logits
+    """
+
+    P: Array
+    w: Array
+    logp: Array
+    log_rest: Array
+    kl: Array
+    contrast: Array
+    a: Array
+    dkl: Array
+    dcontrast: Array
+
+
+def loss_parts(
+    z: Array,
+    v: Array,
+    prior: Prior,
+    contrast: Contrast,
+    ref_logits: ArrayLike | None,
+    attempts: ArrayLike | None,
+) -> LossParts:
+    """The parts of `complement_loss`, from arguments that it has checked; z and v are (n, V)."""
+    P = target_distribution(v, prior, ref_logits, attempts)
+    w = contrast_weights(v, contrast, ref_logits)
+
+    logp = log_softmax(z)
+    log_rest = _log_one_minus_p(z)
+    p = np.exp(logp)
+    kl = P * (np.log(P) - logp)
+
+    # d/dz_j of -log(1 - p_i) is p_i at j = i and -p_i p_j / (1 - p_i) elsewhere. With the odds
+    # o_i = p_i / (1 - p_i) that is o_i (delta_ij - p_j), but at p_i near 1 the odds explode while
+    # the gradient stays bounded, so j = i is written out as p_i.
+    odds = np.exp(logp - log_rest)
+    a = w * odds
+    others = a.sum(axis=-1, keepdims=True) - a  # sum over i != j of a_i
+    return LossParts(P, w, logp, log_rest, kl, -w * log_rest, a, p - P, w * p - others * p)
+
+
+def optimum(P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
+    """p*, the distribution that minimises the objective of each row, to machine precision.
+
+    alpha KL(P || p) - (1 - alpha) sum_i w_i log(1 - p_i) is convex in p. With a = alpha,
+    c_i = (1 - alpha) w_i and lambda the multiplier of sum p = 1, stationarity reads
+    lambda p_i^2 - (lambda + c_i + a P_i) p_i + a P_i = 0, and its root in [0, 1] is
+
+        p_i = 2 a P_i / (b + sqrt(b^2 - 4 lambda a P_i))      b = lambda + c_i + a P_i
+
+    It falls as lambda rises, so lambda is found by bisection.
+
+    Parameters
+    ----------
+    P, w : (n, V) target distribution and contrast weights
+    alpha : above 0, at most 1
+
+    Returns
+    -------
+    (n, V) float64, each row summing to 1
+    """
+    if not 0 < alpha <= 1:
+        raise InputError(f"optimum: found alpha = {alpha}, expected above 0 and at most 1.")
+    aP = alpha * np.asarray(P, np.float64)
+    c = (1 - alpha) * np.asarray(w, np.float64)
+
+    def p_of(lam: Array) -> Array:
+        b = lam + c + aP
+        return 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam * aP, 0)))
+
+    # Stationarity times p_i, summed: lambda = alpha - sum_i c_i p_i / (1 - p_i) <= alpha.
+    high = np.full((len(aP), 1), alpha)
+    low = high - 1
+    while np.any(short := p_of(low).sum(axis=-1, keepdims=True) < 1):
+        low = np.where(short, 2 * low - 1, low)
+    for _ in range(200):  # beyond the last bit of a float64
+        middle = (low + high) / 2
+        too_much = p_of(middle).sum(axis=-1, keepdims=True) > 1
+        low, high = np.where(too_much, middle, low), np.where(too_much, high, middle)
+    p = p_of(high)
+    return p / p.sum(axis=-1, keepdims=True)
+
+
+def optimality_gap(logits: ArrayLike, P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
+    """Total variation between the model's p and p*, (n,), 0 (optimal) to 1.
+
+    logits, P, w: (n, V); alpha above 0, as in `optimum`, which raises InputError otherwise.
+    """
+    p = np.exp(log_softmax(np.asarray(logits)))
+    return np.abs(p - optimum(P, w, alpha)).sum(axis=-1) / 2
+
+
+def log_softmax(z: Array) -> Array:
+    """log p(i) = z(i) - logsumexp(z) over the last axis, in float64."""
+    z = z.astype(np.float64)
+    z = z - z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def _log_one_minus_p(z: Array) -> Array:
+    """log(1 - p_i) for every i of z (n, V), exact however close p_i comes to 1.
+
+    Only a row's top token can have p > 1/2. For it, 1 - p is what the others have together:
+    log(1 - p) = logsumexp(z without i) - logsumexp(z). For the others log1p(-p) is exact.
+    """
+    logp = log_softmax(z)
+    n, top = np.arange(len(z)), z.argmax(axis=-1)
+    others = z.astype(np.float64)
+    z_top = others[n, top]
+    others[n, top] = -np.inf
+    highest = others.max(axis=-1, keepdims=True)
+    log_others = highest[:, 0] + np.log(np.exp(others - highest).sum(axis=-1))
+    p = np.exp(logp)
+    p[n, top] = 0  # its log1p is replaced below
+    result = np.log1p(-p)
+    result[n, top] = -np.logaddexp(0, z_top - log_others)
+    return result
+
+
+def _checked_counts(counts: ArrayLike) -> Array:
+    v = _numbers(counts, "counts").astype(np.float64)
+    if v.ndim == 0 or v.shape[-1] == 0:
+        raise InputError(f"counts: found shape {v.shape}, expected (..., V) with V >= 1.")
+    if (v < 0).any() or (v > 1e15).any():  # whole numbers are exact in a float64 up to there
+        raise InputError(f"counts: found {v.min()} to {v.max()}, expected 0 to 1e15.")
+    return v
+
+
+def _required(value: ArrayLike | None, name: str, why: str, shape: tuple[int, ...]) -> Array:
+    if value is None:
+        raise InputError(f"the {why!r} objective needs {name}.")
+    array = _numbers(value, name).astype(np.float64)
+    if array.shape != shape:
+        raise InputError(f"{name}: found shape {array.shape}, expected {shape}.")
+    return array
+
+
+def _numbers(value: ArrayLike, name: str) -> Array:
+    """`value` as an array of finite numbers; whole numbers become float64."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise InputError(f"{name}: found rows of different lengths, expected an array.") from None
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{name}: found {array.dtype}, expected numbers.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name}: found NaN or infinite numbers, expected finite ones.")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)

@@ -1,0 +1,186 @@
+"""Held-out prompts whose good and bad answers are all known: what training did to them.
+
+A heldout file has one JSON object a line:
+
+    {"prompt": "2 + 3 = ?", "accepted": ["5", "it is 5."],
+     "rejected": {"echo": ["2 + 3 = ?"], "wrong": ["it is 6."], ...}}
+
+Because the answers are finite in number, the probability that the model gives an accepted one (at
+temperature 1, ending its turn there) is an exact sum, not a sample; what is left over is noise,
+an answer of no known style.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minibule.core.forest import Batch, Example, pack
+from minibule.core.head import entry_log_probs, path_log_probs
+from minibule.core.llama import Llama, forward_batch
+from minibule.errors import InputError, listed
+from minibule.generate.decode import answer
+from minibule.machine.threads import side_by_side, threads
+from minibule.text.chat import Chat
+
+ACCEPTED = "accepted"
+NOISE = "noise"
+
+
+class Question(NamedTuple):
+    """A held-out prompt; `answers` maps each style, "accepted" first, to its texts."""
+
+    prompt: str
+    answers: dict[str, list[str]]
+
+
+class Answers(NamedTuple):
+    """What a model does with the questions.
+
+    greedy       share of the questions whose greedy answer is of each style, noise last
+    exact        mean probability of each style at temperature 1, noise last
+    perplexity   of the accepted answers, a token, their end of turn included
+    prompts      the questions
+    texts        the greedy answers
+    styles       the style of each greedy answer
+    """
+
+    greedy: dict[str, float]
+    exact: dict[str, float]
+    perplexity: float
+    prompts: list[str]
+    texts: list[str]
+    styles: list[str]
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read a heldout file; InputError lists the rows that are none."""
+    path = Path(path)
+    try:
+        # Not splitlines(): that also cuts at U+2028, which may stand within a JSON text.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    questions, problems = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            questions.append(_question(row))
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        raise InputError(
+            f"{path}: not a heldout file. Expected lines of "
+            '{"prompt": text, "accepted": [texts], "rejected": {style: [texts]}}:\n'
+            + listed(problems)
+        )
+    return questions
+
+
+def _question(row: Any) -> Question:
+    if not isinstance(row, dict) or set(row) != {"prompt", "accepted", "rejected"}:
+        raise ValueError("expected the fields prompt, accepted and rejected")
+    if not isinstance(row["rejected"], dict) or {ACCEPTED, NOISE} & set(row["rejected"]):
+        raise ValueError(
+            f"rejected: expected an object from style to texts, no style {ACCEPTED} or {NOISE}"
+        )
+    answers = {ACCEPTED: row["accepted"], **row["rejected"]}
+    for style, texts in answers.items():
+        if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+            raise ValueError(f"{style[:40]}: expected a list of texts")
+    texts = [text for known in answers.values() for text in known]
+    if len(set(texts)) < len(texts):  # its probability would count twice
+        raise ValueError("found the same answer twice")
+    if not isinstance(row["prompt"], str) or not row["prompt"].strip() or not answers[ACCEPTED]:
+        raise ValueError("expected a text as prompt, and at least one accepted answer")
+    for text in [row["prompt"], *answers, *texts]:
+        text.encode()  # half a character is no text: a UnicodeEncodeError is a ValueError
+    return Question(row["prompt"], answers)
+
+
+def check_fit(chat: Chat, questions: Sequence[Question], context: int) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the longest answer; InputError if they exceed `context`.
+
+    Or if two answers to a question are the same tokens, as their probability would count twice.
+    """
+    longest = longest_prompt = 0
+    for question in questions:
+        answers = _encoded(chat, question)
+        if len({tuple(answer) for answer in answers}) < len(answers):
+            raise InputError(
+                f"held-out questions: two answers to {question.prompt[:80]!r} are the same to the "
+                "tokenizer, expected different ones."
+            )
+        longest = max(longest, *map(len, answers))
+        longest_prompt = max(longest_prompt, len(chat.encode_prompt(question.prompt)))
+    if longest_prompt + longest > context:
+        raise InputError(
+            f"held-out questions: found a prompt of {longest_prompt:,} tokens and an answer of "
+            f"{longest:,}, expected prompts and answers that fit into {context:,}."
+        )
+    return longest_prompt, longest
+
+
+def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int) -> Answers:
+    """Put every question to the model; InputError where one does not fit into its context."""
+    context = model.config.max_position_embeddings
+    longest_prompt, longest = check_fit(chat, questions, context)
+    styles = list(dict.fromkeys(style for q in questions for style in q.answers))
+    exact = dict.fromkeys([*styles, NOISE], 0.0)
+    logps, tokens = [], 0
+    for question, logp, lengths in zip(
+        questions, *_answer_log_probs(model, chat, questions, pass_tokens), strict=True
+    ):
+        known = 0.0
+        for style, texts in question.answers.items():
+            p = float(np.exp(logp[: len(texts)]).sum())
+            if style == ACCEPTED:
+                logps.append(logp[: len(texts)].sum())
+                tokens += int(lengths[: len(texts)].sum())
+            logp, lengths = logp[len(texts) :], lengths[len(texts) :]
+            exact[style] += p / len(questions)
+            known += p
+        exact[NOISE] += max(0.0, 1 - known) / len(questions)
+
+    room = min(2 * longest, context - longest_prompt)
+    prompts = [q.prompt for q in questions]
+    texts = answer(model, chat, prompts, room)
+    found = [_style(question, text) for question, text in zip(questions, texts, strict=True)]
+    greedy = {style: found.count(style) / len(questions) for style in [*styles, NOISE]}
+    return Answers(greedy, exact, float(np.exp(-sum(logps) / tokens)), prompts, texts, found)
+
+
+def _style(question: Question, text: str) -> str:
+    return next((style for style, known in question.answers.items() if text in known), NOISE)
+
+
+def _encoded(chat: Chat, question: Question) -> list[np.ndarray]:
+    """Every answer's tokens and the end of the turn after them: here it is part of the answer."""
+    texts = [text for texts in question.answers.values() for text in texts]
+    return [np.append(ids, chat.end_of_turn) for ids in chat.encode_answers(texts)]
+
+
+def _answer_log_probs(
+    model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each question, log p of every answer given the prompt, and its length in tokens."""
+    answers = [_encoded(chat, question) for question in questions]
+    examples = [
+        Example(chat.encode_prompt(q.prompt), tuple(a), (1,) * len(a), len(a))
+        for q, a in zip(questions, answers, strict=True)
+    ]
+    logps = [np.empty(len(a)) for a in answers]
+
+    def answer_log_probs(batch: Batch) -> np.ndarray:
+        hidden, _ = forward_batch(model, batch, model.adapter)
+        logp = entry_log_probs(hidden, model.head, batch.rows)
+        _, path = path_log_probs(batch.rows, logp)
+        return path[batch.answer_entry]
+
+    batches = list(pack(examples, "prefix", pass_tokens, threads()))
+    for batch, logp in zip(batches, side_by_side(answer_log_probs, batches), strict=True):
+        for (question, k), answer_logp in zip(batch.answer, logp, strict=True):
+            logps[question][k] = answer_logp
+    return logps, [np.array([*map(len, a)]) for a in answers]

@@ -1,0 +1,1 @@
+"""One gradient, worked through with its numbers."""

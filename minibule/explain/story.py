@@ -1,0 +1,305 @@
+"""One gradient from start to end: a row of a record, and what it does to an adapter.
+
+    python -m minibule.explain                              the embedded model, its first record
+    python -m minibule.explain --record 3 --position 2      another row
+    python -m minibule.explain --tiny-vocab                 five tokens, to follow with a pencil
+
+Every number is computed by the code that training runs, or by its dense and readable form.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from minibule.config import Objective, TrainConfig, add_settings, resolve
+from minibule.core.complement import log_softmax
+from minibule.core.forest import Example
+from minibule.core.head import entry_log_probs
+from minibule.core.llama import Llama, backward, forward_batch
+from minibule.core.lora import Adapter, init_adapter, lora_name
+from minibule.core.ops import Array
+from minibule.core.optim import AdamW, clip_gradients
+from minibule.errors import InputError, run
+from minibule.explain.adapter import (
+    AdapterCheck,
+    Place,
+    Subject,
+    explain_lora,
+    explain_step,
+    one_pass,
+    row_attempts,
+    subject_of,
+)
+from minibule.explain.row import WIDTH, Row, explain_row, heading, prose, shortened, table
+from minibule.models.load import load_adapter, load_model
+from minibule.records.records import read_records
+from minibule.text.chat import Chat, load_chat
+from minibule.text.examples import tokenize
+
+MOST_LINES = 8  # of the context, and of the record's answers
+
+
+# -- the embedded or the user's own model ----------------------------------------------------------
+
+
+def explain(config: TrainConfig, place: Place) -> Iterator[str]:
+    """The whole explanation of one row, line by line, none wider than 100 columns.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Names the model, data, objective and learning rate, and in `init_adapter` the adapter;
+        empty = a fresh one.
+    place : Place
+        Which row of which record.
+
+    Raises
+    ------
+    InputError
+        Before the first line: if a file cannot be read, or has no such record, answer or position.
+    """
+    source, data, _ = config.resolved_files()
+    records = read_records(data)
+    _check("--record", place.record, len(records), f"{data} has", "records")
+    record = records[place.record - 1]
+    where = f"record {place.record}"
+    model, chat = load_model(source), load_chat(source)
+    try:
+        examples = tokenize([record], chat, config, model.config.max_position_embeddings)
+    except InputError as error:
+        raise InputError(f"--record {place.record}: {error}") from None
+    if not examples:
+        raise InputError(f"--record {place.record}: the tokenizer leaves nothing of its answers.")
+    (example,) = examples
+    _check("--answer", place.answer, len(example.answers), f"{where} has", "rejected answers")
+    length = len(example.answers[place.answer - 1])
+    _check("--position", place.position, length, f"answer {place.answer} of {where} has", "tokens")
+    if config.init_adapter:
+        model.adapter = load_adapter(config.init_adapter, model.config)
+    else:
+        lora = config.resolved_lora(model.config.num_hidden_layers)
+        model.adapter = init_adapter(lora, model.config, config.seed)
+    objective = config.resolved_objective()
+    title = [
+        f"model      {config.model or 'embedded'}, adapter {config.init_adapter or 'fresh: B = 0'}",
+        f"row        record {place.record} of {len(records):,}, answer {place.answer} of "
+        f"{len(example.answers):,}, position {place.position} of {length:,}",
+        f"objective  {config.objective}: {objective}",
+    ]
+    subject = subject_of(example, place, objective)
+    return _whole_story(config, model, chat, model.adapter, subject, title)
+
+
+def _check(flag: str, value: int, most: int, owner: str, things: str) -> None:
+    if not 1 <= value <= most:
+        things = things if most > 1 else things.removesuffix("s")
+        raise InputError(f"{flag} {value}: {owner} {most:,} {things}, expected 1 to {most:,}.")
+
+
+def _whole_story(
+    config: TrainConfig,
+    model: Llama,
+    chat: Chat,
+    adapter: Adapter,
+    subject: Subject,
+    title: list[str],
+) -> Iterator[str]:
+    def name(token: int) -> str:
+        return _token_name(chat, token)
+
+    def logits(hidden: Array) -> Array:
+        return (hidden[subject.row] @ model.head.T).astype(np.float64)
+
+    batch, objective = subject.batch, subject.objective
+    yield from (shortened(line, WIDTH) for line in title)
+    yield from _context(chat, subject)
+    yield from _counts(subject, name, chat.decode)
+
+    ref_hidden, _ = forward_batch(model, batch, None)
+    before = one_pass(model, adapter, subject, ref_hidden)
+    attempts = row_attempts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
+    z = logits(before.hidden)
+    row = Row(z, logits(ref_hidden), attempts, subject.counts, objective, name)
+    yield from explain_row(row)
+
+    module = adapter.config.modules[-1]
+    check = AdapterCheck(model, subject, module)
+    yield from explain_lora(adapter, module, row, before.dhidden[subject.row], check)
+
+    grads = backward(before.dhidden, before.cache)
+    kept = {n: p.copy() for n, p in adapter.params.items()}
+    clip_gradients(grads, config.max_grad_norm)
+    AdamW(adapter.params, config.weight_decay).step(grads, config.lr)
+    foretold = sum(float(np.vdot(grads[n], p - kept[n])) for n, p in adapter.params.items())
+    after = one_pass(model, adapter, subject, ref_hidden)
+    yield from explain_step(config, row, logits(after.hidden), (before.loss, after.loss), foretold)
+    if not np.any(kept[lora_name(module, "B")]):
+        yield ""
+        yield from prose("B is no longer 0, and now the gradient reaches A as well:")
+        yield from check.lines(adapter, "A")
+
+
+# -- 1 and 2: where the row stands -----------------------------------------------------------------
+
+
+def _context(chat: Chat, subject: Subject) -> Iterator[str]:
+    """The prompt's control tokens and texts, one a line, and the answer so far."""
+    example, place = subject.example, subject.place
+    prefix = example.answers[place.answer - 1][: place.position - 1]
+    yield from heading(1, "The context")
+    yield from prose(
+        f"The model has read {len(example.prompt) + len(prefix):,} tokens when it says the next. "
+        "Control tokens stand bare, text in quotes."
+    )
+    lines = [""]
+    text: list[int] = []
+    for token in [*example.prompt.tolist(), None]:
+        control = token is not None and not chat.decode([token])
+        if token is not None and not control:
+            text.append(token)
+            continue
+        if text:
+            lines[-1] += f" {chat.decode(text)!r}"
+            text = []
+        if control:
+            lines.append(_token_name(chat, token))
+    lines = [shortened(line.strip(), WIDTH - 5) for line in lines if line]
+    if len(lines) > MOST_LINES:
+        yield f"     ... {len(lines) - MOST_LINES:,} lines before"
+    yield from (f"     {line}" for line in lines[-MOST_LINES:])
+    said = repr(chat.decode(prefix)) if len(prefix) else "nothing, the row is its first token"
+    yield f"   The answer so far: {shortened(said, WIDTH - 22)}"
+
+
+def _token_name(chat: Chat, token: int) -> str:
+    """Text in quotes; a control token, which has no text, as it is spelled."""
+    text = chat.decode([token])
+    if not text:
+        return chat.tokenizer.id_to_token(token) or f"token {token}"
+    return f"token {token} (bytes)" if "\ufffd" in text else shortened(repr(text), 20)
+
+
+def _counts(
+    subject: Subject, name: Callable[[int], str], decode: Callable[[Array], str]
+) -> Iterator[str]:
+    """The record's answers and which of them the row counts, and v from the packed batch."""
+    example, place, counts = subject.example, subject.place, subject.counts
+    yield from heading(2, "The counts v")
+    yield from prose(
+        "v(i) is how often token i was rejected here. "
+        + (
+            "counts = prefix: an answer counts if it begins as this one does."
+            if subject.objective.counts == "prefix"
+            else "counts = position: every answer counts that is long enough, however it begins."
+        )
+    )
+    t = place.position - 1
+    prefix = example.answers[place.answer - 1][:t]
+    body = []
+    for k, (answer, times) in enumerate(zip(example.answers, example.counts, strict=True)):
+        if len(answer) <= t:
+            here = "ends before"
+        elif subject.objective.counts == "prefix" and not np.array_equal(answer[:t], prefix):
+            here = "begins otherwise"
+        else:
+            here = name(answer[t])
+        body.append([str(k + 1), shortened(repr(decode(answer)), 44), here, f"{times:,}"])
+    yield from table(["", "rejected answer", "its token here", "times"], body[:MOST_LINES], left=3)
+    if len(body) > MOST_LINES:
+        yield f"     ... {len(body) - MOST_LINES:,} answers more"
+    v = sorted(zip(counts.entry_count, counts.entry_id, strict=True), reverse=True)
+    listed = ", ".join(f"v({name(i)}) = {count:,.0f}" for count, i in v[:MOST_LINES])
+    more = f"{len(v) - MOST_LINES:,} tokens more, " if len(v) > MOST_LINES else ""
+    yield from prose(f"So {listed}, {more}and 0 for all other tokens. Their sum is")
+    yield f"     T = sum_i v(i) = {counts.total[0]:,.0f}"
+
+
+# -- five tokens -----------------------------------------------------------------------------------
+
+# Logits ln 8, ln 4, ln 2, 0, 0: exp(z) sums to 16. Counts 3 and 2: every other number stays short.
+TINY_VOCAB = ("hello", "no", "Hi!", "Welcome!", "Good day!")
+TINY_LOGITS = np.log([8.0, 4.0, 2.0, 1.0, 1.0])
+TINY_RECORD = Example(np.array([0]), (np.array([0]), np.array([1])), (3, 2), total_rounds=16)
+
+
+def explain_tiny_vocab(objective: Objective) -> Iterator[str]:
+    """`explain` in a world of five tokens, small enough to follow with a pencil: sections 2 to 5.
+
+    The base model says the same as the model: the moment before the first step.
+    """
+
+    def name(token: int) -> str:
+        return repr(TINY_VOCAB[token])
+
+    subject = subject_of(TINY_RECORD, Place(), objective)
+    yield from prose(
+        "Five tokens, each of them a whole answer. The prompt is 'hello'. Of 16 sampled answers "
+        "'hello' was rejected 3 times and 'no' twice."
+    )
+    yield from _counts(subject, name, lambda ids: TINY_VOCAB[ids[0]])
+    attempts = row_attempts(subject, log_softmax(TINY_LOGITS)[subject.counts.entry_id])
+    yield from explain_row(Row(TINY_LOGITS, TINY_LOGITS, attempts, subject.counts, objective, name))
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    place = Place()
+    parser = argparse.ArgumentParser(
+        prog="python -m minibule.explain",
+        description="Work through one gradient with its numbers: counts, target, loss, gradient, "
+        "LoRA, one step. Without arguments: the embedded model and the first of its records.",
+    )
+    which = {
+        "record": "record of the data",
+        "answer": "which of its rejected answers",
+        "position": "which token of the answer the row predicts",
+    }
+    for name, meaning in which.items():
+        default = getattr(place, name)
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            metavar="N",
+            help=f"{meaning}, counting from 1 (default: {default})",
+        )
+    parser.add_argument(
+        "--tiny-vocab",
+        action="store_true",
+        help="five tokens and round numbers instead of a model; the objective is the published "
+        "one, literal, unless --objective names another",
+    )
+    parser.add_argument(
+        "--adapter",
+        dest="init_adapter",
+        metavar="DIR",
+        help="PEFT adapter folder to put on the model (default: a fresh one)",
+    )
+    knobs = ("objective", "prior", "counts", "contrast", "alpha")
+    add_settings(parser, ["model", "data", *knobs, "lr", "max_length"])
+    arguments = vars(parser.parse_args(argv))
+    if arguments["tiny_vocab"]:
+        free = ("tiny_vocab", *knobs)
+        given = [n for n, value in arguments.items() if value is not None and n not in free]
+        if given:
+            flags = ", ".join("--" + n.replace("init_", "").replace("_", "-") for n in given)
+            raise InputError(f"--tiny-vocab is a world of its own: leave out {flags}.")
+        config = resolve(arguments | {"objective": arguments["objective"] or "literal"})
+        objective = config.resolved_objective()
+        print(f"objective  {config.objective}: {objective}")
+        lines = explain_tiny_vocab(objective)
+    else:
+        config = resolve(arguments)
+        chosen = {n: arguments[n] for n in Place._fields if arguments[n] is not None}
+        lines = explain(config, place._replace(**chosen))
+    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in lines:
+        print(f"\033[1m{line}\033[0m" if bold and line[:1].isdigit() else line, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

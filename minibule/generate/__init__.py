@@ -1,0 +1,1 @@
+"""Answers: prefill, sampling, one token at a time."""

@@ -1,0 +1,1 @@
+"""Models and adapters on disk: Hugging Face, PEFT, GGUF."""

@@ -1,0 +1,206 @@
+"""GGUF in: the model's shapes and weights, its tokenizer and its chat template."""
+
+import json
+from pathlib import Path
+from reprlib import repr  # values of a damaged file may be as long as the file
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from minibule.config import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
+from minibule.core.ops import Array
+from minibule.errors import InputError, listed
+from minibule.files import native_parser
+from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
+from minibule.models.safetensors import check_finite, check_shapes
+
+_BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+
+# tokenizer.ggml.pre -> the pre_tokenizer of a tokenizer.json that llama.cpp means by that name. A
+# tokenizer that is none of these is refused: a wrong name would tokenise wrongly without a word.
+PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
+    },
+    "gpt-2": _BYTE_LEVEL,
+}
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # values of tokenizer.ggml.token_type
+
+
+def gguf_config(file: Gguf) -> LlamaConfig:
+    """The model's shapes; InputError names what minibule does not compute."""
+    architecture = file.get("general.architecture")
+    if architecture != "llama":
+        raise InputError(
+            f"{file.path}: found the architecture {repr(architecture)}, expected 'llama', "
+            "the only one minibule computes."
+        )
+    problems: list[str] = []
+
+    def number(
+        key: str, kind: type, default: Any = None, low: float = 1, high: float = 2**31 - 1
+    ) -> Any:
+        value: Any = file.get(f"llama.{key}", default)
+        numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if not numeric or not low <= value <= high:
+            expected = f"a number from {low:g} to {high:g}"
+            problems.append(f"llama.{key}: found {repr(value)}, expected {expected}")
+            return 1
+        return value
+
+    heads, hidden = number("attention.head_count", int), number("embedding_length", int)
+    head_dim = number("attention.key_length", int, hidden // heads)
+    for key, expected in {
+        "attention.value_length": head_dim,
+        "rope.dimension_count": head_dim,
+        "rope.scaling.type": "none",
+        "expert_count": 0,
+    }.items():
+        value = file.get(f"llama.{key}", expected)
+        if value != expected:
+            problems.append(f"llama.{key}: found {repr(value)}, minibule computes only {expected}")
+    tokens = file.get("tokenizer.ggml.tokens")
+    vocab = len(tokens) if isinstance(tokens, list) else None
+    kv_heads = number("attention.head_count_kv", int, heads)
+    if heads % kv_heads or head_dim % 2:
+        problems.append(f"{heads} heads of {head_dim} numbers do not fit {kv_heads} key heads")
+    config = LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=number("block_count", int, high=MAX_LAYERS),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=number("feed_forward_length", int),
+        vocab_size=number("vocab_size", int, vocab),
+        max_position_embeddings=number("context_length", int),
+        rms_norm_eps=_decimal(
+            number("attention.layer_norm_rms_epsilon", float, None, *RMS_NORM_EPS)
+        ),
+        rope_theta=_decimal(number("rope.freq_base", float, 10000.0, *ROPE_THETA)),
+        tie_word_embeddings="output.weight" not in file.tensors,
+    )
+    if vocab is not None and vocab > config.vocab_size:
+        problems.append(f"llama.vocab_size: found {config.vocab_size} for {vocab} tokens")
+    if problems:
+        raise InputError(f"{file.path}: not a model minibule can compute:\n{listed(problems)}")
+    return config
+
+
+def gguf_weights(file: Gguf, config: LlamaConfig) -> dict[str, Array]:
+    """All weights as float32 under their Hugging Face names, the permutation undone."""
+    shapes = config.tensor_shapes()
+    found = {name: tensor.shape for name, tensor in file.tensors.items()}
+    check_shapes(found, {gguf_name(name): shape for name, shape in shapes.items()}, file.path)
+    weights = {}
+    for name in shapes:
+        W = _array(file, gguf_name(name))
+        heads = permuted_heads(name, config)
+        weights[name] = np.ascontiguousarray(unpermute(W, heads)) if heads else W
+    check_finite(weights.items(), file.path)
+    return weights
+
+
+def _array(file: Gguf, name: str) -> Array:
+    try:
+        with np.errstate(all="ignore"):  # damaged scales overflow; check_finite names them
+            return file.array(name)
+    except NotImplementedError:
+        kind = file.tensors[name].type.name
+        raise InputError(
+            f"{file.path}: {name} is {kind}, which the gguf package cannot read."
+        ) from None
+
+
+def gguf_tokenizer(file: Gguf) -> Tokenizer:
+    """The byte-level BPE that the file's metadata describes."""
+    model, pre = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre")
+    if model != "gpt2" or not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
+        raise InputError(
+            f"{file.path}: found the tokenizer {repr(model)} with pre-tokenizer {repr(pre)}, "
+            f"expected 'gpt2' with one of {', '.join(PRE_TOKENIZERS)}."
+        )
+    tokens, merges = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.merges", [])
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise InputError(f"{file.path}: expected tokenizer.ggml.tokens, a list of texts.")
+    types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise InputError(f"{file.path}: expected as many token types as tokens.")
+    special = {CONTROL: True, USER_DEFINED: False}
+    added = [
+        {
+            "id": number,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": special[kind],
+        }
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in special
+    ]
+    vocab = {
+        token: number
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind != UNUSED
+    }
+    description = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": PRE_TOKENIZERS[pre],
+        "post_processor": None,
+        "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+    with native_parser(f"{file.path}: its tokenizer cannot be used"):
+        return Tokenizer.from_str(json.dumps(description))
+
+
+def gguf_special_ids(file: Gguf) -> dict[str, int]:
+    """bos_token, eos_token, ... -> token id, those that the file names."""
+    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+    tokens = file.get("tokenizer.ggml.tokens", [])
+    found = {
+        f"{short}_token": file.get(f"tokenizer.ggml.{long}_token_id")
+        for long, short in names.items()
+    }
+    wrong = [
+        f"{name} is {repr(i)}"
+        for name, i in found.items()
+        if i is not None and (type(i) is not int or not 0 <= i < len(tokens))
+    ]
+    if wrong:
+        raise InputError(f"{file.path}: {', '.join(wrong)}, but there are {len(tokens)} tokens.")
+    return {name: i for name, i in found.items() if i is not None}
+
+
+def _decimal(x: float) -> float:
+    """The shortest decimal number that a float32 stands for: 9.999999747e-06 is 1e-05."""
+    return float(str(np.float32(x)))
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path is to be read as a GGUF file and not as a folder."""
+    return Path(path).suffix == ".gguf" or Path(path).is_file()

@@ -1,0 +1,145 @@
+"""Tensors on disk: safetensors files in and out, and the checks that any checkpoint must pass.
+
+NumPy has no bfloat16. Its 16 bits are the upper half of a float32, and are read and written so.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
+
+from minibule.core.ops import Array
+from minibule.errors import InputError, listed
+from minibule.files import native_parser
+from minibule.machine.half import LEAST_SIZE, Narrow, widened
+
+NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+# float16's largest number: every model that has a 16-bit form keeps to it. A flipped bit of an
+# exponent does not, and the forward pass would overflow on it.
+LARGEST = 65504.0
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies on disk."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def stored_tensors(files: list[Path]) -> dict[str, Stored]:
+    """All tensors of some safetensors files, the headers checked by the safetensors library."""
+    stored: dict[str, Stored] = {}
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; expected the model's weights there.")
+        refusal = f"{file}: not a whole safetensors file, copy or download it again"
+        with native_parser(refusal), safe_open(str(file), "np") as checked:
+            names = list(checked.keys())
+        with file.open("rb") as raw:
+            header_length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(header_length))
+        for name in names:
+            if name in stored:
+                raise InputError(f"{file}: {name} is in {stored[name].file.name} too.")
+            entry = header[name]
+            start = 8 + header_length + entry["data_offsets"][0]
+            stored[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start)
+    return stored
+
+
+def read_tensors(
+    stored: Mapping[str, Stored],
+    expected: Mapping[str, tuple[int, ...]],
+    where: Path,
+    narrow: bool = False,
+) -> dict[str, Array]:
+    """The expected tensors as float32, or an InputError that lists what is wrong.
+
+    narrow: large matrices stored in 16 bits stay so, each in a `Narrow` that stands for its array.
+    """
+    check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, where)
+    problems = [
+        f"{name}: found {stored[name].dtype} numbers, expected {', '.join(NUMPY_DTYPE)}"
+        for name in expected
+        if stored[name].dtype not in NUMPY_DTYPE
+    ]
+    if problems:
+        raise InputError(f"{where}: numbers of another kind:\n{listed(problems)}")
+    arrays = {name: _read(stored[name], narrow) for name in expected}
+    check_finite(((name, widened(array)) for name, array in arrays.items()), where)
+    return arrays
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: Path
+) -> None:
+    """InputError with every missing, unknown and misshapen tensor, unless there is none."""
+    problems = [f"{name}: missing" for name in expected if name not in found]
+    for name, shape in found.items():
+        if name not in expected:
+            problems.append(f"{name}: unknown, this model has no place for it")
+        elif shape != expected[name]:
+            problems.append(f"{name}: found shape {shape}, expected {expected[name]}")
+    if problems:
+        raise InputError(f"{where}: its tensors do not fit:\n{listed(problems, limit=1000)}")
+
+
+def check_finite(arrays: Iterable[tuple[str, Array]], where: Path) -> None:
+    """InputError that names the arrays with numbers that are NaN, infinite or absurdly large."""
+    problems = [
+        f"{name}: {int((~(np.abs(array) <= LARGEST)).sum()):,} numbers are NaN or infinite, "
+        f"or larger than {LARGEST:,.0f}"
+        for name, array in arrays
+        if not -LARGEST <= array.min(initial=0) <= array.max(initial=0) <= LARGEST  # NaN: false
+    ]
+    if problems:
+        raise InputError(f"{where}: broken weights:\n{listed(problems)}")
+
+
+def _read(tensor: Stored, narrow: bool) -> Array:
+    """Read a tensor from disk as float32, or, a matrix in 16 bits, as what stands for it."""
+    dtype = NUMPY_DTYPE[tensor.dtype]
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, np.float32)
+    raw = np.asarray(np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape))
+    matrix = len(tensor.shape) == 2 and math.prod(tensor.shape) >= LEAST_SIZE
+    if narrow and matrix and tensor.dtype != "F32":
+        return cast(Array, Narrow(np.array(raw)))
+    return raw.astype(np.float32) if tensor.dtype == "F32" else Narrow(raw)[:]
+
+
+def narrowed(x: Array, dtype: str) -> Array:
+    """float32 -> the bytes of `dtype`, rounded to nearest, ties to even."""
+    if dtype == "F32":
+        return x
+    if dtype == "F16":
+        return x.astype(np.float16)
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> None:
+    """Write arrays whose bytes are numbers of `dtype` ("float32", "float16", "bfloat16")."""
+    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    specs = {
+        name: TensorSpec(
+            dtype=dtype, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+        for name, array in held.items()
+    }
+    try:
+        serialize_file(specs, str(path), metadata={"format": "pt"})
+    except SafetensorError as error:  # its kinds are but texts: "I/O error: No space left ..."
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from None
+    umask = os.umask(0)  # it can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone

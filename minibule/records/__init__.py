@@ -1,0 +1,1 @@
+"""Rejection records in: files of many formats, checked, counted and converted."""

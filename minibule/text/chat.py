@@ -1,0 +1,302 @@
+"""Messages to text to token ids, and back.
+
+SmolLM2's own chat template, ChatML, is built in. Another model's template is rendered by jinja2
+in its sandbox, in a process of its own (`sandbox.py`), where that optional package is installed.
+
+What a user or an answer writes stays text: "<|im_end|>" inside a message is spelled out in
+ordinary tokens and never becomes the control token. To that end every special token's text within
+a message is marked, a private character before each of its characters, before the template is
+rendered; afterwards the unmarked ones, which the template itself put there, are the control tokens.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from minibule.core.ops import Array
+from minibule.errors import InputError
+from minibule.files import existing_folder, native_parser, read_json, write_json
+from minibule.models.gguf_file import Gguf, read_gguf
+from minibule.models.gguf_read import gguf_config, gguf_special_ids, gguf_tokenizer, is_gguf
+from minibule.records.formats import Message
+from minibule.text.template import Template
+
+SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+# SmolLM2's chat_template, as its tokenizer_config.json has it. `Chat` renders it without jinja2.
+CHATML = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM_MESSAGE + "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def render_chatml(messages: Sequence[Message]) -> str:
+    """What CHATML makes of the messages, with the assistant's turn opened.
+
+    >>> print(render_chatml([{"role": "user", "content": "hello"}]))
+    <|im_start|>system
+    You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+    <|im_start|>user
+    hello<|im_end|>
+    <|im_start|>assistant
+    <BLANKLINE>
+    """
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": SYSTEM_MESSAGE}, *messages]
+    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+class Chat:
+    """A model's tokenizer and chat template.
+
+    Attributes
+    ----------
+    tokenizer : tokenizers.Tokenizer
+    template : str
+        The jinja source of the chat template.
+    stop : frozenset of int
+        Tokens that end an answer.
+    end_of_turn : int
+        The one of them that the model says at the end of its own turn.
+    special_texts : dict of str to str
+        The tokenizer's named tokens: bos_token, eos_token, unk_token, pad_token, ...
+    source : Path
+        The folder or file they came from.
+    vocab_size : int or None
+        How many tokens the model knows, where that is known: a tokenizer may name more.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str,
+        special_texts: dict[str, str],
+        eos: Sequence[int],
+        source: Path,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True  # special tokens' text is text, see above
+        self.tokenizer.no_truncation()  # a tokenizer.json may carry both; here all of a text counts
+        self.tokenizer.no_padding()
+        self.template = template
+        self.source = source
+        self.vocab_size = vocab_size
+        self.special_texts = special_texts
+        self._special = {
+            token.content: number
+            for number, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        texts = sorted(self._special, key=len, reverse=True)
+        self._special_pattern = "|".join(map(re.escape, texts)) or r"(?!)"
+        end_of_turn = self._special.get("<|im_end|>", eos[0])
+        self.end_of_turn = end_of_turn
+        self.stop = frozenset([*eos, end_of_turn])
+        self._known([*self.stop])
+        self._sandboxed: Template | None = None
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The named tokens' ids."""
+        ids = {name: self.tokenizer.token_to_id(text) for name, text in self.special_texts.items()}
+        return {name: number for name, number in ids.items() if number is not None}
+
+    def encode_prompt(self, prompt: str | Sequence[Message]) -> Array:
+        """Token ids (P,) of a prompt, ready for the assistant's answer.
+
+        A string is one user turn.
+        """
+        messages: Sequence[Message] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        )
+        for message in messages:
+            _check_text(message["role"] + message["content"])
+        mark = self._unused_character(messages)
+        marked: list[Message] = [
+            {"role": self._mark(m["role"], mark), "content": self._mark(m["content"], mark)}
+            for m in messages
+        ]
+        rendered = self._render(marked)
+        ids: list[int] = []
+        end = 0
+        for control in re.finditer(f"(?<!{mark})(?:{self._special_pattern})", rendered):
+            ids += self._encode(rendered[end : control.start()].replace(mark, ""))
+            ids.append(self._special[control.group()])
+            end = control.end()
+        ids += self._encode(rendered[end:].replace(mark, ""))
+        if not ids:
+            raise InputError(f"{self.source}: its chat template makes nothing of this prompt.")
+        return np.array(self._known(ids), np.int64)
+
+    def encode_answers(self, answers: Sequence[str]) -> list[Array]:
+        """Token ids of each answer, without the end-of-turn token.
+
+        Rejecting that token too would teach the model never to stop.
+        """
+        with native_parser(f"{self.source}: its tokenizer fails on an answer"):
+            encodings = self.tokenizer.encode_batch(list(answers), add_special_tokens=False)
+        return [np.array(self._known(encoding.ids), np.int64) for encoding in encodings]
+
+    def encode_raw(self, text: str) -> Array:
+        """Token ids of a text that is no chat, with whatever the tokenizer puts around it."""
+        _check_text(text)
+        return np.array(self._known(self._encode(text, add_special_tokens=True)), np.int64)
+
+    def decode(self, ids: Sequence[int] | Array) -> str:
+        """The text of token ids, special tokens left out."""
+        with native_parser(f"{self.source}: its tokenizer cannot decode"):
+            return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        if not text:
+            return []
+        with native_parser(f"{self.source}: its tokenizer fails on this text"):
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """`ids`, all of which the model must have a row for."""
+        if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
+            raise InputError(
+                f"{self.source}: its tokenizer gives the token {max(ids)}, "
+                f"expected less than the model's vocab_size of {self.vocab_size}."
+            )
+        return ids
+
+    def _mark(self, text: str, mark: str) -> str:
+        return re.sub(self._special_pattern, lambda m: "".join(mark + c for c in m.group()), text)
+
+    def _unused_character(self, messages: Sequence[Message]) -> str:
+        """A character, private if possible, that neither the messages nor the template have."""
+        used = set(self.template).union(*(m["role"] + m["content"] for m in messages))
+        return next(c for c in map(chr, range(0xE000, 0x110000)) if c not in used)
+
+    def _render(self, messages: list[Message]) -> str:
+        if self.template == CHATML:
+            return render_chatml(messages)
+        if not self.template:
+            raise InputError(
+                f"{self.source}: found no chat template. Expected chat_template in "
+                "tokenizer_config.json, the file chat_template.jinja, or a GGUF file's metadata."
+            )
+        try:
+            if self._sandboxed is None:
+                self._sandboxed = Template(self.template)
+            return self._sandboxed.render(
+                {"messages": messages, "add_generation_prompt": True, **self.special_texts}
+            )
+        except InputError as error:
+            self._sandboxed = None  # it may have ended
+            raise InputError(f"{self.source}: its chat template {error}") from None
+
+
+def load_chat(path: str | Path) -> Chat:
+    """The tokenizer and chat template of a Hugging Face folder or a GGUF file.
+
+    Raises
+    ------
+    InputError
+        If the tokenizer is missing or broken, or no end-of-turn token is known.
+    """
+    if is_gguf(path):
+        return _gguf_chat(read_gguf(path))
+    folder = existing_folder(path, "a Hugging Face model folder")
+    file = folder / "tokenizer.json"
+    read_json(file)  # for its errors: tokenizers' own do not name the file
+    with native_parser(f"{file}: not a tokenizer that can be used"):
+        tokenizer = Tokenizer.from_file(str(file))
+    settings = _optional_json(folder / "tokenizer_config.json")
+    texts = {
+        name: text.get("content") if isinstance(text, dict) else text
+        for name, text in settings.items()
+        if name.endswith("_token")
+    }
+    special_texts = {name: text for name, text in texts.items() if isinstance(text, str)}
+    eos = _stop_tokens(folder, tokenizer, special_texts)
+    template = _template(folder, settings, tokenizer)
+    size = _optional_json(folder / "config.json").get("vocab_size")
+    vocab_size = size if type(size) is int else None
+    return Chat(tokenizer, template, special_texts, eos, folder, vocab_size)
+
+
+def save_chat(chat: Chat, folder: Path) -> None:
+    """Write the tokenizer files of a Hugging Face folder."""
+    chat.tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {**chat.special_texts, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if chat.template:
+        settings["chat_template"] = chat.template
+    write_json(folder / "tokenizer_config.json", settings)
+    ids = {f"{name}_id": number for name, number in chat.special_ids.items()}
+    write_json(folder / "generation_config.json", ids | {"eos_token_id": chat.end_of_turn})
+
+
+def _gguf_chat(file: Gguf) -> Chat:
+    tokenizer = gguf_tokenizer(file)
+    ids = gguf_special_ids(file)
+    special_texts = {name: str(tokenizer.id_to_token(number)) for name, number in ids.items()}
+    if "eos_token" not in ids:
+        raise InputError(
+            f"{file.path}: no end-of-turn token. Expected tokenizer.ggml.eos_token_id."
+        )
+    template = file.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        template = _default_template(tokenizer)
+    vocab_size = gguf_config(file).vocab_size
+    return Chat(tokenizer, template, special_texts, [ids["eos_token"]], file.path, vocab_size)
+
+
+def _default_template(tokenizer: Tokenizer) -> str:
+    """ChatML for a model that names no template but knows ChatML's tokens; else ""."""
+    return CHATML if tokenizer.token_to_id("<|im_start|>") is not None else ""
+
+
+def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> str:
+    file = folder / "chat_template.jinja"
+    template = settings.get("chat_template")
+    if file.is_file():
+        try:
+            template = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: not UTF-8 text ({error}).") from None
+    if isinstance(template, list):  # several named templates
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if isinstance(template, str):
+        return template
+    return _default_template(tokenizer)
+
+
+def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, str]) -> list[int]:
+    for file in ("generation_config.json", "config.json"):
+        eos = _optional_json(folder / file).get("eos_token_id")
+        ids = [i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int]
+        if ids and all(0 <= i < 2**32 and tokenizer.id_to_token(i) is not None for i in ids):
+            return ids
+    token = tokenizer.token_to_id(special_texts.get("eos_token", "<|im_end|>"))
+    if token is None:
+        raise InputError(
+            f"{folder}: no end-of-turn token. Expected eos_token_id in generation_config.json or "
+            "config.json, or eos_token in tokenizer_config.json."
+        )
+    return [token]
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _check_text(text: str) -> None:
+    """InputError for half characters, as a command line that is not UTF-8 makes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"prompt: expected UTF-8 text ({error}).") from None

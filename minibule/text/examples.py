@@ -1,0 +1,102 @@
+"""From records to token ids: what is trained on, what is held out, and in which order."""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from minibule.config import TrainConfig
+from minibule.core.forest import Example
+from minibule.errors import InputError, listed
+from minibule.records.records import Record
+from minibule.text.chat import Chat
+
+
+def tokenize(
+    records: Sequence[Record],
+    chat: Chat,
+    config: TrainConfig,
+    context: int,
+    numbers: Sequence[int] | None = None,
+) -> list[Example]:
+    """Records as token ids: at most `max_rejected` answers each, cut so that all fits.
+
+    Answers that the cut leaves nothing of cannot be: a prompt that fills `max_length` is an error,
+    or left out with `skip_long`. An answer that the tokenizer leaves nothing of (not every
+    vocabulary has all bytes) teaches nothing: it is left out and counted, as an empty one is.
+    So nothing may be left. `numbers` are the records' places in their file, from 1; None: `records`
+    are the file.
+    """
+    limit = min(config.max_length, context)
+    examples, too_long, lost = [], [], []
+    bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
+    for number, record in zip(numbers or itertools.count(1), bar, strict=False):
+        prompt = chat.encode_prompt(record.prompt)
+        room = limit - len(prompt)
+        if room < 1:
+            too_long.append(f"record {number:,}: its prompt has {len(prompt):,} tokens")
+            continue
+        texts = record.rejected[: config.max_rejected or None]
+        encoded = list(zip(chat.encode_answers(texts), record.counts, strict=False))
+        kept = [(ids[:room], count) for ids, count in encoded if len(ids)]
+        if len(kept) < len(encoded):
+            lost.append(f"record {number:,}: {len(encoded) - len(kept):,} of {len(encoded):,}")
+        if kept:
+            answers, counts = zip(*kept, strict=True)
+            examples.append(Example(prompt, answers, counts, record.total_rounds, number))
+    if too_long and not config.skip_long:
+        raise InputError(
+            f"prompts with no room for an answer in {limit:,} tokens:\n{listed(too_long)}\n"
+            f"Raise --max-length (the model's context is {context:,}), or leave such records out "
+            "with --skip-long."
+        )
+    if too_long:
+        tqdm.write(f"{len(too_long):,} records left out: their prompts fill {limit:,} tokens")
+    if lost:
+        tqdm.write(f"left out: rejected answers without a token of this model's\n{listed(lost)}")
+    return examples
+
+
+def split_by_prompt(
+    records: Sequence[Record], fraction: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records, both in their order; a prompt is on one side only.
+
+    At least one prompt is left to train on.
+    """
+    prompts = [json.dumps(record.prompt) for record in records]
+    distinct = list(dict.fromkeys(prompts))
+    held = min(round(fraction * len(distinct)), len(distinct) - 1)
+    chosen = np.random.default_rng([seed, 2]).permutation(len(distinct))[:held]
+    heldout = {distinct[i] for i in chosen}
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for prompt, record in zip(prompts, records, strict=True):
+        sides[prompt in heldout].append(record)
+    return sides
+
+
+def record_order(config: TrainConfig, examples: Sequence[Example]) -> Callable[[int], int]:
+    """The order of training: place 0, 1, 2 ... in the run -> an example's index.
+
+    Any place can be asked for by itself, so a run's state is no more than how far it has come.
+    """
+    n = len(examples)
+    if config.order == "shuffle":
+        return lambda place: int(
+            np.random.default_rng([config.seed, 3, place // n]).permutation(n)[place % n]
+        )
+    order = list(range(n))
+    if config.order == "density":
+        order.sort(key=lambda i: -counts_per_row(examples[i]))
+    return lambda place: order[place % n]
+
+
+def counts_per_row(example: Example) -> float:
+    """Mean of T over the rows of a record, counted by position."""
+    lengths = np.array([len(answer) for answer in example.answers])
+    counts = np.array(example.counts)
+    totals = [counts[lengths > t].sum() for t in range(lengths.max())]
+    rows = [(lengths > t).sum() for t in range(lengths.max())]
+    return float(np.dot(totals, rows) / np.sum(rows))

@@ -1,0 +1,172 @@
+"""All that a run needs, read and checked before the first step and before anything is written."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from minibule.config import FIELDS, LoraConfig, TrainConfig
+from minibule.core.forest import Example
+from minibule.core.llama import Llama
+from minibule.core.lora import Adapter, init_adapter
+from minibule.errors import InputError, listed
+from minibule.evaluate.questions import Question, read_questions
+from minibule.machine.threads import set_threads, threads
+from minibule.models.gguf_write import check_gguf
+from minibule.models.load import companions, load_adapter, load_model
+from minibule.records.records import Record, read_file
+from minibule.runs.checkpoint import Identity, identity
+from minibule.text.chat import Chat, load_chat
+from minibule.text.examples import record_order, split_by_prompt, tokenize
+
+# Of fewer parameters, a model's matrix products are over before a second thread has woken up; on a
+# busy machine the two then wait for each other.
+SMALL_MODEL = 20_000_000
+
+
+def planned_steps(config: TrainConfig, examples: int) -> int:
+    """Steps of the run: as set, or as many as the epochs take (a last, short one rounded up)."""
+    a_step = config.batch_size * config.grad_accum
+    return config.steps or max(1, math.ceil(config.epochs * examples / a_step))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model with its adapter, and what it is to be taught.
+
+    source      folder or GGUF file that the base model came from
+    examples    what is trained on
+    heldout     records set apart to evaluate on
+    questions   prompts with known answers, to ask before and after
+    start       the adapter before its first step, given by `init_adapter`; None: a fresh one, which
+                changes nothing
+    """
+
+    config: TrainConfig
+    source: Path
+    model: Llama
+    chat: Chat
+    examples: list[Example]
+    heldout: list[Example]
+    questions: list[Question]
+    start: Adapter | None
+
+    @property
+    def steps(self) -> int:
+        return planned_steps(self.config, len(self.examples))
+
+    @property
+    def adapter(self) -> Adapter:
+        return cast(Adapter, self.model.adapter)  # `prepare` puts one there
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What a checkpoint must be of to go on with this job."""
+        return identity(self.model, self.examples, self.config)
+
+    @functools.cached_property
+    def _order(self) -> Callable[[int], int]:
+        return record_order(self.config, self.examples)
+
+    def examples_of(self, step: int) -> list[Example]:
+        """The examples of step 1, 2, ...: batch_size times grad_accum.
+
+        Which records a step takes, and in which order, follows from its number and the seed: there
+        is no state of a random generator to save.
+        """
+        size = self.config.batch_size * self.config.grad_accum
+        return [
+            self.examples[self._order(place)] for place in range((step - 1) * size, step * size)
+        ]
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Read and check everything that the settings name; the job has all of them settled."""
+    set_threads(config.threads)
+    source, data, questions_file = config.resolved_files()
+    model, chat = load_model(source, narrow=True), load_chat(source)
+    if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
+        set_threads(1)
+    for kind in config.export:
+        if kind == "hf":
+            companions(source)
+        if kind.startswith("gguf:"):
+            check_gguf(model.config, chat, kind.removeprefix("gguf:"))
+    lora = config.resolved_lora(model.config.num_hidden_layers)
+    start = load_adapter(config.init_adapter, model.config) if config.init_adapter else None
+    if start:
+        _check_start(config, lora, start.config)
+        params = {name: param.copy() for name, param in start.params.items()}
+        model.adapter = Adapter(start.config, params)
+    else:
+        model.adapter = init_adapter(lora, model.config, config.seed)
+    records, _ = read_file(data, progress=True)
+    train_records, held_records = split_by_prompt(
+        records[: config.max_records or None], config.eval_fraction, config.seed
+    )
+    held_records = held_records[: config.eval_records or None]
+    context = model.config.max_position_embeddings
+    number = {id(record): number for number, record in enumerate(records, start=1)}
+
+    def examples(records: Sequence[Record]) -> list[Example]:
+        return tokenize(records, chat, config, context, [number[id(r)] for r in records])
+
+    train_examples = examples(train_records)
+    if not train_examples:
+        raise InputError(
+            f"{data}: no record is left to train on. Raise --max-length, or check that the "
+            "answers are in a language the model's tokenizer knows."
+        )
+    knobs = config.resolved_objective()._asdict()
+    return Job(
+        dataclasses.replace(config, **knobs),
+        source,
+        model,
+        chat,
+        train_examples,
+        examples(held_records) if held_records else [],
+        read_questions(questions_file) if questions_file else [],
+        start,
+    )
+
+
+def _check_start(config: TrainConfig, wanted: LoraConfig, start: LoraConfig) -> None:
+    """A start adapter brings its own shape: InputError where a setting asks for another."""
+    same = {
+        "lora_r": wanted.r == start.r,
+        "lora_alpha": wanted.lora_alpha == start.lora_alpha,
+        "lora_targets": wanted.modules == start.modules,
+        "lora_layers": wanted.modules == start.modules,
+        "rslora": wanted.use_rslora == start.use_rslora,
+    }
+    problems = [
+        f"{name} = {getattr(config, name)}"
+        for name, fits in same.items()
+        if not fits and getattr(config, name) != FIELDS[name].default
+    ]
+    if problems:
+        raise InputError(
+            f"--init-adapter {config.init_adapter}: it has a shape of its own, which these "
+            f"settings contradict. Leave them out:\n{listed(problems)}"
+        )
+
+
+def describe(job: Job) -> None:
+    """Print what is about to be trained."""
+    config, adapter, model = job.config, job.adapter, job.model
+    trained = sum(p.size for p in adapter.params.values())
+    answers = sum(len(example.answers) for example in job.examples)
+    name = config.model or "embedded"
+    print(f"model      {name}: {model.config.parameters:,} parameters, frozen")
+    print(
+        f"adapter    LoRA r={adapter.config.r} on {len(adapter.config.modules)} modules: "
+        f"{trained:,} parameters, trained"
+    )
+    print(
+        f"records    {len(job.examples):,} prompts with {answers:,} rejected answers, "
+        f"{len(job.heldout):,} more held out"
+    )
+    print(f"objective  {config.objective}: {config.resolved_objective()}")

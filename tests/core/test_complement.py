@@ -1,0 +1,297 @@
+"""The dense loss against a naive loop and its axioms, the fused loss against the dense one."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import gradient_error
+
+from minibule import complement_distribution, complement_loss
+from minibule.config import OBJECTIVES, Objective
+from minibule.core import complement
+from minibule.core import head as loss
+from minibule.core.forest import Rows
+from minibule.errors import InputError
+
+RNG = np.random.default_rng(0)
+CHOICES = [
+    *OBJECTIVES.values(),
+    Objective("reference", "prefix", "plain", 0.3),
+    Objective("uniform", "prefix", "choice", 0.0),
+    Objective("uniform", "position", "plain", 1.0),
+]
+NAMED = [pytest.param(o, id="-".join(map(str, o))) for o in CHOICES]
+
+
+def random_counts(rng, n=6, vocab=11, most=5, density=0.3):
+    """Counts with many zeros, as rejections are, and at least one in each row."""
+    counts = rng.integers(1, most, (n, vocab)) * (rng.random((n, vocab)) < density)
+    counts[np.arange(n), rng.integers(0, vocab, n)] += 1
+    return counts
+
+
+# -- the distribution ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_axioms(seed):
+    rng = np.random.default_rng(seed)
+    counts = random_counts(rng, vocab=int(rng.integers(1, 40)), most=int(10 ** rng.integers(1, 7)))
+    P = complement_distribution(counts)
+    assert P.dtype == np.float64
+    assert (P > 0).all()  # positivity
+    np.testing.assert_allclose(P.sum(axis=-1), 1, rtol=1e-14)  # normalisation
+    less = counts[:, :, None] < counts[:, None, :]  # monotonicity, strict where strict
+    assert (P[:, :, None] > P[:, None, :])[less].all()
+    same = counts[:, :, None] == counts[:, None, :]
+    assert (P[:, :, None] == P[:, None, :])[same].all()
+
+
+def test_the_distribution_of_a_hand_worked_row():
+    # v = 0 2 1: T = 3, weights 4 2 3 of 9.
+    np.testing.assert_allclose(complement_distribution([0, 2, 1]), [4 / 9, 2 / 9, 3 / 9])
+    np.testing.assert_allclose(complement_distribution(np.zeros((2, 4))), np.full((2, 4), 0.25))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [-1.0, [], [[1, -1]], [np.nan, 1], [np.inf, 1], ["a", "b"], [1e308, 1e308], [[1, 2], [3]]],
+)
+def test_counts_that_are_none(counts):
+    with pytest.raises(InputError, match="counts"):
+        complement_distribution(counts)
+
+
+# -- the dense loss --------------------------------------------------------------------------------
+
+
+def naive_loss(logits, counts, alpha):
+    """The published formula, one token at a time."""
+    total = 0.0
+    for z, v in zip(logits.tolist(), counts.tolist(), strict=True):
+        exps = [math.exp(x) for x in z]
+        p = [e / sum(exps) for e in exps]
+        T = sum(v)
+        weights = [T - c + 1 for c in v]
+        P = [w / sum(weights) for w in weights]
+        kl = sum(a * math.log(a / b) for a, b in zip(P, p, strict=True))
+        contrast = -sum(c / T * math.log(1 - b) for c, b in zip(v, p, strict=True))
+        total += alpha * kl + (1 - alpha) * contrast
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
+def test_loss_is_the_naive_loop(alpha):
+    logits, counts = RNG.normal(size=(6, 11)), random_counts(RNG)
+    value, _ = complement_loss(logits, counts, alpha)
+    assert value == pytest.approx(naive_loss(logits, counts, alpha), rel=1e-12)
+
+
+@pytest.mark.parametrize("objective", NAMED)
+def test_dense_gradient(objective):
+    logits, counts = RNG.normal(size=(4, 7)), random_counts(RNG, 4, 7)
+    options = dense_options(objective, RNG.normal(size=(4, 7)), RNG.uniform(3, 9, 4))
+
+    def value():
+        return complement_loss(logits, counts, objective.alpha, **options)[0]
+
+    _, dlogits = complement_loss(logits, counts, objective.alpha, **options)
+    assert gradient_error(value, logits, dlogits) < 1e-8
+
+
+def test_gradient_is_zero_at_the_target_when_alpha_is_one():
+    counts = random_counts(RNG)
+    _, dlogits = complement_loss(np.log(complement_distribution(counts)), counts, 1.0)
+    np.testing.assert_allclose(dlogits, 0, atol=1e-16)
+
+
+def test_loss_keeps_float32_logits_in_float32():
+    logits, counts = RNG.normal(size=(6, 11)).astype(np.float32), random_counts(RNG)
+    assert complement_loss(logits, counts)[1].dtype == np.float32
+    assert complement_loss([[1, 2, 3]], [[0, 2, 1]])[1].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: complement_loss(np.zeros((2, 3)), np.zeros((3, 3))), r"\(2, 3\)"),
+        (lambda: complement_loss(np.zeros((2, 3)), np.zeros((2, 3)), 1.5), "alpha = 1.5"),
+        (lambda: complement_loss(np.zeros((2, 3)), -np.ones((2, 3))), "expected 0 to 1e15"),
+        (lambda: complement_loss([[0.0, np.nan]], [[1, 0]]), "logits: found NaN"),
+        (lambda: complement_loss([[0.0, -np.inf]], [[1, 0]]), "logits: found NaN or infinite"),
+        (lambda: complement_loss([[0.0]], [[1]]), "V >= 2"),
+        (lambda: complement_loss([["a", "b"]], [[1, 0]]), "expected numbers"),
+        (lambda: complement_loss([[1, 2], [3]], [[1, 0]]), "different lengths"),
+        (lambda: complement_loss([[1.0, 2]], [[1, 0]], "x"), "alpha = 'x'"),
+        (lambda: complement_loss([[1.0, 2]], [[1, 0]], prior="foo"), "prior: found 'foo'"),
+        (lambda: complement_loss([[1.0, 2]], [[1, 0]], contrast="foo"), "contrast: found 'foo'"),
+        (
+            lambda: complement_loss(
+                [[1.0, 2]], [[1, 0]], prior="reference", ref_logits=[[1.0, 2, 3]]
+            ),
+            r"ref_logits: found shape \(1, 3\), expected \(1, 2\)",
+        ),
+        (
+            lambda: complement_loss(np.zeros((2, 3)), np.ones((2, 3)), prior="reference"),
+            "ref_logits",
+        ),
+        (lambda: complement.optimum(np.ones((1, 2)) / 2, np.zeros((1, 2)), 0.0), "alpha = 0.0"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+# -- the optimum -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("vocab", [2, 3, 11])
+def test_the_optimum_minimises_the_objective(alpha, vocab):
+    """Against mirror descent on the same objective: a general minimiser on the simplex."""
+    rng = np.random.default_rng(vocab)
+    counts = random_counts(rng, 5, vocab)
+    P, w = complement_distribution(counts), complement.contrast_weights(counts)
+    best = complement.optimum(P, w, alpha)
+    np.testing.assert_allclose(best.sum(axis=1), 1, rtol=1e-12)
+    z = np.zeros_like(P)
+    for _ in range(4_000):
+        _, dz = complement_loss(z, counts, alpha)
+        z -= 2.0 * len(z) * dz
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(best, p, atol=5e-5)
+
+
+def test_the_gap_is_zero_at_the_optimum_and_one_far_away():
+    counts = np.array([[0, 3, 0, 1]])
+    P, w = complement_distribution(counts), complement.contrast_weights(counts)
+    best = complement.optimum(P, w, 0.7)
+    assert complement.optimality_gap(np.log(best), P, w, 0.7) == pytest.approx(0, abs=1e-12)
+    far = np.array([[0.0, 100.0, 0.0, 0.0]])
+    expected = 1 - best[0, 1]
+    assert complement.optimality_gap(far, P, w, 0.7) == pytest.approx(expected)
+
+
+# -- the fused loss --------------------------------------------------------------------------------
+
+
+def rows_of(counts):
+    """The sparse form of dense counts."""
+    row, ids = np.nonzero(counts)
+    n = len(counts)
+    return Rows(
+        weight=np.ones(n),
+        total=counts.sum(axis=1).astype(float),
+        depth=np.arange(n) % 3,
+        rounds=np.full(n, 20.0),
+        parent_entry=np.full(n, -1),
+        entry_row=row,
+        entry_id=ids,
+        entry_count=counts[row, ids].astype(float),
+    )
+
+
+def dense_options(objective, ref_logits, attempts):
+    return {
+        "prior": objective.prior,
+        "contrast": objective.contrast,
+        "ref_logits": ref_logits if objective.needs_reference else None,
+        "attempts": attempts if objective.prior == "rate" else None,
+    }
+
+
+@pytest.mark.parametrize("gap", [0, 1, 5, 10, 14, 15, 16, 17, 18, 30, 60, 88, 90, 100])
+@pytest.mark.parametrize("which", ["rejected", "other"])
+@pytest.mark.parametrize("objective", NAMED)
+def test_fused_float32_is_dense_float64_at_any_gap(objective, which, gap):
+    """The row's top token, rejected or not, stands `gap` above all others.
+
+    float32 logits give sums over the vocabulary good to about 1e-7; nothing here may be worse than
+    a few times that, whatever the gap. (Below `tiny` float32 itself loses digits.)
+    """
+    tiny = float(np.finfo(np.float32).tiny)
+    rng = np.random.default_rng([gap, 7])
+    counts = random_counts(rng, 8, 300)
+    z = rng.normal(size=counts.shape).astype(np.float32)
+    rejected = counts > 0
+    top = (rejected if which == "rejected" else ~rejected).argmax(axis=1)
+    z[np.arange(8), top] = z.max(axis=1) + np.float32(gap)
+    z_ref = rng.normal(size=counts.shape).astype(np.float32)
+    attempts = rng.uniform(5, 20, 8)
+    options = dense_options(objective, z_ref, attempts)
+    rows = rows_of(counts)
+
+    exact, dz_exact = complement_loss(z.astype(np.float64), counts, objective.alpha, **options)
+    values, dz = loss.row_losses(z.copy(), z_ref.copy(), options["attempts"], rows, objective)
+    assert dz.dtype == np.float32 and np.isfinite(dz).all()
+    assert values["loss"].mean() == pytest.approx(exact, rel=1e-6, abs=0)
+    assert np.abs(dz / 8 - dz_exact).max() <= 1e-6 * np.abs(dz_exact).max() + tiny
+
+    for part, alpha in (("kl", 1.0), ("contrast", 0.0)):
+        exact, _ = complement_loss(z.astype(np.float64), counts, alpha, **options)
+        assert values[part].mean() == pytest.approx(exact, rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("objective", [o for o in CHOICES if o.alpha > 0], ids=str)
+def test_fused_metrics_are_the_dense_ones(objective):
+    counts = random_counts(RNG, 8, 300)
+    z = 3 * RNG.normal(size=counts.shape).astype(np.float32)
+    z_ref = z + RNG.normal(size=counts.shape).astype(np.float32)
+    attempts = RNG.uniform(5, 20, 8)
+    options = dense_options(objective, z_ref, attempts)
+    values = loss.row_metrics(
+        z.copy(), z_ref.copy(), options["attempts"], rows_of(counts), objective
+    )
+
+    def softmax(z):
+        z = z.astype(np.float64)
+        return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+    p, p_ref = softmax(z), softmax(z_ref)
+    share = counts / counts.sum(axis=1, keepdims=True)
+    P = complement.target_distribution(counts, objective.prior, z_ref, options["attempts"])
+    w = complement.contrast_weights(counts, objective.contrast, z_ref)
+    expected = {
+        "entropy": -(p * np.log(p)).sum(axis=1),
+        "kl_to_base": (p_ref * np.log(p_ref / p)).sum(axis=1),
+        "rejected_mass": (share * p).sum(axis=1),
+        "optimal_rejected_mass": (share * complement.optimum(P, w, objective.alpha)).sum(axis=1),
+        "optimality_gap": complement.optimality_gap(z, P, w, objective.alpha),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(values[name], value, rtol=2e-5, atol=1e-7, err_msg=name)
+    first = np.arange(8) % 3 == 0
+    np.testing.assert_array_equal(values["first"], first)
+    np.testing.assert_allclose(values["first_rejected_mass"], first * values["rejected_mass"])
+
+
+@pytest.mark.parametrize("objective", NAMED)
+def test_the_head_never_holds_all_logits(objective, monkeypatch):
+    """No array of (rows, V) ever exists whole: the largest allocation stays a chunk's.
+
+    Also: chunks of any size give the same gradient.
+    """
+    import tracemalloc
+
+    vocab, dim, n = 2000, 8, 400
+    counts = random_counts(np.random.default_rng(1), n, vocab, density=0.002)
+    rows = rows_of(counts)
+    hidden, ref_hidden = RNG.normal(size=(2, n, dim)).astype(np.float32)
+    head = RNG.normal(size=(vocab, dim)).astype(np.float32)
+    whole = n * vocab * 4
+
+    def run(chunk_rows):
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_rows * vocab)
+        tracemalloc.start()
+        metrics, dhidden = loss.head_loss(hidden, head, rows, objective, ref_hidden, count=n)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return metrics, dhidden, peak
+
+    metrics, dhidden, peak = run(chunk_rows=10)
+    assert peak < whole / 2
+    at_once, dhidden_at_once, peak = run(chunk_rows=n)
+    assert peak > whole  # the measure sees the whole array where there is one
+    assert metrics["loss"] == pytest.approx(at_once["loss"], rel=1e-6)
+    np.testing.assert_allclose(dhidden, dhidden_at_once, atol=1e-6 * np.abs(dhidden).max())

@@ -1,0 +1,331 @@
+"""The worked example: its numbers are the code's own, a wrong gradient shows, the text fits."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from helpers import ROOT, random_adapter
+
+from minibule import complement_loss, load_model
+from minibule.config import OBJECTIVES, embedded_folder, resolve
+from minibule.core import complement
+from minibule.errors import InputError
+from minibule.explain import adapter as worked_step
+from minibule.explain.adapter import Place
+from minibule.explain.row import columns_of, shortened
+from minibule.explain.story import explain, explain_tiny_vocab, main
+from minibule.models.load import save_adapter
+from minibule.records.records import read_records
+from minibule.text.chat import load_chat
+from minibule.text.examples import tokenize
+
+RECORDS = embedded_folder() / "records.jsonl"
+
+
+def lines_of(record=1, answer=1, position=1, **settings):
+    return list(explain(resolve(settings), Place(record, answer, position)))
+
+
+def section(lines, number):
+    """The lines of one section."""
+    starts = [i for i, line in enumerate(lines) if re.match(rf"{number}\. ", line)]
+    assert len(starts) == 1
+    after = [i for i, line in enumerate(lines) if re.match(rf"{number + 1}\. ", line)]
+    return lines[starts[0] : after[0] if after else None]
+
+
+def tables(lines):
+    """The tables of some lines: first cell -> {column: number}; cells stand 3 spaces apart."""
+    found, header = [], None
+    for line in lines:
+        cells = [cell for cell in re.split(r" {2,}", line.strip()) if cell]
+        if line.startswith("     token "):
+            header = [(m.group(), m.end()) for m in re.finditer(r"\S+( \S+)*", line)][1:]
+            found.append({})
+        elif header and len(cells) > 1 and line.startswith("     "):
+            numbers = {}
+            for cell in re.finditer(r"(?<=  )-?[\d,]+(\.\d+)?(e[+-]\d+)?(?= |$)", line):
+                column = next((name for name, end in header if end == cell.end()), None)
+                if column:
+                    numbers[column] = float(cell.group().replace(",", ""))
+            found[-1][cells[0]] = numbers
+        else:
+            header = None
+    return found
+
+
+def adds_up(rows, column):
+    """Whether the rows of a column make its sum, each rounded to the digits that are shown."""
+    *parts, total = [row[column] for row in rows.values() if column in row]
+    return math.isclose(sum(parts), total, abs_tol=len(parts) * 6e-6, rel_tol=1e-5)
+
+
+# -- the numbers -----------------------------------------------------------------------------------
+
+
+def dense_row(record, answer, position, objective):
+    """A row's token ids, counts, logits and attempts, in the plainest way: one sequence."""
+    model, chat = load_model(embedded_folder()), load_chat(embedded_folder())
+    config = resolve({"objective": objective})
+    (example,) = tokenize([read_records(RECORDS)[record - 1]], chat, config, 512)
+    t, chosen = position - 1, example.answers[answer - 1]
+    v = np.zeros((1, model.config.vocab_size))
+    for ids, times in zip(example.answers, example.counts, strict=True):
+        by_position = config.resolved_objective().counts == "position"
+        if len(ids) > t and (by_position or (ids[:t] == chosen[:t]).all()):
+            v[0, ids[t]] += times
+    z = model.logits(np.concatenate([example.prompt, chosen[:t]])).astype(np.float64)
+    start = len(example.prompt) - 1
+    logp = [complement.log_softmax(z[start + i])[chosen[i]] for i in range(t)]
+    attempts = np.array([max(v.sum(), example.total_rounds * math.exp(sum(logp)))])
+    return chat, v, z[-1:], attempts
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("place", [(3, 2, 1), (9, 1, 3)])
+def test_the_printed_numbers_are_those_of_the_dense_loss(objective, place):
+    lines = lines_of(*place, objective=objective)
+    chat, v, z, attempts = dense_row(*place, objective)
+    knobs = OBJECTIVES[objective]
+    options = {"prior": knobs.prior, "ref_logits": z, "attempts": attempts}
+    loss, (dz,) = complement_loss(z, v, knobs.alpha, contrast=knobs.contrast, **options)
+    (P,) = complement.target_distribution(v, **options)
+    p = np.exp(complement.log_softmax(z[0]))
+    target, gradient = (tables(section(lines, n))[0] for n in (3, 5))
+
+    shown = [name for name in gradient if name[0] == "'"]
+    assert len(shown) >= 3
+    for name in shown:
+        text = name[1:-1]
+        (i,) = [i for i in range(len(p)) if repr(chat.decode([i])) == name]
+        assert target[name]["v"] == v[0, i], text
+        for x, printed in ((P, target[name]["P"]), (p, target[name]["p"])):
+            assert printed == pytest.approx(x[i], abs=2e-6)  # of float32
+        for column in ("dL/dz", "numeric"):
+            assert gradient[name][column] == pytest.approx(dz[i], rel=6e-3, abs=2e-6)
+    assert {name for name in shown if target[name]["v"]} == {
+        repr(chat.decode([i])) for i in np.flatnonzero(v[0])
+    }
+    (printed,) = re.findall(r"= ([\d.e-]+)$", "\n".join(section(lines, 4)), re.MULTILINE)[-1:]
+    assert float(printed) == pytest.approx(loss, rel=6e-3)
+
+    for table in (target, *tables(section(lines, 4)), gradient):
+        for column in table["sum"]:
+            assert adds_up(table, column), column
+    assert target["sum"]["P"] == target["sum"]["p"] == 1
+    assert gradient["sum"]["dL/dz"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_differences_agree_and_one_step_helps(objective):
+    text = "\n".join(lines_of(5, 1, 1, objective=objective))
+    assert text.count("They agree") == 3 and "NOT AGREE" not in text
+    errors = [float(e) for e in re.findall(r"relative difference is (\S+)\.", text)]
+    assert len(errors) == 3 and max(errors) < 1e-6
+    before, after, change, foretold = map(
+        float,
+        re.search(
+            r"loss: (\S+) -> (\S+), a change of (\S+)\. .*foretold (\S+);", " ".join(text.split())
+        ).groups(),
+    )
+    assert after < before and change == pytest.approx(after - before, abs=2e-6)
+    assert foretold < 0
+    (step,) = tables(section(text.splitlines(), 7))
+    rejected = [row for name, row in step.items() if row["v"]]
+    if objective != "literal":  # which, towards the uniform, may move them either way
+        assert sum(r["p after"] for r in rejected) < sum(r["p before"] for r in rejected)
+    for when in ("p before", "p after"):
+        assert sum(row[when] for row in step.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_wrong_gradient_of_the_loss_shows(monkeypatch):
+    right = complement.loss_parts
+
+    def wrong(*args):
+        parts = right(*args)
+        return parts._replace(dcontrast=parts.dcontrast * 1.0001)
+
+    monkeypatch.setattr(complement, "loss_parts", wrong)
+    lines = lines_of()
+    assert "THEY DO NOT AGREE" in "\n".join(section(lines, 5))
+
+
+def test_a_wrong_gradient_of_the_adapter_shows(monkeypatch):
+    right = worked_step.backward
+    monkeypatch.setattr(
+        worked_step,
+        "backward",
+        lambda *args: {name: 1.0001 * grad for name, grad in right(*args).items()},
+    )
+    lines = lines_of()
+    assert "They agree" in "\n".join(section(lines, 5))
+    assert "THEY DO NOT AGREE" in "\n".join(section(lines, 6))
+
+
+def test_an_adapter_with_b_has_a_gradient_of_a(tmp_path):
+    """Also: all of its modules act, in float64 as in float32, though one of them is looked at."""
+    config = load_model(embedded_folder()).config
+    adapter = random_adapter(config, targets=("q_proj", "up_proj"))
+    for name in adapter.params:
+        adapter.params[name] *= 0.1
+    save_adapter(adapter, config, tmp_path / "adapter", "tiny")
+    lines = lines_of(2, 1, 1, init_adapter=str(tmp_path / "adapter"))
+    text = "\n".join(section(lines, 6))
+    assert "model.layers.3.mlp.up_proj" in text and "fresh adapter" not in text
+    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("dA ")]
+    assert float(row[-1]) != 0 and float(row[-1]) == float(row[-2])
+    assert "NOT AGREE" not in "\n".join(lines) and "now the gradient reaches A" not in lines[-5]
+    target = tables(section(lines, 3))[0]
+    p, p_ref = ([row[name] for row in target.values()] for name in ("p", "p_ref"))
+    assert p != p_ref  # the adapter acts
+
+
+# -- five tokens -----------------------------------------------------------------------------------
+
+
+def test_five_tokens_by_hand():
+    """Every number of the table, worked out in fractions."""
+    F = Fraction
+    alpha, p = F(7, 10), [F(1, 2), F(1, 4), F(1, 8), F(1, 16), F(1, 16)]
+    P = [F(3, 25), F(4, 25), F(6, 25), F(6, 25), F(6, 25)]  # T = 5: weights 3 4 6 6 6
+    w = [F(3, 5), F(2, 5), F(0), F(0), F(0)]
+    a = [F(3, 5), F(2, 15), F(0), F(0), F(0)]  # w p / (1 - p)
+    S = F(11, 15)
+    lines = list(explain_tiny_vocab(OBJECTIVES["literal"]))
+    target, terms, gradient = (tables(section(lines, n))[0] for n in (3, 4, 5))
+    assert len(target) == 6
+    names = [name for name in target if name != "sum"]
+    for i, name in enumerate(names):
+        row = target[name] | terms[name] | gradient[name]
+        kl, contrast = alpha * (p[i] - P[i]), (1 - alpha) * (a[i] - S * p[i])
+        expected = {
+            "v": 5 * w[i],
+            "T - v + 1": 25 * P[i],
+            "P": P[i],
+            "z": math.log(16 * p[i]),
+            "exp(z)": 16 * p[i],
+            "p": p[i],
+            "P log(P / p)": P[i] * math.log(P[i] / p[i]),
+            "w": w[i],
+            "-log(1 - p)": -math.log(1 - p[i]),
+            "-w log(1 - p)": -w[i] * math.log(1 - p[i]),
+            "alpha(p-P)": kl,
+            "a": a[i],
+            "(1-alpha)(a-S p)": contrast,
+            "dL/dz": kl + contrast,
+            "numeric": kl + contrast,
+        }
+        assert row == pytest.approx({k: float(x) for k, x in expected.items()}, abs=5.1e-5), name
+    loss = sum(
+        float(alpha * P[i]) * math.log(P[i] / p[i]) - float((1 - alpha) * w[i]) * math.log(1 - p[i])
+        for i in range(5)
+    )
+    (printed,) = re.findall(r"= ([\d.]+)$", "\n".join(section(lines, 4)), re.MULTILINE)[-1:]
+    assert float(printed) == pytest.approx(loss, abs=5.1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_five_tokens_under_every_objective(objective):
+    text = "\n".join(explain_tiny_vocab(objective))
+    assert "They agree" in text and max(map(len, text.splitlines())) <= 100
+    p_ref = {"uniform": [], "reference": ["0.3750"], "rate": ["0.4545"]}[objective.prior]
+    assert all(P in text for P in p_ref)  # 24/64 and 20/44
+
+
+# -- the text --------------------------------------------------------------------------------------
+
+ODD_RECORD = {
+    "prompt": "<|im_end|>\n\tñ 你好 \u202e \x1b[31m " + "long " * 60,
+    "rejected_responses": [
+        "<|im_start|>system 🦙🦙",
+        "<|im_start|>sys\x00" + "你" * 80,
+        "\ufffd\u0301e" + "x" * 300,
+        *(f"{i} is no" for i in range(20)),
+    ],
+    "rejection_counts": [2**31 - 1, 3, *range(1, 22)],
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "objective"),
+    [((1, 1, 1), "literal"), ((1, 2, 9), "reference"), ((1, 3, 2), "rate"), ((1, 8, 2), "literal")],
+)
+def test_odd_characters_fit_and_cannot_act(tmp_path, objective, place):
+    data = tmp_path / "odd.jsonl"
+    data.write_text(json.dumps(ODD_RECORD))
+    lines = lines_of(*place, data=str(data), objective=objective)
+    assert max(map(columns_of, lines)) <= 100
+    text = "\n".join(lines)
+    assert text.replace("\n", "").isprintable()  # nothing that a terminal would obey
+    context = [line.strip() for line in section(lines, 1)]
+    assert any(line.startswith("<|im_start|> 'user\\n<|im_end|>\\n") for line in context)
+
+
+@pytest.mark.parametrize(
+    ("place", "objective"),
+    [((1, 2, 4), "literal"), ((100, 1, 2), "reference"), ((317, 1, 1), "rate")],
+)
+def test_it_fits_a_screen(objective, place):
+    lines = lines_of(*place, objective=objective)
+    assert max(map(len, lines)) <= 100 and len(lines) <= 120
+
+
+def test_long_texts_lose_their_middle():
+    assert shortened("a" * 20, 20) == "a" * 20
+    assert shortened("a" * 10 + "b" * 11, 15) == "aaaaa ... bbbbb"
+    assert columns_of(shortened("你" * 20, 15)) <= 15
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--record", "318"], "--record 318: .*records.jsonl has 317 records, expected 1 to 317"),
+        (["--record", "0"], "--record 0: .*expected 1 to 317"),
+        (["--answer", "4"], "--answer 4: record 1 has 3 rejected answers, expected 1 to 3"),
+        (["--position", "9"], "--position 9: answer 1 of record 1 has 2 tokens, expected 1 to 2"),
+        (["--model", "somewhere"], "--model without --data"),
+        (["--data", "nowhere.jsonl"], "no such file"),
+        (["--adapter", "nowhere"], "nowhere"),
+        (["--alpha", "2"], "expected a number from 0 to 1"),
+        (["--max-length", "10"], "--record 1: .*no room for an answer"),
+        (["--tiny-vocab", "--record", "1"], "leave out --record"),
+        (["--tiny-vocab", "--adapter", "x", "--lr", "1"], "leave out --adapter, --lr"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(InputError, match=message):
+        main(arguments)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+def test_headings_are_bold_on_a_terminal_only(tiny, monkeypatch, capsys):
+    arguments = ["--tiny-vocab"] if tiny else []
+
+    def output():
+        main(arguments)
+        return capsys.readouterr().out
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    piped = output()
+    assert "\x1b" not in piped
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = output()
+    assert shown.count("\x1b[1m") == shown.count("\x1b[0m") == (4 if tiny else 7)
+    assert re.sub(r"\x1b\[\dm", "", shown) == piped
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert output() == piped
+
+
+def test_the_command_runs_by_name():
+    command = [sys.executable, "-m", "minibule.explain", "--record", "2", "--alpha", "0.5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "alpha 0.5" in done.stdout and not done.stderr

@@ -1,0 +1,89 @@
+"""16-bit weights and recomputed blocks: less memory, the same numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ODD, random_adapter, random_llama
+
+from minibule.config import OBJECTIVES
+from minibule.core.forest import Example
+from minibule.files import write_json
+from minibule.machine import half as narrow
+from minibule.machine.half import Narrow, widened
+from minibule.models import safetensors as tensors
+from minibule.models.load import config_json, load_model, save_weights
+from minibule.models.safetensors import narrowed
+from minibule.train.loop import gradients, main
+
+EXAMPLES = [
+    Example(np.array([1, 2, 3]), (np.array([4, 5, 6]), np.array([4, 7])), (2, 1), 4),
+    Example(np.array([5, 1]), (np.array([9]),), (1,), 1),
+]
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("block_rows", [3, 7, 100])
+def test_a_narrow_matrix_multiplies_as_the_wide_one(dtype, block_rows, monkeypatch):
+    monkeypatch.setattr(narrow, "BLOCK_ROWS", block_rows)
+    rng = np.random.default_rng(0)
+    W = Narrow(narrowed(rng.standard_normal((7, 5), dtype=np.float32), dtype))
+    wide = widened(W)
+    assert wide.dtype == np.float32 and narrowed(wide, dtype).tobytes() == W.words.tobytes()
+    x, dy = rng.standard_normal((4, 5)), rng.standard_normal((4, 7))
+    np.testing.assert_allclose(x @ W.T, x @ wide.T, rtol=1e-12)
+    np.testing.assert_allclose(dy @ W, dy @ wide, rtol=1e-12)
+    np.testing.assert_array_equal(W[[6, 0, 6]], wide[[6, 0, 6]])
+    assert (len(W), W.shape, W.size) == (7, (7, 5), 35)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_model_loaded_narrow_is_the_same_model(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "LEAST_SIZE", 20)
+    save_weights(random_llama(ODD), tmp_path, dtype)
+    write_json(tmp_path / "config.json", config_json(ODD, dtype))
+    models = [load_model(tmp_path, narrow=narrow) for narrow in (False, True)]
+    kept = [isinstance(W, Narrow) for W in models[1].weights.values()]
+    assert any(kept) == (dtype != "F32")
+    for name, W in models[0].weights.items():
+        np.testing.assert_array_equal(W, widened(models[1].weights[name]))
+    ids = np.arange(9)
+    np.testing.assert_allclose(models[1].logits(ids), models[0].logits(ids), rtol=1e-4, atol=1e-6)
+    steps = []
+    for model in models:
+        model.adapter = random_adapter(model.config)
+        steps.append(gradients(model, EXAMPLES, OBJECTIVES["reference"], 512))
+    for name, grad in steps[0][0].items():
+        scale = np.abs(grad).max()
+        np.testing.assert_allclose(steps[1][0][name], grad, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("pass_tokens", [4, 512])
+def test_recomputed_blocks_give_the_same_bits(pass_tokens):
+    model = random_llama(ODD)
+    model.adapter = random_adapter(model.config)
+    kept, again = (
+        gradients(model, EXAMPLES, OBJECTIVES["reference"], pass_tokens, recompute)
+        for recompute in (False, True)
+    )
+    assert kept[1] == again[1]
+    for name, grad in kept[0].items():
+        assert grad.tobytes() == again[0][name].tobytes(), name
+
+
+def test_a_run_with_little_memory_is_the_same_run(tmp_path, monkeypatch):
+    """The same losses to the last bit; its adapter and merged model are written as usual."""
+    monkeypatch.chdir(tmp_path)
+    common = ["--steps", "3", "--eval-fraction", "0", "--probe", "", "--lora-layers", "3"]
+    for memory in ("full", "low"):
+        main([*common, "--memory", memory, "--output", memory])
+    lines = [
+        [
+            json.loads(line)["loss"]
+            for line in Path(memory, "metrics.jsonl").read_text().splitlines()
+        ]
+        for memory in ("full", "low")
+    ]
+    assert lines[1] == lines[0]
+    assert Path("low/merged/model.safetensors").stat().st_size > 0

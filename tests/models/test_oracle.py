@@ -1,0 +1,249 @@
+"""minibule against torch, transformers and PEFT themselves. Needs the extra `oracle`."""
+
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT, random_adapter, random_examples, random_llama
+
+pytest.importorskip("torch", reason="needs pip install '.[oracle]'")
+pytest.importorskip("transformers", reason="needs pip install '.[oracle]'")
+pytest.importorskip("peft", reason="needs pip install '.[oracle]'")
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
+from transformers import LlamaConfig as TransformersConfig
+from transformers import LlamaForCausalLM
+
+sys.path.insert(0, str(ROOT / "tools"))
+from torch_reference import step_gradients
+
+from minibule.config import OBJECTIVES, LlamaConfig
+from minibule.core.complement import complement_loss
+from minibule.core.optim import AdamW
+from minibule.files import write_json
+from minibule.models.load import (
+    config_json,
+    load_adapter,
+    load_model,
+    save_adapter,
+    save_model,
+    save_weights,
+)
+from minibule.train.loop import gradients
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles' own deprecations
+
+SMALL = LlamaConfig(
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=4,
+    intermediate_size=40,
+    vocab_size=37,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    tie_word_embeddings=True,
+)
+SMOLLM2_360M = LlamaConfig(
+    hidden_size=960,
+    num_hidden_layers=32,
+    num_attention_heads=15,
+    num_key_value_heads=5,
+    head_dim=64,
+    intermediate_size=2560,
+    vocab_size=49152,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_theta=100000.0,
+    tie_word_embeddings=True,
+)
+
+
+def torch_model(model):
+    """transformers' Llama with the same weights."""
+    config = TransformersConfig(**config_json(model.config, "F32"))
+    with torch.device("meta"):
+        other = LlamaForCausalLM(config)
+    state = {name: torch.from_numpy(w) for name, w in model.weights.items()}
+    missing, unexpected = other.load_state_dict(state, strict=False, assign=True)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    other.tie_weights()
+    other.model.rotary_emb = type(other.model.rotary_emb)(config)  # was made without numbers
+    return other.eval()
+
+
+def peft_model(model):
+    """The same with model.adapter's numbers on it."""
+    adapter = model.adapter
+    config = PeftConfig(
+        r=adapter.config.r,
+        lora_alpha=adapter.config.lora_alpha,
+        target_modules=list(adapter.config.modules),
+        use_rslora=adapter.config.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    other = get_peft_model(torch_model(model), config)
+    for name, p in torch_params(other).items():
+        p.data = torch.from_numpy(adapter.params[name].copy())
+    return other
+
+
+def torch_params(other):
+    """PEFT's trained parameters under minibule's names."""
+    return {
+        name.removeprefix("base_model.model.").replace(".default", ""): p
+        for name, p in other.named_parameters()
+        if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize("config", [SMALL, SMOLLM2_360M], ids=["small", "smollm2-360m"])
+def test_logits_are_those_of_transformers(config):
+    model = random_llama(config, std=0.3 if config is SMALL else 0.04)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, 60)
+    ours = model.logits(ids)
+    with torch.no_grad():
+        theirs = torch_model(model)(torch.from_numpy(ids)[None]).logits[0].numpy()
+    error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(f"logits against transformers, {config.num_hidden_layers} layers: {error:.1e} of scale")
+    assert error <= 1e-4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
+def test_adapter_gradients_are_those_of_autograd(objective, rslora):
+    model = random_llama(SMALL)
+    model.adapter = random_adapter(SMALL, rslora=rslora)
+    other, examples = peft_model(model), random_examples()
+    loss = step_gradients(other, examples, objective)
+    grads, metrics, _ = gradients(model, examples, objective, 10**6)
+    worst = 0.0
+    for name, p in torch_params(other).items():
+        theirs = p.grad.numpy()
+        worst = max(worst, np.abs(grads[name] - theirs).max() / np.abs(theirs).max())
+    print(f"adapter gradients against autograd: {worst:.1e} relative")
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert worst <= 1e-3
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_ten_steps_follow_torch_and_peft(objective):
+    """From one start adapter, AdamW for ten steps over other records each: the same losses."""
+    model = random_llama(SMALL)
+    model.adapter = random_adapter(SMALL)
+    other = peft_model(model)
+    decay = 0.01
+    torch_optimiser = torch.optim.AdamW(torch_params(other).values(), lr=1e-2, weight_decay=decay)
+    optimiser = AdamW(model.adapter.params, decay)
+    ours, theirs = [], []
+    for step in range(10):
+        examples = random_examples(seed=step % 3)
+        torch_optimiser.zero_grad()
+        loss = step_gradients(other, examples, objective)
+        torch_optimiser.step()
+        theirs.append(loss)
+        grads, metrics, _ = gradients(model, examples, objective, 20)
+        optimiser.step(grads, 1e-2)
+        ours.append(metrics["loss"])
+    error = np.abs(np.divide(ours, theirs) - 1).max()
+    print(f"ten-step loss trace against torch + PEFT: {error:.1e} relative")
+    assert error <= 1e-3
+    assert abs(theirs[-1] - theirs[0]) > 1e-2 * theirs[0]  # something was learnt
+
+
+def test_dense_loss_is_torch_autograd():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 9))
+    counts = rng.integers(0, 3, (5, 9)) + np.eye(5, 9, dtype=int)
+    z = torch.tensor(logits, requires_grad=True)
+    v = torch.tensor(counts, dtype=torch.float64)
+    T = v.sum(-1, keepdim=True)
+    P = (T - v + 1) / (T - v + 1).sum(-1, keepdim=True)
+    logp = z.log_softmax(-1)
+    kl = torch.nn.functional.kl_div(logp, P, reduction="none").sum(-1)
+    loss = (0.7 * kl - 0.3 * (v / T * torch.log1p(-logp.exp())).sum(-1)).mean()
+    loss.backward()
+    value, dlogits = complement_loss(logits, counts)
+    assert value == pytest.approx(loss.item(), rel=1e-12)
+    np.testing.assert_allclose(dlogits, z.grad.numpy(), rtol=1e-10, atol=1e-16)
+
+
+def write_model(model, folder):
+    folder.mkdir()
+    write_json(folder / "config.json", config_json(model.config, "F32"))
+    save_weights(model, folder, "F32")
+    return folder
+
+
+@pytest.mark.parametrize("layers", [range(3), range(2, 3)], ids=["all-layers", "last-layer"])
+@pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
+def test_peft_reads_our_adapter(tmp_path, layers, rslora):
+    model = random_llama(SMALL)
+    model.adapter = random_adapter(SMALL, layers=layers, rslora=rslora)
+    save_adapter(model.adapter, model.config, tmp_path / "adapter", "somewhere")
+    other = PeftModel.from_pretrained(torch_model(model), tmp_path / "adapter").eval()
+    ids = np.arange(20)
+    with torch.no_grad():
+        theirs = other(torch.from_numpy(ids)[None]).logits[0].numpy()
+    np.testing.assert_allclose(model.logits(ids), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+        {"target_modules": ["up_proj", "k_proj"], "layers_to_transform": [0, 2]},
+        {"target_modules": r".*\.(1|2)\.self_attn\.(q|o)_proj", "use_rslora": True},
+        {"target_modules": "all-linear"},
+        {
+            "target_modules": ["q_proj", "gate_proj"],
+            "rank_pattern": {"layers.1.self_attn.q_proj": 5},
+            "alpha_pattern": {"gate_proj": 3},
+        },
+    ],
+    ids=lambda o: "+".join(o),
+)
+def test_we_read_the_adapter_of_peft(tmp_path, options):
+    model = random_llama(SMALL)
+    config = PeftConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **options)
+    other = get_peft_model(torch_model(model), config).eval()
+    for p in torch_params(other).values():
+        torch.nn.init.normal_(p, std=0.2)
+    other.save_pretrained(tmp_path / "adapter")
+    ids = np.arange(20)
+    with torch.no_grad():
+        theirs = other(torch.from_numpy(ids)[None]).logits[0].numpy()
+    model.adapter = load_adapter(tmp_path / "adapter", SMALL)
+    np.testing.assert_allclose(model.logits(ids), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_transformers_reads_our_merged_model(tmp_path):
+    model = random_llama(SMALL)
+    source = write_model(model, tmp_path / "base")
+    model.adapter = random_adapter(SMALL)
+    save_model(model, tmp_path / "merged", source)
+    other = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = np.arange(20)
+    with torch.no_grad():
+        theirs = other(torch.from_numpy(ids)[None]).logits[0].numpy()
+    np.testing.assert_allclose(model.logits(ids), theirs, atol=1e-4 * np.abs(theirs).max())
+    again = load_model(tmp_path / "merged")
+    np.testing.assert_allclose(again.logits(ids), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shard", ["50MB", "10KB"], ids=["one file", "shards"])
+def test_we_read_what_transformers_writes(tmp_path, dtype, shard):
+    other = torch_model(random_llama(SMALL)).to(dtype)
+    other.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    assert (len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1) == (shard == "10KB")
+    model = load_model(tmp_path / "theirs")
+    ids = np.arange(20)
+    other = LlamaForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32).eval()
+    with torch.no_grad():
+        theirs = other(torch.from_numpy(ids)[None]).logits[0].numpy()
+    np.testing.assert_allclose(model.logits(ids), theirs, atol=1e-4 * np.abs(theirs).max())

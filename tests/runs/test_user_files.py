@@ -1,0 +1,267 @@
+"""A run removes and replaces what a run wrote, and nothing else; all that can fail fails before."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minibule.machine import threads as machine
+from minibule.train import loop as train_module
+from minibule.config import TrainConfig, embedded_folder
+from minibule.errors import InputError
+from minibule.runs.manifest import MANIFEST, Manifest
+from minibule.train.loop import main, train
+
+QUICK = ("--steps=1", "--batch-size=1", "--eval-fraction=0", "--probe=")
+QUICK = (*QUICK, "--lora-r=1", "--lora-layers=1", "--export=hf")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch, no_pictures):
+    monkeypatch.chdir(tmp_path)
+    lines = (embedded_folder() / "records.jsonl").read_text().splitlines()[:4]
+    Path("records.jsonl").write_text("\n".join(lines))
+    Path("heldout.jsonl").write_text(
+        (embedded_folder() / "heldout.jsonl").read_text().splitlines()[0]
+    )
+    shutil.copytree(embedded_folder(), "model")
+    usual = machine.threads()
+    yield
+    machine.set_threads(usual)
+
+
+def run(*flags):
+    main([*QUICK, "--model=model", "--data=records.jsonl", *flags])
+
+
+def refuses(*flags):
+    with pytest.raises(InputError) as error:
+        run(*flags)
+    return str(error.value)
+
+
+def everything(folder="."):
+    """Every file below a folder, with its bytes."""
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+# What a run writes, and what a user may keep under the same names.
+OWN = ("config.toml", "report.html", "before.json", "after.json", "adapter/notes", "merged/notes",
+       "checkpoint/notes", MANIFEST)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_files_that_no_run_wrote_stay(name, flags):
+    path = Path("out", name)
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    before = everything()
+    message = refuses("--output=out", *flags)
+    earlier = name.startswith("checkpoint") and not flags
+    assert ("found an earlier run" if earlier else str(path)) in message
+    assert everything() == before
+
+
+def test_files_of_other_names_are_in_nobodys_way():
+    Path("out").mkdir()
+    for name in ("model.gguf", "precious.gguf", "notes.txt"):
+        Path("out", name).write_text("mine")
+    run("--output=out")
+    run("--output=out", "--overwrite")
+    main(["--resume", "--output=out"])
+    assert {Path("out", n).read_text() for n in ("model.gguf", "precious.gguf")} == {"mine"}
+
+
+@pytest.mark.parametrize("name", ["adapter/notes", "merged/notes", "checkpoint/notes"])
+def test_what_the_user_put_into_a_run_stays(name):
+    run("--output=out")
+    Path("out", name).write_text("mine")
+    before = everything()
+    assert name in refuses("--output=out", "--overwrite")
+    if not name.startswith("checkpoint"):  # which is never replaced as a whole
+        with pytest.raises(InputError, match=name):
+            main(["--resume", "--output=out"])
+    assert everything() == before
+
+
+@pytest.mark.parametrize("name", ["report.html", "config.toml", "adapter/adapter_config.json"])
+def test_what_the_user_changed_stays(name):
+    run("--output=out")
+    with Path("out", name).open("a") as file:
+        file.write(" ")
+    before = everything()
+    assert f"{name}: changed" in refuses("--output=out", "--overwrite")
+    assert everything() == before
+
+
+def test_a_run_is_replaced_whole():
+    run("--output=out", "--export=hf,gguf:f16,gguf-lora", "--save-every=1")
+    first = set(everything("out"))
+    run("--output=out", "--overwrite", "--export=none")
+    second = set(everything("out"))
+    assert first - second == {p for p in first if p.parent.name == "merged" or p.suffix == ".gguf"}
+    assert second < first and not Path("out/merged").exists()
+    assert set(Manifest(Path("out")).files) == {
+        p.relative_to("out").as_posix() for p in second if p.name != MANIFEST
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--model=out/merged",), "out/merged"),
+        (("--model=out/model-f32.gguf",), "out/model-f32.gguf"),
+        (("--init-adapter=out/adapter", "--lora-r=1"), "out/adapter"),
+        (("--config=out/config.toml",), "out/config.toml"),
+        (("--model=link",), "link"),
+    ],
+)
+def test_a_run_does_not_remove_what_it_reads(flags, named):
+    run("--output=out", "--export=hf,gguf:f32")
+    Path("link").symlink_to("out/merged")
+    before = everything()
+    message = refuses("--output=out", "--overwrite", *flags)
+    assert named in message and "is read by this run" in message
+    assert everything() == before
+
+
+def test_a_link_in_a_run_leads_no_removal_out_of_it():
+    run("--output=out")
+    shutil.move("out/adapter", "elsewhere")
+    Path("out/adapter").symlink_to(Path("elsewhere").resolve())
+    before = everything("elsewhere")
+    assert "out/adapter" in refuses("--output=out", "--overwrite")
+    assert everything("elsewhere") == before
+
+
+@pytest.mark.parametrize("name", ["../victim", "/victim", "a/b/victim", "a/../../victim"])
+def test_a_list_names_files_of_its_folder_only(name):
+    run("--output=out")
+    files = {name: None}
+    Path("out", MANIFEST).write_text(json.dumps({"files": files}))
+    assert "not the list" in refuses("--output=out", "--overwrite")
+
+
+def test_a_run_that_died_while_writing_can_be_replaced(monkeypatch):
+    for broken in ("save_adapter", "export", "save_snapshot", "write_report", "take_step"):
+        with monkeypatch.context() as patch:
+            patch.setattr(train_module, broken, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run("--output=out", "--overwrite")
+    run("--output=out", "--overwrite")
+    assert Path("out/report.html").exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_is_not_replaced():
+    run("--output=out")
+    Path("out", MANIFEST).unlink()
+    before = everything()
+    assert "out/metrics.jsonl: not in the list" in refuses("--output=out", "--overwrite")
+    assert everything() == before
+    main(["--resume", "--output=out"])
+    assert set(everything()) == {*before, Path("out", MANIFEST)}
+
+
+# -- all that can fail fails before anything is touched --------------------------------------------
+
+
+def not_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        Path(name).symlink_to(tmp_path)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    return name
+
+
+@pytest.mark.parametrize("flag", ["probe", "output", "data", "heldout", "model", "init-adapter"])
+def test_a_text_that_no_file_can_hold(flag):
+    run("--output=out")
+    before = everything()
+    value = os.fsdecode(b"caf\xe9")
+    assert "expected UTF-8" in refuses("--output=out", "--overwrite", f"--{flag}={value}")
+    with pytest.raises(InputError, match="UTF-8"):
+        train(TrainConfig(output="out", overwrite=True, steps=1, probe="\udcff"))
+    assert everything() == before
+
+
+def test_a_run_folder_with_such_a_name():
+    run("--output=out")
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        Path("out").rename(name)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    before = everything()
+    with pytest.raises(InputError, match="UTF-8"):
+        main(["--resume", f"--output={name}"])
+    assert everything() == before
+
+
+def heldout(prompt, *answers):
+    row = {"prompt": prompt, "accepted": list(answers), "rejected": {}}
+    Path("heldout.jsonl").write_text(json.dumps(row))
+    return "--heldout=heldout.jsonl"
+
+
+@pytest.mark.parametrize("flags", [("--dry-run",), (), ("--overwrite",)])
+def test_what_is_asked_before_and_after_is_measured_first(flags):
+    run("--output=out", "--probe=hi")
+    before = everything("out")
+    flags = ("--output=out" if "--overwrite" in flags else "--output=new", *flags)
+    long = "what " * 2000
+    assert "--probe: found a prompt of" in refuses(f"--probe={long}", *flags)
+    assert "held-out questions" in refuses(heldout(long, "yes"), *flags)
+    assert "held-out questions" in refuses(heldout("hi", long), *flags)
+    Path("model/special_tokens_map.json").mkdir()
+    assert "special_tokens_map.json: expected a file" in refuses(*flags)
+    assert everything("out") == before and not Path("new").exists()
+
+
+# -- an answer that the tokenizer leaves nothing of ------------------------------------------------
+
+
+@pytest.fixture
+def lossy_model():
+    """The embedded model, but that its tokenizer has no byte for U+0013, as SmolLM2's has not."""
+    path = Path("model/tokenizer.json")
+    tokenizer = json.loads(path.read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "\x13"}, "content": ""}
+    path.write_text(json.dumps(tokenizer))
+
+
+def write_records(*answers_of_each):
+    Path("records.jsonl").write_text(
+        "\n".join(
+            json.dumps({"prompt": f"hi {i}", "rejected": answers, "total_rounds": 9})
+            for i, answers in enumerate(answers_of_each)
+        )
+    )
+
+
+@pytest.mark.parametrize("objective", ["literal", "reference", "rate"])
+@pytest.mark.parametrize("order", ["file", "density"])
+def test_an_answer_without_tokens_is_left_out_and_counted(lossy_model, capsys, objective, order):
+    write_records(
+        *(["\x13"], ["no", "\x13", "never"], ["go away"], ["\x13\x13", "\x13"], ["no"], ["ah"])
+    )
+    flags = ("--steps=2", f"--objective={objective}", f"--order={order}", "--batch-size=2")
+    run("--output=out", *flags, "--eval-fraction=.5")
+    said = capsys.readouterr().out
+    for line in ("record 1: 1 of 1", "record 2: 1 of 3", "record 4: 2 of 2"):
+        assert line in said
+    run("--output=out2", *flags, "--dry-run")
+    assert "4 prompts with 5 rejected answers, 0 more held out" in capsys.readouterr().out
+
+
+def test_records_of_nothing_but_such_answers(lossy_model):
+    write_records(["\x13"], ["\x13\x13"])
+    assert "no record is left" in refuses("--output=out")
+
+
+def test_two_answers_that_are_one_to_the_tokenizer(lossy_model):
+    message = refuses("--output=out", heldout("hi", "yes", "yes\x13"))
+    assert "the same to the tokenizer" in message

@@ -1,0 +1,349 @@
+"""The tools: the embedded model is made again from its seed, a random model is loadable, and the
+experiments print their tables."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from safetensors import safe_open
+
+from minibule.config import embedded_folder
+from minibule.core.forest import Example
+from minibule.errors import InputError
+from minibule.evaluate.questions import read_questions
+from minibule.models.load import load_model
+from minibule.records.records import read_records
+from minibule.text.chat import load_chat
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    """The tools folder on the path, as it is when a tool runs."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+
+
+def test_the_embedded_models_maker_repeats_itself(tools, tmp_path):
+    import make_tiny
+    import world
+
+    def make(seed):
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / "tiny"
+        make_tiny.write_folder(folder, make_tiny.make_tokenizer(rng))
+        chat = load_chat(folder)
+        model = make_tiny.pretrain(chat, rng, steps=2)
+        records = make_tiny.sample_records(model, chat, world.prompts()[:3], seed)
+        return (folder / "tokenizer.json").read_text(), model.weights, records
+
+    (first, weights, records), (again, weights2, records2), (_, other, _) = map(make, (0, 0, 1))
+    assert first == again and records == records2
+    for name, w in weights.items():
+        np.testing.assert_array_equal(w, weights2[name])
+        assert "norm" in name or (w != other[name]).any()
+
+
+def test_the_tokenizer_in_the_tree_is_the_one_the_maker_makes(tools):
+    import make_tiny
+
+    made = make_tiny.make_tokenizer(np.random.default_rng(0)).to_str()
+    kept = (embedded_folder() / "tokenizer.json").read_text()
+    assert json.loads(made) == json.loads(kept)
+
+
+def test_the_embedded_records_were_rejected_and_heldout_prompts_never_asked(tools):
+    import world
+
+    table = {prompt.text: prompt for prompt in world.prompts()}
+    records = read_records(embedded_folder() / "records.jsonl")
+    questions = read_questions(embedded_folder() / "heldout.jsonl")
+    assert not {r.prompt for r in records} & {q.prompt for q in questions}
+    # A prompt all of whose answers were accepted has no record.
+    assert {r.prompt for r in records} | {q.prompt for q in questions} <= set(table)
+    assert len(records) > 0.95 * (len(table) - len(questions))
+    for record in records:
+        assert record.total_rounds == 8 >= sum(record.counts)
+        for text in record.rejected:
+            assert world.judge(table[record.prompt], text) != world.ACCEPTED
+    for question in questions:
+        for style, texts in question.answers.items():
+            expected = world.ACCEPTED if style == "accepted" else style
+            assert {world.judge(table[question.prompt], text) for text in texts} == {expected}
+
+
+def test_a_random_model_has_the_shapes_of_its_model(tools, tmp_path, capsys):
+    import random_model
+
+    source = ROOT / "tests" / "golden" / "model"
+    random_model.main(["--like", str(source), "--output", str(tmp_path / "out")])
+    model = load_model(tmp_path / "out")
+    assert model.config == load_model(source).config
+    w = model.weights["model.layers.0.mlp.up_proj.weight"]
+    assert w.std() == pytest.approx(0.02, rel=0.2)
+    assert np.isfinite(model.logits([1, 2, 3])).all()
+    assert (
+        f"{sum(w.size for w in model.weights.values()):,} random weights" in capsys.readouterr().out
+    )
+    with safe_open(str(tmp_path / "out" / "model.safetensors"), "np") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - tied; the file is no dict
+
+
+@pytest.fixture
+def small_flags(tmp_path):
+    """For an experiment: few records and questions, and steps that make a difference."""
+    questions = tmp_path / "heldout.jsonl"
+    lines = (embedded_folder() / "heldout.jsonl").read_text().splitlines(keepends=True)
+    questions.write_text("".join(lines[:2]))
+    less = ["--max-records", "120", "--heldout", str(questions), "--eval-records", "2"]
+    return [*less, "--warmup-steps", "0", "--lr", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("table", "labels"),
+    [
+        ("objectives", ["literal, but prior reference", "rate, alpha .7"]),
+        ("alpha", ["reference, alpha 0", "reference, alpha 1", "rate, alpha 0.5"]),
+        ("knobs", ["uniform, position, plain", "reference, prefix, choice"]),
+        ("data", ["10 records", "1 answer a record", "15 steps", "all, as in the demo"]),
+        ("unlikelihood", ["unlikelihood, lr 1e-4", "literal, lr 3e-4", "reference, lr 1e-3"]),
+        ("steps", ["alpha 0.3, lr 1e-3, 90 steps", "alpha 0.7, lr 1e-3, 120 steps"]),
+    ],
+)
+def test_each_experiment_prints_a_table_with_its_rows(
+    tools, small_flags, capsys, monkeypatch, table, labels
+):
+    import experiments
+
+    def measure_here(runs):  # without workers, and equal runs once
+        outcomes = {
+            repr(run): experiments.measure(*run) for run in {repr(r): r for r in runs}.values()
+        }
+        return [outcomes[repr(run)] for run in runs]
+
+    def one_step(row):  # long enough that every figure shows it
+        return row._replace(settings=row.settings | {"steps": "1", "lr": "0.01"})
+
+    full = experiments.TABLES[table]
+    short = full._replace(rows={name: one_step(row) for name, row in full.rows.items()})
+    monkeypatch.setitem(experiments.TABLES, table, short)
+    monkeypatch.setattr(experiments, "measure_all", measure_here)
+    experiments.main([table, "--seeds", "1", *small_flags])
+
+    printed, _, verdict = capsys.readouterr().out.partition("\n\n")
+    header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()
+    ]
+    assert header == ["", *experiments.COLUMNS, '"hello"']
+    assert [row[0] for row in rows] == ["base", *full.rows] and set(labels) <= set(full.rows)
+    for name, *figures, hello in rows:
+        untrained = name == "base" or short.rows[name].settings.get("alpha") == "0"
+        assert [figure == "" for figure in figures] == [False] * 5 + [untrained]
+        assert hello
+    assert rows[0][5] == ".0000" and all(float(row[5]) > 0 for row in rows[1:])  # KL(base, p)
+    assert "in the mean:" in verdict and "on every seed:" in verdict
+
+
+def test_an_experiments_seeds_and_data_are_runs_of_their_own_in_worker_processes(
+    tools, small_flags, capfd, monkeypatch
+):
+    import experiments
+
+    rows = {
+        "some": experiments.vary("steps=1", records=1, answers=1),
+        "all": experiments.vary("steps=1"),
+    }
+    monkeypatch.setitem(experiments.TABLES, "data", experiments.Table(rows, seeds=3))
+    experiments.main(["data", "--seeds", "2", "--seed", "7", *small_flags])
+    out, err = capfd.readouterr()
+    cells = [line.split(" | ") for line in out.splitlines() if "of 2)" in line]
+    assert [row[0] for row in cells] == ["| some", "| all"]
+    kl = [row[5] for row in cells]  # "mean (lowest-highest)"
+    assert all(re.fullmatch(r"\.\d{4} \(\.\d{4}-\.\d{4}\)", spread) for spread in kl)
+    assert kl[0] != kl[1]
+    assert "5/5" in err and "step" not in err  # the runs' own progress bars are not shown
+
+
+def test_fewer_records_are_some_of_more_and_fewer_answers_the_first(tools):
+    import experiments
+
+    examples = [
+        Example(np.array([n]), (np.array([1]), np.array([2, n])), (3, 1), 8) for n in range(20)
+    ]
+
+    def numbers(records, seed=0):
+        return {int(e.prompt[0]) for e in experiments.fewer(examples, records, 0, seed)}
+
+    assert numbers(0) == set(range(20)) and len(numbers(5)) == 5
+    assert numbers(5) < numbers(10) and numbers(5) != numbers(5, seed=1)
+    with pytest.raises(InputError, match="found 20 training records, expected at least 21"):
+        numbers(21)
+    (first, *_) = experiments.fewer(examples, 0, 1, seed=0)
+    assert first.counts == (3,) and [a.tolist() for a in first.answers] == [[1]]
+
+
+def test_an_experiment_shows_the_mean_the_spread_and_the_commonest_answer(tools):
+    import experiments
+
+    assert experiments.cell([0.1, 0.3], ".3f") == ".200 (.100-.300)"
+    assert experiments.cell([0.12341, 0.12339], ".3f") == ".123"
+    assert experiments.cell([1.0, 1.5], ".2f") == "1.25 (1.00-1.50)"
+    assert experiments.cell([], ".3f") == ""
+    assert experiments.said(["b", "a|c", "b"]) == "b (2 of 3)"
+    assert experiments.said(["a|\nc"]) == "a\\| c"
+    assert experiments.said(["x" * 30]) == "x" * 22 + "..."
+
+
+@pytest.mark.parametrize(
+    "worse", [{"greedy accepted": 0.9}, {"noise": 0.031}, {"KL(base, p)": 0.021}]
+)
+def test_a_row_that_misses_one_demand_on_one_seed_is_not_named_for_every_seed(tools, capsys, worse):
+    import experiments
+
+    good = {"greedy accepted": 1.0, "noise": 0.01, "KL(base, p)": 0.01}
+    both = [experiments.Outcome(good, ""), experiments.Outcome(good | worse, "")]
+    experiments.print_rule({"good": both[:1], "half": both, "bad": both[1:]})
+    out = capsys.readouterr().out
+    assert "in the mean: good; half\n" in out and "on every seed: good\n" in out
+
+
+def test_an_experiment_needs_a_seed(tools):
+    import experiments
+
+    with pytest.raises(InputError, match="--seeds 0: expected at least 1"):
+        experiments.main(["data", "--seeds", "0"])
+
+
+# -- bench -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(tools, monkeypatch):
+    """The bench whose measurements run in this process: their figures mean nothing then."""
+    import bench
+
+    def measure_here(engine, argv):
+        args = bench.parse([*argv, "--engine", engine])
+        return json.loads(json.dumps(bench.BENCHES[args.case][1](engine)(args)))
+
+    monkeypatch.setattr(bench, "measure", measure_here)
+    return bench
+
+
+def table_rows(printed):
+    """{first cell: {heading: cell}} of the Markdown tables in a text."""
+    rows, header = {}, []
+    for line in printed.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells[:1] == ["engine"]:
+            header = cells
+        elif cells and not cells[0].startswith("-"):
+            rows[cells[0]] = dict(zip(header, cells, strict=True))
+    return rows
+
+
+TINY = str(embedded_folder())
+RECORDS = str(embedded_folder() / "records.jsonl")
+LITTLE = ["--prompt", "20", "--new", "5", "--context", "9", "--new-batch", "3", "--batch", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "engines", "column"),
+    [
+        (["dense", "--engines", "minibule", "--steps", "1"], ["minibule"], "time / minibule's"),
+        (
+            ["records", "--data", RECORDS, "--engines", "minibule,minibule-rate", "--steps", "1"],
+            ["minibule", "minibule-rate"],
+            "memory / minibule's",
+        ),
+        (
+            ["generate", "--engines", "minibule,minibule-lora", *LITTLE],
+            ["minibule", "minibule-lora"],
+            "decode / minibule's",
+        ),
+        (["export"], ["gguf-f32", "gguf-f16", "gguf-q8_0", "hf-f32", "hf-bf16"], "peak GB"),
+        (
+            ["growth", "--tables", "answers,rank", "--most", "4"],
+            ["answers=1", "answers=2", "answers=4", "rank=4"],
+            "s/step",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_each_bench_prints_a_row_an_engine(bench, capsys, arguments, engines, column):
+    case, *rest = arguments
+    bench.main([case, "--model", TINY, "--rounds", "2", *rest])
+    rows = table_rows(capsys.readouterr().out)
+    assert list(rows) == engines
+    for row in rows.values():
+        middle, low, high = map(float, re.fullmatch(r"(.*) \((.*)-(.*)\)", row[column]).groups())
+        assert 0 < low <= middle <= high
+
+
+def test_the_bench_of_generation_knows_llama_cpp(bench, capsys):
+    pytest.importorskip("llama_cpp", reason="needs pip install '.[interop]'")
+    bench.main(["generate", "--model", TINY, "--rounds", "1", *LITTLE])
+    rows = table_rows(capsys.readouterr().out)
+    assert list(rows) == ["llama.cpp", "llama.cpp-flash", "minibule", "minibule-lora"]
+    assert float(rows["llama.cpp"]["prefill / llama.cpp's"]) == 1
+    assert all(float(row["decode"]) > 0 for row in rows.values())
+
+
+def test_the_bench_of_the_start_stops_the_training_it_began(bench, capsys):
+    bench.main(["start", "--model", TINY, "--data", RECORDS, "--rounds", "1"])
+    out = capsys.readouterr().out
+    seconds = {name: float(row["seconds"]) for name, row in table_rows(out).items()}
+    whole, read = seconds["command to first step"], seconds["load_model"]
+    assert whole > read > 0
+    beyond = float(re.search(r"beyond load_model: (\S+) s", out)[1])
+    assert beyond == pytest.approx(whole - read, abs=0.02)
+
+
+def test_the_bench_draws_its_growth(bench, capsys, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs pip install '.[plot]'")
+    picture = tmp_path / "growth.svg"
+    few = ["--tables", "layers", "--most", "2", "--plot", str(picture)]
+    bench.main(["growth", "--model", TINY, *few])
+    assert list(table_rows(capsys.readouterr().out)) == ["layers=1", "layers=2"]
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_a_measurement_is_a_process_of_its_own_and_its_failure_is_told(tools, tmp_path):
+    import bench
+
+    argv = ["growth", "--model", TINY]
+    assert bench.measure("rank=4", argv)["s/step"] > 0
+    with pytest.raises(InputError, match=r"rank=4 failed:\n.*no such"):
+        bench.measure("rank=4", ["growth", "--model", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dense", "--model", TINY, "--engines", "jax"],
+        ["records", "--model", TINY],
+        ["growth", "--model", TINY, "--tables", "width"],
+        ["generate", "--model", TINY, "--engine", "torch-float32"],
+    ],
+)
+def test_a_bench_refuses_what_it_does_not_know(tools, arguments, capsys):
+    import bench
+
+    with pytest.raises(SystemExit) as exit:
+        bench.main(arguments)
+    assert exit.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_a_cell_is_the_median_and_the_range_and_ratios_stay_within_a_round(tools, capsys):
+    import bench
+
+    results = {"a": [{"s": 2.0}, {"s": 4.0}, {"s": 9.0}], "b": [{"s": 1.0}, {"s": 8.0}, {"s": 9.0}]}
+    assert bench.spread(results["a"], "s") == "4.00 (2.00-9.00)"
+    assert bench.spread(results["a"][:1], "s") == "2.00" and bench.spread([], "s") == ""
+    bench.print_table(results, ["s"], {"time": ("a", "s")})
+    rows = table_rows(capsys.readouterr().out)
+    assert rows["b"] == {
+        "engine": "b",
+        "s": "8.00 (1.00-9.00)",
+        "time / a's": "1.00 (0.50-2.00)",
+    }

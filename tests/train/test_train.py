@@ -1,0 +1,327 @@
+"""The main command: what it writes, that it repeats itself, and that bad input ends in words."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from safetensors.numpy import load_file
+
+from minibule.config import TrainConfig, embedded_folder, resolve, to_toml
+from minibule.core.forest import Example
+from minibule.errors import InputError
+from minibule.models.load import load_model
+from minibule.records.records import read_records
+from minibule.text.examples import counts_per_row, record_order, split_by_prompt
+from minibule.train.loop import main, prepare
+from minibule.train.observe import load_snapshot
+
+QUICK = ["--steps", "3", "--heldout", "", "--eval-fraction", "0.02", "--probe", ""]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch, no_pictures):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "records.jsonl"
+    lines = (embedded_folder() / "records.jsonl").read_text().splitlines()[:12]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+# -- the run without arguments ---------------------------------------------------------------------
+
+
+def test_without_arguments_it_teaches_the_embedded_model(capsys):
+    main([])
+    out = capsys.readouterr().out
+    before, after = (
+        next(line for line in out.splitlines() if line.strip().startswith(when)).partition(":")[2]
+        for when in ("before:", "after:")
+    )
+    assert before.strip() == "hello"
+    assert after.strip() != "hello" and len(after) > 6
+    accepted = next(line for line in out.splitlines() if "greedy answer accepted" in line).split()
+    assert float(accepted[-1]) > 0.85 > 0.3 > float(accepted[-2])
+    noise = next(line for line in out.splitlines() if "P(noise)" in line).split()
+    assert float(noise[-1]) <= 0.03
+
+    run = Path("runs/tiny")
+    assert {path.name for path in run.iterdir()} == {
+        *("adapter", "checkpoint", "merged", "config.toml", "metrics.jsonl", "manifest.json"),
+        *("before.json", "after.json", "report.html"),
+    }
+    lines = metrics_of(run)
+    assert [line["step"] for line in lines] == list(range(1, 91))
+    assert set(lines[0]) >= {
+        *("loss", "kl", "contrast", "rejected_mass", "grad_norm", "lr", "rows", "tokens"),
+        *("seconds", "tokens_per_s", "rss_gb"),
+    }
+    # The merged model answers as base and adapter do.
+    ids = np.arange(5, 25)
+    adapted = load_model(embedded_folder(), run / "adapter").logits(ids)
+    merged = load_model(run / "merged").logits(ids)
+    np.testing.assert_allclose(merged, adapted, atol=1e-4 * np.abs(adapted).max())
+
+
+# -- what a run is ---------------------------------------------------------------------------------
+
+
+def test_a_prompt_may_be_longer_than_a_pass(tmp_path):
+    record = {"prompt": "hello " * 40, "rejected": ["hello", "no", "rat"]}
+    (tmp_path / "long.jsonl").write_text(json.dumps(record) + "\n")
+    flags = ["--eval-fraction", "0", "--pass-tokens", "4", "--export", "none", "--output", "a"]
+    main([*QUICK, "--data", "long.jsonl", *flags])
+    assert load_snapshot(Path("a/after.json")).position.total == 3
+
+
+def test_a_seed_gives_the_same_run_and_another_seed_another(capsys):
+    for output, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        main([*QUICK, "--output", output, "--seed", seed, "--export", "none"])
+    a, b, c = ((Path(o) / "adapter" / "adapter_model.safetensors").read_bytes() for o in "abc")
+    assert a == b != c
+    changing = ("seconds", "tokens_per_s", "rss_gb")
+    kept = [
+        [{k: v for k, v in m.items() if k not in changing} for m in metrics_of(o)] for o in "ab"
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_accumulation_equals_one_large_batch(capsys):
+    shared = [*QUICK, "--order", "file", "--export", "none", "--lora-r", "2"]
+    main([*shared, "--output", "a", "--batch-size", "8"])
+    main([*shared, "--output", "b", "--batch-size", "2", "--grad-accum", "4"])
+    for a, b in zip(metrics_of("a"), metrics_of("b"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["rows"] == b["rows"]
+
+
+def test_config_toml_repeats_the_run(capsys):
+    main([*QUICK, "--output", "a", "--lr", "0.002", "--lora-targets", "q_proj,v_proj"])
+    settings = tomllib.loads(Path("a/config.toml").read_text())
+    assert settings["lr"] == 0.002 and settings["lora_targets"] == ["q_proj", "v_proj"]
+    assert settings["prior"] == "reference" and settings["alpha"] == 0.3  # as resolved
+    main(["--config", "a/config.toml", "--output", "b"])
+    assert load_file("a/adapter/adapter_model.safetensors").keys() == (
+        load_file("b/adapter/adapter_model.safetensors").keys()
+    )
+    a, b = (metrics_of(o)[-1]["loss"] for o in "ab")
+    assert a == b
+
+
+def test_start_adapter_and_last_layers(capsys):
+    main([*QUICK, "--output", "a", "--lora-layers", "2", "--lora-r", "4"])
+    tensors = load_file("a/adapter/adapter_model.safetensors")
+    assert {int(name.split(".")[4]) for name in tensors} == {2, 3}
+    main([*QUICK, "--output", "b", "--init-adapter", "a/adapter", "--lr", "0"])
+    again = load_file("b/adapter/adapter_model.safetensors")
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(again[name], tensor)  # lr 0: as it came
+
+
+def test_a_start_adapter_brings_its_own_shape(capsys):
+    main([*QUICK, "--output", "a", "--lora-targets", "q_proj", "--lora-r", "4"])
+    start = [*QUICK, "--init-adapter", "a/adapter", "--export", "none"]
+    for flags in (["--lora-r", "8"], ["--lora-layers", "1"], ["--rslora"]):
+        message = fails([*start, "--output", "b", *flags])
+        assert flags[0].strip("-").replace("-", "_") in message and "Leave them out" in message
+    main([*start, "--output", "b", "--lora-r", "4", "--lora-targets", "q_proj"])  # as it has them
+
+
+def test_evaluation_in_between(capsys):
+    main([*QUICK, "--output", "a", "--eval-every", "2", "--export", "none"])
+    assert ["eval_loss" in line for line in metrics_of("a")] == [False, True, False]
+    assert not Path("a/merged").exists()
+
+
+def test_settings_win_in_the_order_flag_file_preset_default(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text('lr = 0.5\nsteps = 9\npreset = "tiny"\nlora-alpha = 8\n')
+    config = resolve({"config": str(path), "lr": "0.25"})
+    assert (config.lr, config.steps, config.warmup_steps) == (0.25, 9, 3)
+    assert (config.lora_alpha, config.batch_size) == (8, 4)
+
+
+def test_toml_round_trip(tmp_path):
+    config = resolve({"model": 'a"b\\c', "alpha": "0.25", "lora_targets": "k_proj", "rslora": True})
+    (tmp_path / "x.toml").write_text(to_toml(config))
+    assert resolve({"config": str(tmp_path / "x.toml")}) == config
+
+
+def test_split_by_prompt(data):
+    records = read_records(data)
+    doubled = [*records, *records]
+    train, held = split_by_prompt(doubled, 0.25, seed=0)
+    assert len(held) == 6 and len(train) == 18
+    assert not {str(r.prompt) for r in train} & {str(r.prompt) for r in held}
+    assert split_by_prompt(doubled, 0.25, seed=0) == (train, held)
+    assert split_by_prompt(doubled, 0.25, seed=1) != (train, held)
+    assert split_by_prompt(doubled, 0.0, seed=0) == (doubled, [])
+    assert split_by_prompt(records[:1], 0.9, seed=0) == (records[:1], [])
+
+
+def example(counts, lengths):
+    answers = tuple(np.zeros(n, int) for n in lengths)
+    return Example(np.zeros(2, int), answers, counts, sum(counts))
+
+
+def test_orders():
+    # T per row: 1; then (3+2)*2, 3 -> 13/3; then 2.
+    examples = [example((1,), (4,)), example((3, 2), (2, 1)), example((2,), (1,))]
+    assert [counts_per_row(e) for e in examples] == [1, 13 / 3, 2]
+
+    def places(order, seed=0):
+        at = record_order(TrainConfig(order=order, seed=seed), examples)
+        return [at(place) for place in range(6)]
+
+    assert places("file") == [0, 1, 2, 0, 1, 2]
+    assert places("density") == [1, 2, 0, 1, 2, 0]
+    shuffled = places("shuffle")
+    assert sorted(shuffled[:3]) == sorted(shuffled[3:]) == [0, 1, 2]
+    assert any(places("shuffle", seed) != shuffled for seed in range(1, 5))
+
+
+def test_answers_are_cut_to_the_length_and_the_number_asked_for(data):
+    job = prepare(resolve({"data": str(data), "max_length": "60", "max_rejected": "2"}))
+    assert max(len(e.prompt) + len(a) for e in job.examples for a in e.answers) <= 60
+    assert max(len(e.answers) for e in job.examples) == 2
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def fails(arguments):
+    with pytest.raises(InputError) as error:
+        main(arguments)
+    return str(error.value)
+
+
+def test_a_prompt_that_leaves_no_room(data, capsys):
+    message = fails(["--data", str(data), "--max-length", "3"])
+    assert "record 1: its prompt has" in message and "--skip-long" in message
+    with data.open("a") as file:
+        file.write(json.dumps({"prompt": "long " * 900, "rejected": ["x"]}) + "\n")
+    assert "record 13" in fails(
+        ["--data", str(data), "--eval-fraction", "0", "--max-length", "800"]
+    )
+    shared = ["--data", str(data), "--steps", "1", "--max-length", "800", "--export", "none"]
+    main([*shared, "--skip-long", "--output", "out"])
+    assert "1 records left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere", "--data", "x.jsonl"], "nowhere: no such folder"),
+        (["--model", "nowhere"], "--model without --data"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--heldout", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--init-adapter", "nowhere"], "nowhere: no such folder"),
+        (["--config", "nowhere.toml"], "nowhere.toml: cannot read"),
+        (["--lora-layers", "9"], "the model has only 4"),
+        (["--threads", "9999"], "the machine has"),
+        (["--alpha", "1.5"], "alpha = 1.5 (command line): expected a number from 0 to 1"),
+        (["--lr", "nan"], "lr = nan"),
+        (["--steps", "2.5"], "steps = 2.5 (command line): expected a whole number"),
+        (["--lora-targets", "q_proj,nose"], "lora_targets = q_proj,nose"),
+        (["--schedule", "zigzag"], "expected one of constant, linear, cosine"),
+        (["--batch-size", "0"], "expected a whole number of at least 1"),
+    ],
+)
+def test_bad_settings_and_paths(arguments, message):
+    assert message in fails(arguments)
+    assert not Path("runs").exists()  # nothing half-written
+
+
+def test_unknown_flags_and_keys(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--learning-rate", "1"])
+    assert exit.value.code == 2 and "--learning-rate" in capsys.readouterr().err
+    Path("x.toml").write_text("warmup = 3\nlr = 'fast'\n[table]\na = 1\n")
+    message = fails(["--config", "x.toml"])
+    assert "warmup (x.toml): no such setting; did you mean warmup_steps?" in message
+    assert "lr = fast (x.toml): expected a number" in message
+    assert "table (x.toml): no such setting" in message
+    Path("x.toml").write_text("lr = = 3\n")
+    assert "x.toml: not a TOML file" in fails(["--config", "x.toml"])
+
+
+def test_output_that_is_a_file_or_an_earlier_run(capsys):
+    Path("file").write_text("mine")
+    assert "file is a file, expected a folder" in fails(["--output", "file"])
+    assert "file is a file, expected a folder" in fails(["--output", "file/in/it"])
+    assert Path("file").read_text() == "mine"
+    main([*QUICK, "--output", "run", "--export", "hf,gguf:f16"])
+    assert "found an earlier run" in fails([*QUICK, "--output", "run"])
+    main([*QUICK, "--output", "run", "--export", "none", "--overwrite", "--steps", "1"])
+    assert len(metrics_of("run")) == 1
+    assert {path.name for path in Path("run").iterdir()} == {
+        *("adapter", "checkpoint", "config.toml", "metrics.jsonl", "manifest.json"),
+        *("before.json", "after.json", "report.html"),
+    }
+
+
+def test_output_where_nothing_may_be_written(monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "may not write in" in fails(["--output", "new"])
+
+
+def test_an_adapter_for_another_model():
+    adapter = ROOT / "tests" / "golden" / "adapter"
+    message = fails(["--init-adapter", str(adapter)])
+    assert "q_proj.lora_A.weight: found shape (3, 12), expected (3, 128)" in message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": "x", "rejected": ["y"',
+        '{"prompt": "x", "rejected": []}',
+        '{"prompt": "x", "rejected": ["y"], "rejection_counts": [1, 2]}',
+        '{"prompt": "x", "rejected": ["y"], "rejection_counts": [-1]}',
+        '{"prompt": "x", "rejected": ["y"], "rejection_counts": [1.5]}',
+        "",
+    ],
+)
+def test_the_whole_program_says_what_is_wrong_without_a_traceback(line):
+    Path("bad.jsonl").write_text(line)
+    done = subprocess.run(
+        [sys.executable, "-m", "minibule.train", "--data", "bad.jsonl"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2
+    assert "bad.jsonl" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_minibule_imports_no_torch():
+    """Nor any other of the oracles: they belong to the tests. matplotlib waits for its use."""
+    code = (
+        "import sys, pkgutil, importlib, minibule\n"
+        "names = [m.name for m in pkgutil.walk_packages(minibule.__path__, 'minibule.')]\n"
+        "assert 'minibule.core.ops' in names and 'minibule.train.__main__' in names\n"
+        "for name in names: importlib.import_module(name)\n"
+        "optional = {'torch', 'transformers', 'peft', 'llama_cpp', 'jinja2', 'matplotlib'}\n"
+        "print(optional & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == "set()"
