@@ -17,27 +17,22 @@ Commands, each with `--help`:
     python -m minibule.report     a run as one page: what it learnt, in pictures and tables
     python -m minibule.explain    one gradient worked through with its numbers: begin here
 
-The code is meant to be read, and this is the way through, from rejected answers to a taught model:
+The code is meant to be read, and core/ is the lesson: NumPy alone, each gradient under its forward.
 
-    records, chat, examples   what was rejected, and how often; as text; as token ids
-    forest                    many answers packed into one stream, each prompt in it once
-    ops, lora, llama          what the model computes, and under each forward its backward
-    complement, loss          the objective in the open, and the same at speed
-    optim, job, train         AdamW; all that a run needs; the loop
-    checkpoint, gguf_export   files that PEFT, transformers and llama.cpp load
+    records -> examples -> forest -> llama.forward -> loss -> llama.backward -> optim -> files
 
-A reader in a hurry leaves out the rest, which stands beside that way:
+Begin with core/LESSON.md, or with `python -m minibule.explain --tiny-vocab`. The other folders:
 
-    config, errors, files, machine             every setting; what is said and done when it fails
-    rows, formats, sandbox                     other formats of records, other chat templates
-    run_folder, run_manifest, run_lock         the folder of a run, and what of it is the run's
-    run_state, stopping                        runs that stop, and go on to the same bytes
-    estimate                                   what a run would take: the dry run
-    tensors, gguf_file, gguf_import, export    the formats of models, and the command that writes
-    narrow                                     weights kept in 16 bits
-    generate, heldout, snapshot                the model asked, before and after
-    results, figures, page, course, report     the page of a run
-    worked_row, worked_step, explain           one gradient, with its numbers
+    machine     threads, memory, matrices in 16 bits
+    records     rejection records in: what was rejected, and how often
+    text        messages to text to token ids
+    models      models and adapters on disk: Hugging Face, PEFT, GGUF
+    generate    answers: prefill, sampling, one token at a time
+    evaluate    what a model does with prompts it was not trained on
+    runs        the folder of a run: what is in it, and whose it is
+    train       one run, from its settings to its report
+    report      a run as one page
+    explain     one gradient, worked through with its numbers
 """
 
 import os

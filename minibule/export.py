@@ -6,14 +6,17 @@ python -m minibule.export --model DIR --adapter DIR --format gguf --dtype q8_0 -
 import argparse
 from pathlib import Path
 
-from minibule.config import GGUF_TYPES, embedded_folder
 from minibule.core.llama import Llama
-from minibule.errors import InputError, run
-from minibule.files import writing
+from minibule.errors import InputError
+from minibule.files import embedded_folder, writing
+from minibule.models.chat_files import load_chat
 from minibule.models.gguf_write import export_gguf, export_gguf_lora
-from minibule.models.load import load_model, save_model
+from minibule.models.huggingface import save_model
+from minibule.models.load import load_model
 from minibule.models.safetensors import TORCH_DTYPE
-from minibule.text.chat import Chat, load_chat
+from minibule.program import run
+from minibule.runs.settings import GGUF_TYPES
+from minibule.text.chat import Chat
 
 FORMATS = {
     "gguf": "the merged model, for llama.cpp",

@@ -149,3 +149,10 @@ def _what_is_there(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"{folder} holds {shown or 'nothing'}."
+
+
+def embedded_folder() -> Path:
+    """The model that travels with minibule: in an installed wheel, or in a clone beside it."""
+    package = Path(__file__).parent
+    installed = package / "weights" / "tiny"
+    return installed if installed.exists() else package.parent / "weights" / "tiny"

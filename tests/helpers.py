@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibule.config import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 from minibule.core.forest import Example
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
+from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 
 ROOT = Path(__file__).parent.parent
 

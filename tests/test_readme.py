@@ -12,8 +12,8 @@ import shlex
 import pytest
 from helpers import ROOT
 
-from minibule.config import FIELDS, PRESETS
 from minibule.records.formats import FORMATS, parse_row
+from minibule.runs.settings import FIELDS, PRESETS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)

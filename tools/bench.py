@@ -36,21 +36,26 @@ from typing import Any
 
 import numpy as np
 
-from minibule.config import OBJECTIVES, PROJECTIONS, TrainConfig
 from minibule.core.forest import Example, pack
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
+from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
-from minibule.errors import InputError, run
+from minibule.core.shapes import PROJECTIONS
+from minibule.core.step import gradients
+from minibule.errors import InputError
 from minibule.export import export
-from minibule.generate.decode import Sampling, generate
+from minibule.generate.decode import generate
+from minibule.generate.sampling import Sampling
 from minibule.machine.half import widened
 from minibule.machine.threads import memory_gb, peak_memory_gb
-from minibule.models.load import load_config, load_model
+from minibule.models.chat_files import load_chat
+from minibule.models.huggingface import load_config
+from minibule.models.load import load_model
+from minibule.program import run
 from minibule.records.records import read_records
-from minibule.text.chat import load_chat
+from minibule.runs.settings import TrainConfig
 from minibule.text.examples import tokenize
-from minibule.train.loop import gradients
 
 BATCH = 4
 LR = 1e-4
@@ -74,9 +79,8 @@ def dense_examples(vocab: int) -> list[Example]:
 
 def real_examples(args: argparse.Namespace, context: int) -> list[Example]:
     """The file's first records, up to 3 rejected answers each, 512 tokens at most."""
-    config = TrainConfig(max_rejected=3, max_length=512)
     records = read_records(args.data)[: args.steps * BATCH]
-    return tokenize(records, load_chat(args.model), config, context)
+    return tokenize(records, load_chat(args.model), min(512, context), max_rejected=3)
 
 
 def batches(args: argparse.Namespace, vocab: int, context: int) -> list[list[Example]]:

@@ -18,11 +18,10 @@ from peft import PeftModel
 from torch_reference import step_gradients
 from transformers import LlamaForCausalLM
 
-from minibule.config import resolve
-from minibule.core.optim import learning_rate
-from minibule.errors import run
 from minibule.machine.threads import peak_memory_gb
-from minibule.models.load import save_adapter
+from minibule.models.peft import save_adapter
+from minibule.program import run
+from minibule.runs.settings import resolve
 from minibule.train.setup import prepare
 
 
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step, job.steps)
+            group["lr"] = line["lr"]
         optimiser.step()
         error = abs(line["loss"] / loss - 1)
         worst = max(worst, error)

@@ -31,12 +31,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from minibule.config import TrainConfig, add_arguments, resolve
 from minibule.core.forest import Example
-from minibule.errors import InputError, run
+from minibule.errors import InputError
 from minibule.evaluate.questions import ACCEPTED, NOISE
+from minibule.program import run
+from minibule.runs.settings import TrainConfig, add_arguments, resolve
+from minibule.runs.snapshot import Snapshot
 from minibule.train.loop import run_steps
-from minibule.train.observe import Snapshot, observe
+from minibule.train.observe import observe
 from minibule.train.setup import prepare
 
 

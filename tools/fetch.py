@@ -31,7 +31,8 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-from minibule.errors import InputError, run
+from minibule.errors import InputError
+from minibule.program import run
 
 
 @dataclass(frozen=True)

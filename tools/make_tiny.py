@@ -20,17 +20,20 @@ import world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from minibule.config import LlamaConfig
 from minibule.core import ops
 from minibule.core.forest import Example, pack
 from minibule.core.llama import Llama, backward, forward_batch
-from minibule.core.ops import Array
 from minibule.core.optim import AdamW, clip_gradients
-from minibule.errors import run
+from minibule.core.shapes import LlamaConfig
 from minibule.files import write_json
-from minibule.generate.decode import Sampling, generate
-from minibule.models.load import config_json, load_model, save_weights
-from minibule.text.chat import CHATML, SYSTEM_MESSAGE, Chat, load_chat
+from minibule.generate.decode import generate
+from minibule.generate.sampling import Sampling
+from minibule.machine.matrix import Array
+from minibule.models.chat_files import load_chat
+from minibule.models.huggingface import config_json, save_weights
+from minibule.models.load import load_model
+from minibule.program import run
+from minibule.text.chat import CHATML, SYSTEM_MESSAGE, Chat
 
 CONFIG = LlamaConfig(
     hidden_size=128,

@@ -35,27 +35,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibule.config import (
-    PROJECTIONS,
-    LlamaConfig,
-    LoraConfig,
-    TrainConfig,
-    embedded_folder,
-    module_names,
-    resolve,
-    to_toml,
-)
 from minibule.core.forest import pack
 from minibule.core.llama import Llama
 from minibule.core.lora import init_adapter
-from minibule.errors import InputError, run
+from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
+from minibule.errors import InputError
 from minibule.evaluate.questions import ask, read_questions
-from minibule.files import write_json
+from minibule.files import embedded_folder, write_json
 from minibule.models import gguf_file
+from minibule.models.chat_files import load_chat
 from minibule.models.gguf_write import export_gguf
-from minibule.models.load import COMPANIONS, config_json, load_model, save_adapter, save_weights
+from minibule.models.huggingface import COMPANIONS, config_json, save_weights
+from minibule.models.load import load_model
+from minibule.models.peft import save_adapter
+from minibule.program import run
 from minibule.records.records import read_records
-from minibule.text.chat import CHATML, Chat, load_chat
+from minibule.runs.settings import resolve, to_toml
+from minibule.text.chat import CHATML, Chat
 from minibule.text.examples import tokenize
 
 SECONDS = 5.0
@@ -614,7 +610,7 @@ def use_adapter(folder: Path) -> None:
 
 
 def use_records(path: Path, chat: Chat) -> None:
-    examples = tokenize(read_records(path), chat, TrainConfig(skip_long=True), 1024)
+    examples = tokenize(read_records(path), chat, 1024, skip_long=True)
     if not examples:
         raise InputError("no record is left to train on")
     control = list(chat.special_ids.values())

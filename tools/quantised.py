@@ -14,13 +14,15 @@ from typing import NamedTuple
 import llama_cpp
 import numpy as np
 
-from minibule.config import GGUF_TYPES, embedded_folder
 from minibule.core.complement import log_softmax
 from minibule.core.llama import Llama
 from minibule.evaluate.questions import ACCEPTED, read_questions
+from minibule.files import embedded_folder
+from minibule.models.chat_files import load_chat
 from minibule.models.gguf_write import export_gguf
 from minibule.models.load import load_model
-from minibule.text.chat import Chat, load_chat
+from minibule.runs.settings import GGUF_TYPES
+from minibule.text.chat import Chat
 
 
 class Figures(NamedTuple):

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from minibule.core.llama import Llama
-from minibule.errors import InputError, run
+from minibule.errors import InputError
 from minibule.files import whole_folder
-from minibule.models.load import COMPANIONS, load_config, save_weights
+from minibule.models.huggingface import COMPANIONS, load_config, save_weights
+from minibule.program import run
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

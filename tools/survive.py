@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.config import embedded_folder
-from minibule.errors import InputError, run
+from minibule.errors import InputError
+from minibule.files import embedded_folder
+from minibule.program import run
 
 CLOCK = ("seconds", "tokens_per_s", "rss_gb")  # what differs between equal runs
 # Data that is named brings no held-out questions with it: a run's time is then all training.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from peft import PeftModel
 
-from minibule.config import Objective
 from minibule.core.forest import Example
+from minibule.core.objective import Objective
 
 
 def step_gradients(model: PeftModel, examples: Sequence[Example], objective: Objective) -> float:

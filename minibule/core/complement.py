@@ -29,9 +29,9 @@ from typing import NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minibule.config import OBJECTIVES, Contrast, Prior
-from minibule.core.ops import Array
+from minibule.core.objective import OBJECTIVES, Contrast, Prior
 from minibule.errors import InputError
+from minibule.machine.matrix import Array
 
 MIN_RATE = 0.05  # no token's acceptance rate is estimated below this: P stays positive
 

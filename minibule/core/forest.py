@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.config import Counts
-from minibule.core.ops import Array, Segment
+from minibule.core.objective import Counts
+from minibule.core.ops import Segment
+from minibule.machine.matrix import Array
 
 # Longer segments are cut into a chain of this many tokens, each the child of the one before:
 # attention then skips most of the masked half of a causal block and needs less memory at once.

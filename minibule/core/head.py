@@ -26,10 +26,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.config import Objective
 from minibule.core.complement import MIN_RATE
 from minibule.core.forest import Rows
-from minibule.core.ops import Array
+from minibule.core.objective import Objective
+from minibule.machine.matrix import Array
 
 # Logits computed at once by a thread: 2^24 float32 are 64 MB. With fewer rows at a time the matrix
 # product is slow, because all of the head passes through the processor for each chunk.

@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.config import LlamaConfig, module_name
 from minibule.core import ops
 from minibule.core.forest import Batch
 from minibule.core.lora import Adapter, lora_linear, lora_linear_backward, lora_name, lowest_layer
-from minibule.core.ops import Array, Cache, Segment
+from minibule.core.ops import Cache, Segment
+from minibule.core.shapes import LlamaConfig, module_name
 from minibule.errors import InputError
+from minibule.machine.matrix import Array
 
 # attend(layer, q, k, v) -> (out, cache): how queries find their keys and values. Training reads
 # them from the packed stream, generation from its key-value cache.

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minibule.config import LlamaConfig, LoraConfig
-from minibule.core.ops import Array, Cache, times_transposed
+from minibule.core.ops import Cache, times_transposed
+from minibule.core.shapes import LlamaConfig, LoraConfig
 from minibule.machine.half import widened
+from minibule.machine.matrix import Array
 
 BLOCK_ROWS = 64  # of `_add_product`
 

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
+from minibule.machine.matrix import Array
+
 Cache: TypeAlias = Any
 
 # Rows of x, at most, that `times_transposed` takes for few: sequences decoded at once.

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
-from minibule.config import TrainConfig
-from minibule.core.ops import Array
+from minibule.machine.matrix import Array
+
+Schedule = Literal["constant", "linear", "cosine"]  # of the learning rate, after its warm-up
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -57,20 +59,20 @@ class AdamW:
             p -= step_size * m / (np.sqrt(v) / correction + EPS)
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of step 1 ... steps: up to config.lr over the warm-up, then as the schedule says.
+def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: Schedule) -> float:
+    """The rate of step 1 ... steps: up to `peak` over the warm-up, then as the schedule says.
 
     Neither the first nor the last step is wasted on a rate of zero.
     """
-    if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
-    left = (steps - step + 1) / (steps - config.warmup_steps)  # 1 after the warm-up, 1/n last
+    if step <= warmup:
+        return peak * step / warmup
+    left = (steps - step + 1) / (steps - warmup)  # 1 after the warm-up, 1/n last
     factor = {
         "constant": 1.0,
         "linear": left,
         "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
-    }[config.schedule]
-    return config.lr * factor
+    }[schedule]
+    return peak * factor
 
 
 def clip_gradients(grads: dict[str, Array], max_norm: float) -> float:

@@ -1,7 +1,74 @@
 """`python -m minibule.explain`."""
 
-from minibule.errors import run
-from minibule.explain.story import main
+import argparse
+import os
+import sys
+
+from minibule.errors import InputError
+from minibule.explain.adapter import (
+    Place,
+)
+from minibule.explain.story import (
+    explain,
+    explain_tiny_vocab,
+)
+from minibule.program import run
+from minibule.runs.settings import add_settings, resolve
+
+
+def main(argv: list[str]) -> None:
+    place = Place()
+    parser = argparse.ArgumentParser(
+        prog="python -m minibule.explain",
+        description="Work through one gradient with its numbers: counts, target, loss, gradient, "
+        "LoRA, one step. Without arguments: the embedded model and the first of its records.",
+    )
+    which = {
+        "record": "record of the data",
+        "answer": "which of its rejected answers",
+        "position": "which token of the answer the row predicts",
+    }
+    for name, meaning in which.items():
+        default = getattr(place, name)
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            metavar="N",
+            help=f"{meaning}, counting from 1 (default: {default})",
+        )
+    parser.add_argument(
+        "--tiny-vocab",
+        action="store_true",
+        help="five tokens and round numbers instead of a model; the objective is the published "
+        "one, literal, unless --objective names another",
+    )
+    parser.add_argument(
+        "--adapter",
+        dest="init_adapter",
+        metavar="DIR",
+        help="PEFT adapter folder to put on the model (default: a fresh one)",
+    )
+    knobs = ("objective", "prior", "counts", "contrast", "alpha")
+    add_settings(parser, ["model", "data", *knobs, "lr", "max_length"])
+    arguments = vars(parser.parse_args(argv))
+    if arguments["tiny_vocab"]:
+        free = ("tiny_vocab", *knobs)
+        given = [n for n, value in arguments.items() if value is not None and n not in free]
+        if given:
+            flags = ", ".join("--" + n.replace("init_", "").replace("_", "-") for n in given)
+            raise InputError(f"--tiny-vocab is a world of its own: leave out {flags}.")
+        config = resolve(arguments | {"objective": arguments["objective"] or "literal"})
+        objective = config.resolved_objective()
+        print(f"objective  {config.objective}: {objective}")
+        lines = explain_tiny_vocab(objective)
+    else:
+        config = resolve(arguments)
+        chosen = {n: arguments[n] for n in Place._fields if arguments[n] is not None}
+        lines = explain(config, place._replace(**chosen))
+    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in lines:
+        print(f"\033[1m{line}\033[0m" if bold and line[:1].isdigit() else line, flush=True)
+
 
 if __name__ == "__main__":
     run(main)

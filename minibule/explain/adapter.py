@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.config import Objective, TrainConfig
 from minibule.core.complement import log_softmax
 from minibule.core.forest import Batch, Example, Rows, pack
 from minibule.core.head import expected_attempts, head_loss
 from minibule.core.llama import ForwardCache, Llama, backward, forward_batch
 from minibule.core.lora import Adapter, lora_name
-from minibule.core.ops import Array
+from minibule.core.objective import Objective
 from minibule.explain.row import (
     Row,
     central_difference,
@@ -27,6 +26,8 @@ from minibule.explain.row import (
     table,
     verdict,
 )
+from minibule.machine.matrix import Array
+from minibule.runs.settings import TrainConfig
 
 
 class Place(NamedTuple):

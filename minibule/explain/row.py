@@ -11,11 +11,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from minibule.config import Objective
 from minibule.core.complement import complement_loss, loss_parts, target_factors
 from minibule.core.forest import Rows
 from minibule.core.head import row_losses
-from minibule.core.ops import Array
+from minibule.core.objective import Objective
+from minibule.machine.matrix import Array
 
 WIDTH = 100  # columns of the text
 MOST_REJECTED = 6  # rejected tokens shown one by one

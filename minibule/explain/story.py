@@ -7,22 +7,18 @@
 Every number is computed by the code that training runs, or by its dense and readable form.
 """
 
-import argparse
-import os
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from minibule.config import Objective, TrainConfig, add_settings, resolve
 from minibule.core.complement import log_softmax
 from minibule.core.forest import Example
 from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
-from minibule.core.ops import Array
+from minibule.core.objective import Objective
 from minibule.core.optim import AdamW, clip_gradients
-from minibule.errors import InputError, run
+from minibule.errors import InputError
 from minibule.explain.adapter import (
     AdapterCheck,
     Place,
@@ -34,9 +30,13 @@ from minibule.explain.adapter import (
     subject_of,
 )
 from minibule.explain.row import WIDTH, Row, explain_row, heading, prose, shortened, table
-from minibule.models.load import load_adapter, load_model
+from minibule.machine.matrix import Array
+from minibule.models.chat_files import load_chat
+from minibule.models.load import load_model
+from minibule.models.peft import load_adapter
 from minibule.records.records import read_records
-from minibule.text.chat import Chat, load_chat
+from minibule.runs.settings import TrainConfig
+from minibule.text.chat import Chat
 from minibule.text.examples import tokenize
 
 MOST_LINES = 8  # of the context, and of the record's answers
@@ -68,7 +68,8 @@ def explain(config: TrainConfig, place: Place) -> Iterator[str]:
     where = f"record {place.record}"
     model, chat = load_model(source), load_chat(source)
     try:
-        examples = tokenize([record], chat, config, model.config.max_position_embeddings)
+        limit = min(config.max_length, model.config.max_position_embeddings)
+        examples = tokenize([record], chat, limit)
     except InputError as error:
         raise InputError(f"--record {place.record}: {error}") from None
     if not examples:
@@ -245,61 +246,3 @@ def explain_tiny_vocab(objective: Objective) -> Iterator[str]:
 
 
 # -- the command -----------------------------------------------------------------------------------
-
-
-def main(argv: list[str]) -> None:
-    place = Place()
-    parser = argparse.ArgumentParser(
-        prog="python -m minibule.explain",
-        description="Work through one gradient with its numbers: counts, target, loss, gradient, "
-        "LoRA, one step. Without arguments: the embedded model and the first of its records.",
-    )
-    which = {
-        "record": "record of the data",
-        "answer": "which of its rejected answers",
-        "position": "which token of the answer the row predicts",
-    }
-    for name, meaning in which.items():
-        default = getattr(place, name)
-        parser.add_argument(
-            f"--{name}",
-            type=int,
-            metavar="N",
-            help=f"{meaning}, counting from 1 (default: {default})",
-        )
-    parser.add_argument(
-        "--tiny-vocab",
-        action="store_true",
-        help="five tokens and round numbers instead of a model; the objective is the published "
-        "one, literal, unless --objective names another",
-    )
-    parser.add_argument(
-        "--adapter",
-        dest="init_adapter",
-        metavar="DIR",
-        help="PEFT adapter folder to put on the model (default: a fresh one)",
-    )
-    knobs = ("objective", "prior", "counts", "contrast", "alpha")
-    add_settings(parser, ["model", "data", *knobs, "lr", "max_length"])
-    arguments = vars(parser.parse_args(argv))
-    if arguments["tiny_vocab"]:
-        free = ("tiny_vocab", *knobs)
-        given = [n for n, value in arguments.items() if value is not None and n not in free]
-        if given:
-            flags = ", ".join("--" + n.replace("init_", "").replace("_", "-") for n in given)
-            raise InputError(f"--tiny-vocab is a world of its own: leave out {flags}.")
-        config = resolve(arguments | {"objective": arguments["objective"] or "literal"})
-        objective = config.resolved_objective()
-        print(f"objective  {config.objective}: {objective}")
-        lines = explain_tiny_vocab(objective)
-    else:
-        config = resolve(arguments)
-        chosen = {n: arguments[n] for n in Place._fields if arguments[n] is not None}
-        lines = explain(config, place._replace(**chosen))
-    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for line in lines:
-        print(f"\033[1m{line}\033[0m" if bold and line[:1].isdigit() else line, flush=True)
-
-
-if __name__ == "__main__":
-    run(main)

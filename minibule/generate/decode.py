@@ -6,41 +6,25 @@ The prompts are prefilled in packed chunks, one a thread, each prompt computed o
 samples it gets. After that every step computes one token of every sequence that has not ended.
 """
 
-import argparse
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from threading import Event
-from typing import NamedTuple
 
 import numpy as np
 
-from minibule.config import embedded_folder
 from minibule.core import llama
-from minibule.core.llama import Attend, Llama
-from minibule.core.ops import Array, Cache, Segment, attention, times_transposed
-from minibule.errors import InputError, run
+from minibule.core.llama import Llama
+from minibule.core.ops import Cache, Segment, attention, times_transposed
+from minibule.errors import InputError
+from minibule.generate.cache import KeyValueCache
+from minibule.generate.sampling import Sampling, choose
+from minibule.machine.matrix import Array
 from minibule.machine.threads import side_by_side, threads
-from minibule.models.load import load_model
-from minibule.text.chat import Chat, load_chat
+from minibule.text.chat import Chat
 
 # Prompt tokens of one pass: fewer would read the weights too often, more would need more memory.
 LEAST_TOKENS, MOST_TOKENS = 32, 512
-
-
-class Sampling(NamedTuple):
-    """How the next token is chosen.
-
-    temperature   0 takes the likeliest token (greedy); 1 samples from the model itself
-    top_k         sample among the k likeliest tokens only; 0 = all
-    top_p         sample among the likeliest tokens that together have this probability
-    seed          the draw; the same seed and prompt give the same answer
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 def generate(
@@ -102,80 +86,6 @@ def generate(
         sequences, tokens = sequences[order], tokens[order]
         logits = _decode(model, tokens, cache)
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
-
-
-def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
-    """The next token of each row: logits (B, V), u (B,) uniform in [0, 1) -> (B,) ints."""
-    if sampling.temperature == 0:
-        return logits.argmax(axis=1)
-    z = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-z, axis=1, kind="stable")  # likeliest first
-    z = np.take_along_axis(z, order, axis=1)
-    p = np.exp(z - z[:, :1])
-    if sampling.top_k:
-        p[:, sampling.top_k :] = 0
-    p /= p.sum(axis=1, keepdims=True)
-    cumulative = p.cumsum(axis=1)
-    # Nucleus: keep a token if those before it do not yet make up top_p (so always the first).
-    p[cumulative - p >= sampling.top_p] = 0
-    cumulative = p.cumsum(axis=1)
-    rank = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1)
-    return order[np.arange(len(order)), np.minimum(rank, (p > 0).sum(axis=1) - 1)]
-
-
-class KeyValueCache:
-    """Keys and values of B sequences of different lengths.
-
-    keys, values: a list of (>= B, K, S, hd) arrays, one a layer, of which the first B entries
-    count; lengths (B,) are how many of the S places each sequence has filled. The rest is zero,
-    and takes no memory until it is written.
-    """
-
-    def __init__(self, lengths: Array) -> None:
-        self.lengths = lengths
-        self.keys: list[Array] = []
-        self.values: list[Array] = []
-
-    def keep(self, which: Array) -> Array:
-        """Drop the sequences where `which` (B,) is False.
-
-        The last ones move into the places of the dropped, so that little is copied. Returns the
-        new order: the numbers the sequences had before.
-        """
-        kept = np.flatnonzero(which)
-        order = np.arange(len(kept))
-        holes, movers = np.flatnonzero(~which[: len(kept)]), kept[kept >= len(kept)]
-        order[holes] = movers
-        for arrays in (self.keys, self.values):
-            for array in arrays:
-                array[holes] = array[movers]
-        self.lengths = self.lengths[order]
-        return order
-
-    def next_token(self) -> Attend:
-        """Attention of one new token a sequence: q (B, H, hd), k and v (B, K, hd)."""
-        lengths, B = self.lengths, len(self.lengths)
-        places = (np.arange(B), slice(None), lengths)
-        used = int(lengths.max()) + 1
-        hidden = np.arange(used) > lengths[:, None]  # (B, S): not this sequence's
-        mask = hidden[:, None, None] if hidden.any() else None
-
-        def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
-            self.keys[layer][places] = k
-            self.values[layer][places] = v
-            keys, values = self.keys[layer][:B, :, :used], self.values[layer][:B, :, :used]
-            _, H, hd = q.shape
-            q = (q * (1 / np.sqrt(hd).astype(q.dtype))).reshape(B, keys.shape[1], -1, hd)
-            scores = q @ keys.swapaxes(2, 3)  # (B, K, G, S)
-            if mask is not None:
-                np.copyto(scores, -np.inf, where=mask)
-            scores -= scores.max(axis=-1, keepdims=True)
-            weights = np.exp(scores, out=scores)
-            out = weights @ values  # (B, K, G, hd)
-            out /= weights.sum(axis=-1, keepdims=True)
-            return out.reshape(B, H, hd), None
-
-        return attend
 
 
 def _prefill(
@@ -275,103 +185,3 @@ def answer(model: Llama, chat: Chat, prompts: Sequence[str], max_new_tokens: int
         sampling=Sampling(),
     )
     return [chat.decode(samples[0]) for samples in answers]
-
-
-def main(argv: list[str]) -> None:
-    defaults = Sampling._field_defaults
-    parser = argparse.ArgumentParser(
-        prog="python -m minibule.generate", description="Answer a prompt."
-    )
-    parser.add_argument("--model", metavar="DIR", help="Hugging Face folder (default: embedded)")
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter folder to put on top")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the user says")
-    parser.add_argument(
-        "--raw", action="store_true", help="continue the text as it is, without the chat template"
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=128,
-        metavar="N",
-        help="at most so many tokens of the answer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=defaults["temperature"],
-        metavar="X",
-        help="0 = always the likeliest token (default), 1 = sample from the model itself",
-    )
-    parser.add_argument(
-        "--top-k",
-        type=int,
-        default=defaults["top_k"],
-        metavar="K",
-        help="sample among the K likeliest tokens only; 0 = all (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=defaults["top_p"],
-        metavar="P",
-        help="sample among the likeliest tokens that together have this probability (default: "
-        "%(default)s, all)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=defaults["seed"],
-        metavar="S",
-        help="of the draws (default: %(default)s)",
-    )
-    parser.add_argument(
-        "-n", type=int, default=1, metavar="N", help="answers to sample (default: %(default)s)"
-    )
-    args = parser.parse_args(argv)
-    low = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "n": 1}
-    for name, least in low.items():
-        if getattr(args, name) < least:
-            parser.error(f"{name}: found {getattr(args, name)}, expected at least {least}")
-    if not 0 <= args.temperature < np.inf:
-        parser.error(f"--temperature: found {args.temperature}, expected a number of at least 0")
-    if not 0 < args.top_p <= 1:
-        parser.error(f"--top-p: found {args.top_p}, expected above 0 and at most 1")
-
-    folder = args.model or embedded_folder()
-    model, chat = load_model(folder, args.adapter), load_chat(folder)
-    prompt = chat.encode_raw(args.prompt) if args.raw else chat.encode_prompt(args.prompt)
-    stream = _Printer(chat) if args.n == 1 else None
-    answers = generate(
-        model,
-        [prompt],
-        stop=chat.stop,
-        max_new_tokens=args.max_new_tokens,
-        sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
-        samples=args.n,
-        on_token=stream,
-    )
-    if stream:
-        print()
-    else:
-        for number, ids in enumerate(answers[0], start=1):
-            print(f"[{number}] {chat.decode(ids)}")
-
-
-class _Printer:
-    """Prints an answer as it comes, holding back bytes that are not yet a whole character."""
-
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self.ids: list[int] = []
-        self.printed = 0
-
-    def __call__(self, _sequence: int, token: int) -> None:
-        self.ids.append(token)
-        text = self.chat.decode(self.ids)
-        if not text.endswith("\ufffd"):
-            print(text[self.printed :], end="", flush=True)
-            self.printed = len(text)
-
-
-if __name__ == "__main__":
-    run(main)

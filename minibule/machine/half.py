@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minibule.core.ops import Array
+from minibule.machine.matrix import Array
 
 # Numbers from which a matrix is kept narrow: smaller ones take little memory, and time to widen.
 LEAST_SIZE = 2**18

@@ -18,9 +18,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.gguf_writer import GGUFValue
 from gguf.quants import dequantize
 
-from minibule.config import LlamaConfig
-from minibule.core.ops import Array
+from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError
+from minibule.machine.matrix import Array
 
 Metadata = dict[str, GGUFValue]
 

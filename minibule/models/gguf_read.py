@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibule.config import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
-from minibule.core.ops import Array
+from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import native_parser
+from minibule.machine.matrix import Array
 from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
 from minibule.models.safetensors import check_finite, check_shapes
 

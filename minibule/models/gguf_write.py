@@ -16,12 +16,12 @@ from gguf.gguf_writer import GGUFValue, GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from tqdm import tqdm
 
-from minibule.config import LlamaConfig
 from minibule.core.llama import Llama
 from minibule.core.lora import lora_name
-from minibule.core.ops import Array
+from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import whole_file
+from minibule.machine.matrix import Array
 from minibule.models.gguf_file import Metadata, gguf_name, permute, permuted_heads, read_gguf
 from minibule.models.gguf_read import (
     CONTROL,
@@ -31,7 +31,7 @@ from minibule.models.gguf_read import (
     USER_DEFINED,
     is_gguf,
 )
-from minibule.models.load import merged_tensor
+from minibule.models.huggingface import merged_tensor
 from minibule.text.chat import Chat
 
 # dtype -> the type of the matrices (norms stay F32), and what general.file_type calls such a file.

@@ -13,10 +13,10 @@ from typing import NamedTuple, cast
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
-from minibule.core.ops import Array
 from minibule.errors import InputError, listed
 from minibule.files import native_parser
 from minibule.machine.half import LEAST_SIZE, Narrow, widened
+from minibule.machine.matrix import Array
 
 NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

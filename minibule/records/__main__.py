@@ -1,7 +1,65 @@
 """`python -m minibule.records`."""
 
-from minibule.errors import run
-from minibule.records.records import main
+import argparse
+from pathlib import Path
+
+from minibule.errors import InputError
+from minibule.program import run
+from minibule.records.formats import KNOWN
+from minibule.records.records import (
+    Record,
+    Summary,
+    _check_output,
+    read_file,
+    shown,
+    write_records,
+)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m minibule.records",
+        description="Check and count files of rejected answers, and convert them to one format.",
+        epilog=KNOWN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = ".jsonl, .json (an array), either with .gz, or .parquet (needs pyarrow)"
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=kinds)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="canonical.jsonl",
+        help="write the records of all files as canonical JSON lines; records of equal prompt in "
+        "different files are kept as separate records (default: only check and count)",
+    )
+    args = parser.parse_args(argv)
+    if args.output:
+        _check_output(args.output)  # now, not after minutes of reading
+        if args.output.resolve() in [path.resolve() for path in args.files]:
+            raise InputError(f"{shown(args.output)}: is an input too, expected another name")
+
+    total = Summary(f"all {len(args.files)} files")
+    records: list[Record] = []
+    errors: list[str] = []
+    for path in args.files:
+        try:
+            found, summary = read_file(path, progress=True)
+        except InputError as error:
+            errors.append(str(error))  # the other files are checked all the same
+            continue
+        print(summary)
+        total.tally += summary.tally
+        total.formats += summary.formats
+        if args.output:
+            records += found
+    if errors:
+        raise InputError("\n".join(errors))
+    if len(args.files) > 1:
+        print(total)
+    if args.output:
+        write_records(records, args.output)
+        print(f"{shown(args.output)}: {len(records):,} records written")
+
 
 if __name__ == "__main__":
     run(main)

@@ -16,14 +16,13 @@ checks, counts and converts files. What is understood is in `formats.py`. The ru
 - Anything else that is wrong is an `InputError` that lists all bad rows of the file.
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minibule.errors import InputError, listed, run
+from minibule.errors import InputError, listed
 from minibule.files import whole_file
 from minibule.records.formats import KNOWN, Prompt, Row, UnknownFormatError, parse_row, turns_of
 from minibule.records.readers import read_rows
@@ -205,52 +204,3 @@ def _check_output(path: Path) -> None:
         raise InputError(f"{shown(path)}: no such folder, expected one to write into")
     if path.suffix.lower() != ".jsonl":
         raise InputError(f"{shown(path)}: expected a name that ends in .jsonl")
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m minibule.records",
-        description="Check and count files of rejected answers, and convert them to one format.",
-        epilog=KNOWN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = ".jsonl, .json (an array), either with .gz, or .parquet (needs pyarrow)"
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=kinds)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="canonical.jsonl",
-        help="write the records of all files as canonical JSON lines; records of equal prompt in "
-        "different files are kept as separate records (default: only check and count)",
-    )
-    args = parser.parse_args(argv)
-    if args.output:
-        _check_output(args.output)  # now, not after minutes of reading
-        if args.output.resolve() in [path.resolve() for path in args.files]:
-            raise InputError(f"{shown(args.output)}: is an input too, expected another name")
-
-    total = Summary(f"all {len(args.files)} files")
-    records: list[Record] = []
-    errors: list[str] = []
-    for path in args.files:
-        try:
-            found, summary = read_file(path, progress=True)
-        except InputError as error:
-            errors.append(str(error))  # the other files are checked all the same
-            continue
-        print(summary)
-        total.tally += summary.tally
-        total.formats += summary.formats
-        if args.output:
-            records += found
-    if errors:
-        raise InputError("\n".join(errors))
-    if len(args.files) > 1:
-        print(total)
-    if args.output:
-        write_records(records, args.output)
-        print(f"{shown(args.output)}: {len(records):,} records written")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibule.report import figures
-from minibule.report.figures import Level, Series, short
+from minibule.report.figures import Kind, Level, Series, short
 from minibule.report.page import command, table, text
-from minibule.runs.read import Run, evaluated, series
+from minibule.runs.read import Run
 
 PLOT_HINT = "pip install 'minibule[plot]'"
 PLOT_HINT_CLONE = "pip install '.[plot]'"
@@ -185,3 +185,36 @@ def sparkline(values: Sequence[float] | np.ndarray[Any, Any], width: int = 24) -
     span = float(np.ptp(means))
     heights = np.zeros(len(means)) if span == 0 else (means - means.min()) / span * 7
     return "".join("▁▂▃▄▅▆▇█"[round(float(height))] for height in heights)
+
+
+def series(
+    found: Run, key: str, label: str = "", colour: str = "blue", kind: Kind = "noisy"
+) -> Series | None:
+    """The numbers under `key` in the steps that have one: skipped steps have none."""
+    pairs = [(line["step"], float(line[key])) for line in found.lines if _is_number(line.get(key))]
+    return _line(label, colour, pairs, kind)
+
+
+def evaluated(found: Run, key: str, label: str = "", colour: str = "orange") -> Series | None:
+    """Held-out measurements: before training (step 0), in between, and after."""
+    pairs: list[tuple[int, Any]] = []
+    if found.before and found.before.heldout:
+        pairs.append((0, found.before.heldout.get(key)))
+    pairs += [(line["step"], line.get(f"eval_{key}")) for line in found.lines]
+    if found.after and found.after.heldout:
+        # In place of an evaluation of the last step, which is the same.
+        pairs = [(step, value) for step, value in pairs if step < found.steps or step == 0]
+        pairs.append((found.steps, found.after.heldout.get(key)))
+    kept = [(step, float(value)) for step, value in pairs if _is_number(value)]
+    return _line(label, colour, kept, "points" if len(kept) <= 40 else "exact")
+
+
+def _line(label: str, colour: str, pairs: Sequence[tuple[int, float]], kind: Kind) -> Series | None:
+    if not pairs:
+        return None
+    steps, values = (np.array(column) for column in zip(*pairs, strict=True))
+    return Series(label, colour, steps, values, kind)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e300 < value < 1e300  # no NaN, nothing infinite

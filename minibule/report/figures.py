@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from minibule.core.ops import Array
+from minibule.machine.matrix import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,16 +6,15 @@
 pictures need matplotlib; without it the page has their numbers as text.
 """
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minibule.errors import run
+from minibule.evaluate.position import Token
 from minibule.evaluate.questions import ACCEPTED, NOISE
 from minibule.files import whole_file, writing
 from minibule.report import figures
-from minibule.report.charts import course
+from minibule.report.charts import course, series
 from minibule.report.figures import Bars, duration, short
 from minibule.report.page import (
     code,
@@ -29,8 +28,8 @@ from minibule.report.page import (
     text,
 )
 from minibule.runs.manifest import Manifest
-from minibule.runs.read import Run, read_run, series
-from minibule.train.observe import Comparison, Token, comparisons
+from minibule.runs.read import Run, read_run
+from minibule.runs.snapshot import Comparison, comparisons
 
 SHOWN_ANSWERS = 200  # of the held-out prompts; all are in after.json
 SHOWN_TOKENS = 10  # of the position's likeliest
@@ -400,16 +399,3 @@ def _commands(found: Run) -> list[str]:
         "<p>One click marks a command whole. Paths are as seen from where this page was made.</p>",
         *parts,
     ]
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m minibule.report",
-        description="Write RUN/report.html: what a training run did, on one page.",
-    )
-    parser.add_argument("run", metavar="RUN", help="output folder of a training run")
-    print(write_report(parser.parse_args(argv).run))
-
-
-if __name__ == "__main__":
-    run(main)

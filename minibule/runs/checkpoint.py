@@ -12,22 +12,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from tqdm import tqdm
 
-from minibule.config import TrainConfig
-from minibule.errors import InputError, listed
-from minibule.files import whole_file, writing
 from minibule.core.forest import Example
 from minibule.core.llama import Llama
-from minibule.machine.half import widened
-from minibule.core.ops import Array
 from minibule.core.optim import AdamW
+from minibule.errors import InputError, listed
+from minibule.files import whole_file, writing
+from minibule.machine.half import widened
+from minibule.machine.matrix import Array
 from minibule.models.safetensors import check_finite
+from minibule.runs.settings import TrainConfig
 
 VERSION = 1
 UNSIGNED = "0" * 64  # stands in the checksum's place while the checksum is worked out
@@ -268,30 +267,3 @@ def _verified(path: Path) -> tuple[dict[str, Any], int]:
 
 
 # -- metrics.jsonl ---------------------------------------------------------------------------------
-
-
-def open_metrics(path: Path, length: int) -> BinaryIO:
-    """metrics.jsonl, cut back to its first `length` bytes and ready for the next line.
-
-    Where it is shorter (somebody changed it), it goes on after its last whole line.
-    """
-    with writing(path):
-        path.touch()
-        log = path.open("r+b")
-        kept = log.read(length).rfind(b"\n") + 1
-        if kept < length:
-            tqdm.write(f"{path}: lines of earlier steps are missing there")
-        log.truncate(kept)
-        log.seek(kept)
-        return log
-
-
-def write_line(log: BinaryIO, line: Mapping[str, Any]) -> None:
-    """Append one JSON object; a number that is not finite becomes null, as JSON has none."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in line.items()
-    }
-    with writing(Path(log.name)):
-        log.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
-        log.flush()

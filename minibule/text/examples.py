@@ -3,33 +3,35 @@
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from minibule.config import TrainConfig
 from minibule.core.forest import Example
 from minibule.errors import InputError, listed
 from minibule.records.records import Record
 from minibule.text.chat import Chat
 
+Order = Literal["file", "shuffle", "density"]  # of the records in training
+
 
 def tokenize(
     records: Sequence[Record],
     chat: Chat,
-    config: TrainConfig,
-    context: int,
+    limit: int,
+    max_rejected: int = 0,
+    skip_long: bool = False,
     numbers: Sequence[int] | None = None,
 ) -> list[Example]:
-    """Records as token ids: at most `max_rejected` answers each, cut so that all fits.
+    """Records as token ids: at most `max_rejected` answers each (0: all), cut to `limit` tokens.
 
-    Answers that the cut leaves nothing of cannot be: a prompt that fills `max_length` is an error,
+    Answers that the cut leaves nothing of cannot be: a prompt that fills the limit is an error,
     or left out with `skip_long`. An answer that the tokenizer leaves nothing of (not every
     vocabulary has all bytes) teaches nothing: it is left out and counted, as an empty one is.
     So nothing may be left. `numbers` are the records' places in their file, from 1; None: `records`
     are the file.
     """
-    limit = min(config.max_length, context)
     examples, too_long, lost = [], [], []
     bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
     for number, record in zip(numbers or itertools.count(1), bar, strict=False):
@@ -38,7 +40,7 @@ def tokenize(
         if room < 1:
             too_long.append(f"record {number:,}: its prompt has {len(prompt):,} tokens")
             continue
-        texts = record.rejected[: config.max_rejected or None]
+        texts = record.rejected[: max_rejected or None]
         encoded = list(zip(chat.encode_answers(texts), record.counts, strict=False))
         kept = [(ids[:room], count) for ids, count in encoded if len(ids)]
         if len(kept) < len(encoded):
@@ -46,10 +48,10 @@ def tokenize(
         if kept:
             answers, counts = zip(*kept, strict=True)
             examples.append(Example(prompt, answers, counts, record.total_rounds, number))
-    if too_long and not config.skip_long:
+    if too_long and not skip_long:
         raise InputError(
             f"prompts with no room for an answer in {limit:,} tokens:\n{listed(too_long)}\n"
-            f"Raise --max-length (the model's context is {context:,}), or leave such records out "
+            "Raise --max-length, as far as the model's context allows, or leave such records out "
             "with --skip-long."
         )
     if too_long:
@@ -77,20 +79,20 @@ def split_by_prompt(
     return sides
 
 
-def record_order(config: TrainConfig, examples: Sequence[Example]) -> Callable[[int], int]:
+def record_order(order: Order, seed: int, examples: Sequence[Example]) -> Callable[[int], int]:
     """The order of training: place 0, 1, 2 ... in the run -> an example's index.
 
     Any place can be asked for by itself, so a run's state is no more than how far it has come.
     """
     n = len(examples)
-    if config.order == "shuffle":
+    if order == "shuffle":
         return lambda place: int(
-            np.random.default_rng([config.seed, 3, place // n]).permutation(n)[place % n]
+            np.random.default_rng([seed, 3, place // n]).permutation(n)[place % n]
         )
-    order = list(range(n))
-    if config.order == "density":
-        order.sort(key=lambda i: -counts_per_row(examples[i]))
-    return lambda place: order[place % n]
+    sequence = list(range(n))
+    if order == "density":
+        sequence.sort(key=lambda i: -counts_per_row(examples[i]))
+    return lambda place: sequence[place % n]
 
 
 def counts_per_row(example: Example) -> float:

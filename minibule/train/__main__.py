@@ -1,7 +1,37 @@
 """`python -m minibule.train`."""
 
-from minibule.errors import run
-from minibule.train.loop import main
+import argparse
+
+from minibule.program import run
+from minibule.runs.settings import add_arguments, resolve
+from minibule.train.dry_run import dry_run
+from minibule.train.loop import train
+from minibule.train.resume import resumed_settings
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m minibule.train",
+        description="Train a LoRA adapter from rejection records. "
+        "Without arguments: the embedded model on its embedded records.",
+    )
+    add_arguments(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output, with its settings"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, try a few steps, write nothing"
+    )
+    arguments = vars(parser.parse_args(argv))
+    if arguments["resume"] and arguments["dry_run"]:
+        parser.error("--dry-run rehearses a new run, --resume goes on with an old one")
+    if arguments["dry_run"]:
+        dry_run(resolve(arguments), arguments["config"])
+    elif arguments["resume"]:
+        train(resumed_settings(arguments), resume=True)
+    else:
+        train(resolve(arguments), settings_file=arguments["config"])
+
 
 if __name__ == "__main__":
     run(main)

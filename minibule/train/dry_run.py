@@ -11,13 +11,16 @@ from tqdm import tqdm
 
 from minibule.core.forest import pack, total_weight
 from minibule.core.llama import Llama
+from minibule.core.optim import AdamW
+from minibule.evaluate.heldout import evaluate
 from minibule.machine.half import Narrow
 from minibule.machine.threads import memory_gb, peak_memory_gb, threads
-from minibule.models.gguf_write import gguf_bytes
 from minibule.report import figures
-from minibule.runs.folder import exports
-from minibule.train.observe import evaluate, observe
-from minibule.train.setup import Job
+from minibule.runs.folder import check_space, exports, output_folder
+from minibule.runs.settings import TrainConfig
+from minibule.train.loop import take_step
+from minibule.train.observe import check_questions, observe
+from minibule.train.setup import Job, describe, expected_bytes, prepare
 
 USUAL_STEPS = 3  # tried at most,
 USUAL_SECONDS = 20.0  # and no further one after so long
@@ -102,22 +105,6 @@ def _snapshot_seconds(job: Job) -> float:
     return asking + evaluating / share
 
 
-def expected_bytes(job: Job) -> int:
-    """About how much the run will write: checkpoints, adapter, exports."""
-    config, parameters = job.config, job.model.config.parameters
-    adapter = 4 * sum(p.size for p in job.adapter.params.values())
-    saved = 1 + (job.steps // config.save_every if config.save_every else 0)
-    total = adapter + 3 * adapter * (min(saved, config.keep) + 1)  # one is there before one goes
-    for kind in config.export:
-        if kind == "hf":
-            total += 4 * parameters
-        elif kind.startswith("gguf:"):
-            total += gguf_bytes(parameters, kind.removeprefix("gguf:"))
-        elif kind == "gguf-lora":
-            total += adapter
-    return total
-
-
 def _merged_gb(model: Llama) -> float:
     """GB that merging takes: a float32 copy of every weight that is changed, or kept narrow."""
     modules = model.adapter.config.modules if model.adapter else ()
@@ -128,3 +115,14 @@ def _merged_gb(model: Llama) -> float:
         if name in changed or isinstance(weight, Narrow)
     )
     return 4 * sum(copied) / 1e9
+
+
+def dry_run(config: TrainConfig, settings_file: str | Path | None = None) -> None:
+    """Check everything, try a few steps in memory, and print what the run would take and write."""
+    output = output_folder(config, settings_file=Path(settings_file) if settings_file else None)
+    job = prepare(config)
+    check_questions(job)
+    check_space(output, expected_bytes(job))
+    describe(job)
+    optimiser = AdamW(job.adapter.params, config.weight_decay)
+    print_estimate(job, output, lambda step: take_step(job, optimiser, step)["seconds"])

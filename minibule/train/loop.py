@@ -7,98 +7,42 @@ The way through: records -> examples -> forest -> llama.forward -> loss -> llama
 -> checkpoint, export. What a run needs is read in `job`; here it is taught.
 """
 
-import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from minibule.config import Objective, TrainConfig, add_arguments, resolve, to_toml
-from minibule.core.forest import Batch, Example, pack, total_weight
-from minibule.core.head import add_metrics, head_loss
-from minibule.core.llama import Llama, backward, forward_batch
-from minibule.core.ops import Array
+from minibule.core.forest import total_weight
 from minibule.core.optim import AdamW, clip_gradients, learning_rate
-from minibule.errors import InputError, leave, run
+from minibule.core.step import gradients
+from minibule.errors import InputError
+from minibule.evaluate.heldout import evaluate
 from minibule.export import export
 from minibule.files import flush_to_disk, whole_file
-from minibule.machine.threads import memory_gb, peak_memory_gb, side_by_side, threads
-from minibule.models.load import save_adapter
+from minibule.machine.threads import memory_gb, peak_memory_gb
+from minibule.models.peft import save_adapter
+from minibule.program import leave, stop_after_step
 from minibule.report.sections import write_report
-from minibule.runs.checkpoint import (
-    Checkpoint,
-    Progress,
-    checkpoint_path,
-    open_metrics,
-    save_checkpoint,
-    write_line,
-)
-from minibule.runs.folder import (
-    check_space,
-    exports,
-    find_checkpoint,
-    output_folder,
-    resume_hint,
-    resumed_settings,
-    take_over,
-)
+from minibule.runs.checkpoint import Checkpoint, Progress, checkpoint_path, save_checkpoint
+from minibule.runs.folder import check_space, exports, output_folder, take_over
 from minibule.runs.lock import locked
 from minibule.runs.manifest import Manifest
-from minibule.train.dry_run import expected_bytes, print_estimate
-from minibule.train.observe import (
-    check_questions,
-    evaluate,
-    observe,
-    print_comparison,
-    save_snapshot,
-)
-from minibule.train.setup import Job, describe, prepare
-from minibule.train.stopping import stop_after_step
+from minibule.runs.metrics import open_metrics, write_line
+from minibule.runs.settings import TrainConfig, to_toml
+from minibule.runs.snapshot import print_comparison, save_snapshot
+from minibule.train.observe import check_questions, observe
+from minibule.train.resume import find_checkpoint, resume_hint
+from minibule.train.setup import Job, describe, expected_bytes, prepare
 
 MAX_SKIPPED = 3  # steps in a row that are not finite before a run gives up
 
 
 # -- one step --------------------------------------------------------------------------------------
-
-Sums = dict[str, float]
-
-
-def gradients(
-    model: Llama,
-    examples: Sequence[Example],
-    objective: Objective,
-    pass_tokens: int,
-    recompute: bool = False,
-) -> tuple[dict[str, Array], Sums, int]:
-    """Gradients of the mean loss over all rows of some examples, the metrics, and the tokens.
-
-    Every pass divides by the rows of the whole step, so however the step is cut into passes, their
-    sum is the same. `recompute` is `llama.forward`'s.
-    """
-    count = total_weight(examples)
-
-    def one_pass(batch: Batch) -> tuple[dict[str, Array], Sums, int]:
-        """Forward, loss and backward of one packed stream."""
-        ref_hidden = forward_batch(model, batch, None)[0] if objective.needs_reference else None
-        hidden, cache = forward_batch(model, batch, model.adapter, keep=True, recompute=recompute)
-        metrics, dhidden = head_loss(
-            hidden, model.head, batch.rows, objective, ref_hidden, count=count
-        )
-        return backward(dhidden, cache), metrics, len(batch.ids)
-
-    passes = side_by_side(one_pass, pack(examples, objective.counts, pass_tokens, threads()))
-    grads, metrics, tokens = next(passes)
-    for more_grads, more_metrics, more_tokens in passes:
-        for name, grad in more_grads.items():
-            grads[name] += grad
-        add_metrics(metrics, more_metrics)
-        tokens += more_tokens
-    return grads, metrics, tokens
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -229,7 +173,7 @@ def take_step(job: Job, optimiser: AdamW, step: int) -> dict[str, Any]:
             job.model, examples, objective, config.pass_tokens, recompute=config.memory == "low"
         )
         norm = clip_gradients(grads, config.max_grad_norm)
-        lr = learning_rate(config, step, job.steps)
+        lr = learning_rate(step, job.steps, config.lr, config.warmup_steps, config.schedule)
         finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
         if finite:
             optimiser.step(grads, lr)
@@ -262,42 +206,3 @@ def _print_end(job: Job, seconds: float, written: Mapping[str, Path]) -> None:
     )
     for what, place in written.items():
         print(f"{what:<11}{place}")
-
-
-def dry_run(config: TrainConfig, settings_file: str | Path | None = None) -> None:
-    """Check everything, try a few steps in memory, and print what the run would take and write."""
-    output = output_folder(config, settings_file=Path(settings_file) if settings_file else None)
-    job = prepare(config)
-    check_questions(job)
-    check_space(output, expected_bytes(job))
-    describe(job)
-    optimiser = AdamW(job.adapter.params, config.weight_decay)
-    print_estimate(job, output, lambda step: take_step(job, optimiser, step)["seconds"])
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m minibule.train",
-        description="Train a LoRA adapter from rejection records. "
-        "Without arguments: the embedded model on its embedded records.",
-    )
-    add_arguments(parser)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output, with its settings"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, try a few steps, write nothing"
-    )
-    arguments = vars(parser.parse_args(argv))
-    if arguments["resume"] and arguments["dry_run"]:
-        parser.error("--dry-run rehearses a new run, --resume goes on with an old one")
-    if arguments["dry_run"]:
-        dry_run(resolve(arguments), arguments["config"])
-    elif arguments["resume"]:
-        train(resumed_settings(arguments), resume=True)
-    else:
-        train(resolve(arguments), settings_file=arguments["config"])
-
-
-if __name__ == "__main__":
-    run(main)

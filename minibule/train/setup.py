@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from minibule.config import FIELDS, LoraConfig, TrainConfig
 from minibule.core.forest import Example
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
+from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError, listed
 from minibule.evaluate.questions import Question, read_questions
 from minibule.machine.threads import set_threads, threads
-from minibule.models.gguf_write import check_gguf
-from minibule.models.load import companions, load_adapter, load_model
+from minibule.models.chat_files import load_chat
+from minibule.models.gguf_write import check_gguf, gguf_bytes
+from minibule.models.huggingface import companions
+from minibule.models.load import load_model
+from minibule.models.peft import load_adapter
 from minibule.records.records import Record, read_file
 from minibule.runs.checkpoint import Identity, identity
-from minibule.text.chat import Chat, load_chat
+from minibule.runs.settings import FIELDS, TrainConfig
+from minibule.text.chat import Chat
 from minibule.text.examples import record_order, split_by_prompt, tokenize
 
 # Of fewer parameters, a model's matrix products are over before a second thread has woken up; on a
@@ -69,7 +73,7 @@ class Job:
 
     @functools.cached_property
     def _order(self) -> Callable[[int], int]:
-        return record_order(self.config, self.examples)
+        return record_order(self.config.order, self.config.seed, self.examples)
 
     def examples_of(self, step: int) -> list[Example]:
         """The examples of step 1, 2, ...: batch_size times grad_accum.
@@ -108,11 +112,12 @@ def prepare(config: TrainConfig) -> Job:
         records[: config.max_records or None], config.eval_fraction, config.seed
     )
     held_records = held_records[: config.eval_records or None]
-    context = model.config.max_position_embeddings
+    limit = min(config.max_length, model.config.max_position_embeddings)
     number = {id(record): number for number, record in enumerate(records, start=1)}
 
     def examples(records: Sequence[Record]) -> list[Example]:
-        return tokenize(records, chat, config, context, [number[id(r)] for r in records])
+        places = [number[id(record)] for record in records]
+        return tokenize(records, chat, limit, config.max_rejected, config.skip_long, numbers=places)
 
     train_examples = examples(train_records)
     if not train_examples:
@@ -170,3 +175,19 @@ def describe(job: Job) -> None:
         f"{len(job.heldout):,} more held out"
     )
     print(f"objective  {config.objective}: {config.resolved_objective()}")
+
+
+def expected_bytes(job: Job) -> int:
+    """About how much the run will write: checkpoints, adapter, exports."""
+    config, parameters = job.config, job.model.config.parameters
+    adapter = 4 * sum(p.size for p in job.adapter.params.values())
+    saved = 1 + (job.steps // config.save_every if config.save_every else 0)
+    total = adapter + 3 * adapter * (min(saved, config.keep) + 1)  # one is there before one goes
+    for kind in config.export:
+        if kind == "hf":
+            total += 4 * parameters
+        elif kind.startswith("gguf:"):
+            total += gguf_bytes(parameters, kind.removeprefix("gguf:"))
+        elif kind == "gguf-lora":
+            total += adapter
+    return total

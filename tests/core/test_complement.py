@@ -7,10 +7,10 @@ import pytest
 from helpers import gradient_error
 
 from minibule import complement_distribution, complement_loss
-from minibule.config import OBJECTIVES, Objective
 from minibule.core import complement
 from minibule.core import head as loss
 from minibule.core.forest import Rows
+from minibule.core.objective import OBJECTIVES, Objective
 from minibule.errors import InputError
 
 RNG = np.random.default_rng(0)

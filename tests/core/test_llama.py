@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from helpers import ODD, gradient_error, random_adapter, random_examples, random_llama
 
-from minibule.config import OBJECTIVES, Objective
 from minibule.core import llama, lora, ops
 from minibule.core.forest import MAX_SEGMENT, Example, pack, total_weight
 from minibule.core.head import head_loss
 from minibule.core.llama import backward, forward_batch
+from minibule.core.objective import OBJECTIVES, Objective
+from minibule.core.step import gradients
 from minibule.errors import InputError
-from minibule.train.loop import gradients
 
 CHOICES = [*OBJECTIVES.values(), Objective("reference", "position", "plain", 0.3)]
 

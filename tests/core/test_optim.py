@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from minibule.config import PRESETS, TrainConfig, resolve
 from minibule.core.optim import AdamW, clip_gradients, learning_rate
+from minibule.runs.settings import PRESETS, TrainConfig, resolve
 from minibule.train.setup import planned_steps
 
 
@@ -40,8 +40,7 @@ def test_adamw_keeps_float32():
 
 
 def rates(schedule, warmup, steps):
-    config = TrainConfig(lr=2.0, schedule=schedule, warmup_steps=warmup)
-    return [learning_rate(config, step, steps) for step in range(1, steps + 1)]
+    return [learning_rate(step, steps, 2.0, warmup, schedule) for step in range(1, steps + 1)]
 
 
 def test_schedules():

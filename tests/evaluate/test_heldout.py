@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from minibule.config import embedded_folder
 from minibule.errors import InputError
 from minibule.evaluate.questions import Question, ask, read_questions
+from minibule.files import embedded_folder
+from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
-from minibule.text.chat import load_chat
 
 
 def question(**changes):

@@ -12,16 +12,19 @@ import pytest
 from helpers import ROOT, random_adapter
 
 from minibule import complement_loss, load_model
-from minibule.config import OBJECTIVES, embedded_folder, resolve
 from minibule.core import complement
+from minibule.core.objective import OBJECTIVES
 from minibule.errors import InputError
 from minibule.explain import adapter as worked_step
+from minibule.explain.__main__ import main
 from minibule.explain.adapter import Place
 from minibule.explain.row import columns_of, shortened
-from minibule.explain.story import explain, explain_tiny_vocab, main
-from minibule.models.load import save_adapter
+from minibule.explain.story import explain, explain_tiny_vocab
+from minibule.files import embedded_folder
+from minibule.models.chat_files import load_chat
+from minibule.models.peft import save_adapter
 from minibule.records.records import read_records
-from minibule.text.chat import load_chat
+from minibule.runs.settings import resolve
 from minibule.text.examples import tokenize
 
 RECORDS = embedded_folder() / "records.jsonl"
@@ -72,7 +75,7 @@ def dense_row(record, answer, position, objective):
     """A row's token ids, counts, logits and attempts, in the plainest way: one sequence."""
     model, chat = load_model(embedded_folder()), load_chat(embedded_folder())
     config = resolve({"objective": objective})
-    (example,) = tokenize([read_records(RECORDS)[record - 1]], chat, config, 512)
+    (example,) = tokenize([read_records(RECORDS)[record - 1]], chat, 512)
     t, chosen = position - 1, example.answers[answer - 1]
     v = np.zeros((1, model.config.vocab_size))
     for ids, times in zip(example.answers, example.counts, strict=True):

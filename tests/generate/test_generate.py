@@ -9,7 +9,10 @@ from helpers import ODD, ROOT, random_adapter, random_llama
 
 from minibule.errors import InputError
 from minibule.generate import decode as generate_module
-from minibule.generate.decode import KeyValueCache, Sampling, choose, generate, main
+from minibule.generate.__main__ import main
+from minibule.generate.cache import KeyValueCache
+from minibule.generate.decode import generate
+from minibule.generate.sampling import Sampling, choose
 
 NEVER = frozenset()
 

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from helpers import ODD, random_adapter, random_llama
 
-from minibule.config import OBJECTIVES
 from minibule.core.forest import Example
+from minibule.core.objective import OBJECTIVES
+from minibule.core.step import gradients
 from minibule.files import write_json
 from minibule.machine import half as narrow
 from minibule.machine.half import Narrow, widened
 from minibule.models import safetensors as tensors
-from minibule.models.load import config_json, load_model, save_weights
+from minibule.models.huggingface import config_json, save_weights
+from minibule.models.load import load_model
 from minibule.models.safetensors import narrowed
-from minibule.train.loop import gradients, main
+from minibule.train.__main__ import main
 
 EXAMPLES = [
     Example(np.array([1, 2, 3]), (np.array([4, 5, 6]), np.array([4, 7])), (2, 1), 4),

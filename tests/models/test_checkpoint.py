@@ -11,14 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from minibule.errors import InputError, Terminated
 from minibule.files import native_parser, write_json
-from minibule.models.load import (
-    config_json,
-    load_adapter,
-    load_model,
-    save_adapter,
-    save_model,
-    save_weights,
-)
+from minibule.models.huggingface import config_json, save_model, save_weights
+from minibule.models.load import load_model
+from minibule.models.peft import load_adapter, save_adapter
 
 
 @pytest.fixture
@@ -70,7 +65,7 @@ def test_sixteen_bits_round_to_the_nearest(folder, dtype, digits):
 
 
 def test_shards_and_their_index(folder, monkeypatch):
-    monkeypatch.setattr("minibule.models.load.MAX_SHARD_BYTES", 3000)
+    monkeypatch.setattr("minibule.models.huggingface.MAX_SHARD_BYTES", 3000)
     (folder / "model.safetensors").unlink()
     save_weights(random_llama(), folder, "F32")
     assert len(list(folder.glob("model-*.safetensors"))) > 3

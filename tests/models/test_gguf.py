@@ -13,15 +13,17 @@ from gguf import GGUFReader, GGUFWriter
 from helpers import ODD, ROOT, random_adapter, random_llama, shared
 from tokenizers import Tokenizer
 
-from minibule.config import GGUF_TYPES, LoraConfig, embedded_folder
 from minibule.core.lora import Adapter, lora_name
+from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError
 from minibule.export import main
-from minibule.files import write_json
+from minibule.files import embedded_folder, write_json
+from minibule.models.chat_files import load_chat
 from minibule.models.gguf_file import gguf_name, permute, read_gguf, unpermute
 from minibule.models.gguf_write import export_gguf, export_gguf_lora
-from minibule.models.load import load_adapter, load_model, save_adapter
-from minibule.text.chat import load_chat
+from minibule.models.load import load_model
+from minibule.models.peft import load_adapter, save_adapter
+from minibule.runs.settings import GGUF_TYPES
 
 TEXTS = [
     "hello",
@@ -217,8 +219,8 @@ def test_read_back_and_written_again_it_is_the_same_bytes(dtype, tmp_path, embed
 
 
 def test_every_command_takes_a_gguf_as_the_base(tmp_path, monkeypatch, capsys, written):
-    from minibule.generate.decode import main as generate
-    from minibule.train.loop import main as train
+    from minibule.generate.__main__ import main as generate
+    from minibule.train.__main__ import main as train
 
     monkeypatch.chdir(tmp_path)
     data = str(embedded_folder() / "records.jsonl")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from minibule.config import OBJECTIVES
 from minibule.core.forest import Example
+from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
+from minibule.core.step import gradients
 from minibule.models.load import load_model
-from minibule.train.loop import gradients
 
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -10,14 +10,18 @@ from helpers import ROOT, random_adapter, random_llama, shared
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs pip install '.[interop]'")
 
-from minibule.config import LoraConfig, embedded_folder, module_names
+from minibule.core.shapes import LoraConfig, module_names
 from minibule.evaluate.questions import read_questions
-from minibule.generate.decode import Sampling, generate
+from minibule.files import embedded_folder
+from minibule.generate.decode import generate
+from minibule.generate.sampling import Sampling
 from minibule.models import gguf_write as gguf_export
+from minibule.models.chat_files import load_chat
 from minibule.models.gguf_write import export_gguf, export_gguf_lora
-from minibule.models.load import load_config, load_model
+from minibule.models.huggingface import load_config
+from minibule.models.load import load_model
 from minibule.records.records import read_records
-from minibule.text.chat import SYSTEM_MESSAGE, load_chat, render_chatml
+from minibule.text.chat import SYSTEM_MESSAGE, render_chatml
 
 F32 = 0  # ggml's number of the type, here for the key-value cache, which is F16 by default
 PROMPTS = ["hello", "what is 3 + 4?", "count to 5", "tell me a story about a cat", "repeat fish"]
@@ -226,7 +230,7 @@ def test_chat_template_is_that_of_the_file(tmp_path, embedded, messages):
 
 def test_llama_cpp_answers_as_we_do_before_and_after_training(tmp_path, monkeypatch, capsys):
     """Greedy, token for token, on "hello" and ten other prompts."""
-    from minibule.train.loop import main as train
+    from minibule.train.__main__ import main as train
 
     monkeypatch.chdir(tmp_path)
     train(["--output", "run", "--export", "gguf:f32,gguf-lora"])

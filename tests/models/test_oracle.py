@@ -19,19 +19,15 @@ from transformers import LlamaForCausalLM
 sys.path.insert(0, str(ROOT / "tools"))
 from torch_reference import step_gradients
 
-from minibule.config import OBJECTIVES, LlamaConfig
 from minibule.core.complement import complement_loss
+from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
+from minibule.core.shapes import LlamaConfig
+from minibule.core.step import gradients
 from minibule.files import write_json
-from minibule.models.load import (
-    config_json,
-    load_adapter,
-    load_model,
-    save_adapter,
-    save_model,
-    save_weights,
-)
-from minibule.train.loop import gradients
+from minibule.models.huggingface import config_json, save_model, save_weights
+from minibule.models.load import load_model
+from minibule.models.peft import load_adapter, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles' own deprecations
 

@@ -16,8 +16,9 @@ import pytest
 
 from minibule.errors import InputError
 from minibule.records import readers as row_files
+from minibule.records.__main__ import main
 from minibule.records.formats import FORMATS
-from minibule.records.records import TALLY, Record, main, read_file, read_records, write_records
+from minibule.records.records import TALLY, Record, read_file, read_records, write_records
 
 ROOT = Path(__file__).resolve().parents[2]
 

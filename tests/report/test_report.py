@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 
 from minibule import export
-from minibule.config import embedded_folder, resolve, to_toml
 from minibule.errors import InputError
-from minibule.generate import decode as generate
+from minibule.files import embedded_folder
+from minibule.generate.__main__ import main as generate_main
+from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.report import figures
+from minibule.report.__main__ import main
 from minibule.report.charts import charts, sparkline
-from minibule.report.sections import main, token_name, write_report
+from minibule.report.sections import token_name, write_report
+from minibule.runs import snapshot
 from minibule.runs.read import read_run
-from minibule.text.chat import load_chat
-from minibule.train import observe as snapshot
-from minibule.train.loop import main as train
+from minibule.runs.settings import resolve, to_toml
+from minibule.train.__main__ import main as train
 
 SCRIPT = "<script>alert('x')</script>"
 needs_matplotlib = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
@@ -161,7 +163,7 @@ def test_commands_can_be_copied(run, tmp_path):
 
 
 def test_the_commands_run(finished, capsys):
-    modules = {"minibule.generate": generate.main, "minibule.export": export.main}
+    modules = {"minibule.generate": generate_main, "minibule.export": export.main}
     for text in page_of(finished).commands:
         command = text.split(maxsplit=3)
         if command[:2] == ["python", "-m"] and command[2] in modules:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from minibule.config import resolve, to_toml
 from minibule.errors import InputError
+from minibule.runs.settings import resolve, to_toml
 
 
 @pytest.mark.parametrize(

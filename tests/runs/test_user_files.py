@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from minibule.machine import threads as machine
-from minibule.train import loop as train_module
-from minibule.config import TrainConfig, embedded_folder
 from minibule.errors import InputError
+from minibule.files import embedded_folder
+from minibule.machine import threads as machine
 from minibule.runs.manifest import MANIFEST, Manifest
-from minibule.train.loop import main, train
+from minibule.runs.settings import TrainConfig
+from minibule.train import loop as train_module
+from minibule.train.__main__ import main
+from minibule.train.loop import train
 
 QUICK = ("--steps=1", "--batch-size=1", "--eval-fraction=0", "--probe=")
 QUICK = (*QUICK, "--lora-r=1", "--lora-layers=1", "--export=hf")

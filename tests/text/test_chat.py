@@ -7,10 +7,10 @@ import pytest
 from helpers import shared
 from tokenizers import Tokenizer
 
-from minibule.config import embedded_folder
 from minibule.errors import InputError
-from minibule.files import write_json
-from minibule.text.chat import CHATML, SYSTEM_MESSAGE, load_chat, render_chatml
+from minibule.files import embedded_folder, write_json
+from minibule.models.chat_files import load_chat
+from minibule.text.chat import CHATML, SYSTEM_MESSAGE, render_chatml
 
 CONVERSATIONS = [
     [{"role": "user", "content": "hello"}],

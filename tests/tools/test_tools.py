@@ -9,13 +9,13 @@ import pytest
 from helpers import ROOT
 from safetensors import safe_open
 
-from minibule.config import embedded_folder
 from minibule.core.forest import Example
 from minibule.errors import InputError
 from minibule.evaluate.questions import read_questions
+from minibule.files import embedded_folder
+from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.records.records import read_records
-from minibule.text.chat import load_chat
 
 
 @pytest.fixture

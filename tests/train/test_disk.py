@@ -12,8 +12,9 @@ import sys
 import pytest
 from helpers import ROOT, random_adapter
 
-from minibule.config import embedded_folder
-from minibule.models.load import load_config, save_adapter
+from minibule.files import embedded_folder
+from minibule.models.huggingface import load_config
+from minibule.models.peft import save_adapter
 
 resource = pytest.importorskip("resource", reason="limits on files are Unix's")
 

@@ -18,11 +18,12 @@ import pytest
 from helpers import ROOT, random_llama
 from safetensors.numpy import load_file, save_file
 
-from minibule import errors, files
-from minibule.config import LoraConfig, embedded_folder
+from minibule import files, program
 from minibule.core.lora import init_adapter
 from minibule.core.optim import AdamW
+from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError
+from minibule.files import embedded_folder
 from minibule.machine import threads as machine
 from minibule.machine.half import Narrow
 from minibule.report.sections import write_report
@@ -30,9 +31,8 @@ from minibule.runs import checkpoint as run_state
 from minibule.runs.lock import LOCK, locked, refuse_if_locked
 from minibule.runs.read import read_run
 from minibule.train import loop as train_module
-from minibule.train import stopping
+from minibule.train.__main__ import main
 from minibule.train.dry_run import _merged_gb
-from minibule.train.loop import main
 
 FEW = ["--heldout=", "--probe=", "--eval-fraction=0.02", "--export=none", "--lora-r=2"]
 # 12 records, 2 batches of 2 a step: an epoch ends in the middle of every third step.
@@ -376,12 +376,11 @@ def test_ctrl_c_while_loading_leaves_nothing(settings, seconds, started):
 
 def test_a_signal_that_python_dropped_still_stops_the_run(settings, monkeypatch, capsys):
     """As it does when the handler's exception comes up inside a finaliser, or in an import."""
-    monkeypatch.setattr(errors, "received", received := [])
-    monkeypatch.setattr(stopping, "received", received)
+    monkeypatch.setattr(program, "received", [])
 
     class Finalised:
         def __del__(self):
-            errors.leave(signal.SIGINT)
+            program.leave(signal.SIGINT)
 
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     Finalised()

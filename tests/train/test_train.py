@@ -11,14 +11,16 @@ import pytest
 from helpers import ROOT
 from safetensors.numpy import load_file
 
-from minibule.config import TrainConfig, embedded_folder, resolve, to_toml
 from minibule.core.forest import Example
 from minibule.errors import InputError
+from minibule.files import embedded_folder
 from minibule.models.load import load_model
 from minibule.records.records import read_records
+from minibule.runs.settings import resolve, to_toml
+from minibule.runs.snapshot import load_snapshot
 from minibule.text.examples import counts_per_row, record_order, split_by_prompt
-from minibule.train.loop import main, prepare
-from minibule.train.observe import load_snapshot
+from minibule.train.__main__ import main
+from minibule.train.loop import prepare
 
 QUICK = ["--steps", "3", "--heldout", "", "--eval-fraction", "0.02", "--probe", ""]
 
@@ -182,7 +184,7 @@ def test_orders():
     assert [counts_per_row(e) for e in examples] == [1, 13 / 3, 2]
 
     def places(order, seed=0):
-        at = record_order(TrainConfig(order=order, seed=seed), examples)
+        at = record_order(order, seed, examples)
         return [at(place) for place in range(6)]
 
     assert places("file") == [0, 1, 2, 0, 1, 2]

@@ -11,185 +11,30 @@ import json
 import math
 import reprlib
 import tomllib
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
+from minibule.core.objective import OBJECTIVES, Contrast, Counts, Objective, Prior
+from minibule.core.optim import Schedule
+from minibule.core.shapes import (
+    PROJECTIONS,
+    LoraConfig,
+    module_names,
+)
 from minibule.errors import InputError, listed
-
-# The linear layers of a Llama block that LoRA can adapt, and the part of the block each lives in.
-PROJECTIONS = {
-    "q_proj": "self_attn",
-    "k_proj": "self_attn",
-    "v_proj": "self_attn",
-    "o_proj": "self_attn",
-    "gate_proj": "mlp",
-    "up_proj": "mlp",
-    "down_proj": "mlp",
-}
-
-
-def module_name(layer: int, projection: str) -> str:
-    """Hugging Face's name: (3, "q_proj") -> "model.layers.3.self_attn.q_proj"."""
-    return f"model.layers.{layer}.{PROJECTIONS[projection]}.{projection}"
-
-
-def module_names(layers: Iterable[int], projections: Container[str]) -> tuple[str, ...]:
-    """The modules of some layers and some projections, in the order the model has them."""
-    return tuple(
-        module_name(layer, name) for layer in layers for name in PROJECTIONS if name in projections
-    )
-
-
-def embedded_folder() -> Path:
-    """The model that travels with minibule: in an installed wheel, or in a clone beside it."""
-    package = Path(__file__).parent
-    installed = package / "weights" / "tiny"
-    return installed if installed.exists() else package.parent / "weights" / "tiny"
-
+from minibule.files import embedded_folder
+from minibule.text.examples import Order
 
 # -- the model -------------------------------------------------------------------------------------
-
-# What a model's own description may claim. The deepest Llama has 126 layers; the shapes of so many
-# as a damaged file may name would fill the memory. RoPE's base and RMSNorm's epsilon (1e4 to 1e7
-# and 1e-5 or 1e-6 in every Llama) must leave float32 numbers.
-MAX_LAYERS = 1000
-ROPE_THETA = (1.0, 1e12)
-RMS_NORM_EPS = (1e-12, 0.1)
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The shapes of a LlamaForCausalLM, under the names of its config.json."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    rms_norm_eps: float
-    rope_theta: float
-    tie_word_embeddings: bool
-
-    def projection_shape(self, projection: str) -> tuple[int, int]:
-        """(out, in) of a projection's weight."""
-        D, F = self.hidden_size, self.intermediate_size
-        q = self.num_attention_heads * self.head_dim
-        kv = self.num_key_value_heads * self.head_dim
-        return {
-            "q_proj": (q, D),
-            "k_proj": (kv, D),
-            "v_proj": (kv, D),
-            "o_proj": (D, q),
-            "gate_proj": (F, D),
-            "up_proj": (F, D),
-            "down_proj": (D, F),
-        }[projection]
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers the model has."""
-        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
-
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor of the checkpoint."""
-        D, V = self.hidden_size, self.vocab_size
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, D)}
-        for layer in range(self.num_hidden_layers):
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                shapes[f"model.layers.{layer}.{norm}.weight"] = (D,)
-            for projection in PROJECTIONS:
-                name = f"{module_name(layer, projection)}.weight"
-                shapes[name] = self.projection_shape(projection)
-        shapes["model.norm.weight"] = (D,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (V, D)
-        return shapes
 
 
 # -- the adapter -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LoraConfig:
-    """What an adapter is, under the names of PEFT's adapter_config.json.
-
-    `modules` are the adapted modules' full names, lowest layer first. `rank_pattern` and
-    `alpha_pattern` give a module (by the end of its name, e.g. "q_proj" or
-    "layers.0.self_attn.q_proj") its own r or lora_alpha.
-    """
-
-    r: int
-    lora_alpha: float
-    modules: tuple[str, ...]
-    use_rslora: bool
-    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    def rank(self, module: str) -> int:
-        """r of a module, given by its full name."""
-        return int(_by_suffix(self.rank_pattern, module, self.r))
-
-    def scaling(self, module: str) -> float:
-        """lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
-        r, lora_alpha = self.rank(module), _by_suffix(self.alpha_pattern, module, self.lora_alpha)
-        return lora_alpha / math.sqrt(r) if self.use_rslora else lora_alpha / r
-
-
-def _by_suffix(pattern: Mapping[str, float], module: str, default: float) -> float:
-    for suffix, value in pattern.items():
-        if module == suffix or module.endswith(f".{suffix}"):
-            return value
-    return default
-
-
 # -- the objective ---------------------------------------------------------------------------------
 
-Prior = Literal["uniform", "reference", "rate"]
-Counts = Literal["position", "prefix"]
-Contrast = Literal["plain", "choice"]
-
-
-class Objective(NamedTuple):
-    """Which complement distribution to pull towards, and how to push rejected tokens down.
-
-    prior     what the complement is built on: the uniform distribution, the frozen base model's,
-              or the base model's times each token's estimated rate of acceptance
-    counts    whether v_t counts all answers at position t, or those that begin as this row does
-    contrast  unlikelihood weighted by v/T alone, or also by 1 - p_ref(i): by how much choice the
-              base model had
-    alpha     the share of KL(P || p); 1 - alpha is the contrast's
-    """
-
-    prior: Prior
-    counts: Counts
-    contrast: Contrast
-    alpha: float
-
-    def __str__(self) -> str:
-        return (
-            f"prior {self.prior}, counts {self.counts}, contrast {self.contrast}, "
-            f"alpha {self.alpha:g}"
-        )
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the loss asks for the frozen base model's logits."""
-        return self.prior != "uniform" or self.contrast == "choice"
-
-
-# alpha: the published one for `literal`; for the others the larger of .3 and .7 whose mean over the
-# seeds of `tools/experiments.py objectives` has greedy acceptance > .9, noise <= .03 and
-# KL(base, p) <= .02.
-OBJECTIVES = {
-    "literal": Objective("uniform", "position", "plain", 0.7),
-    "reference": Objective("reference", "prefix", "choice", 0.3),
-    "rate": Objective("rate", "prefix", "choice", 0.7),
-}
 
 # -- a training run --------------------------------------------------------------------------------
 
@@ -244,9 +89,7 @@ class TrainConfig:
     grad_accum: int = _setting(1, "batches added up into one step", 1)
     lr: float = _setting(1e-4, "peak learning rate", 0)
     warmup_steps: int = _setting(0, "steps over which the learning rate rises to its peak", 0)
-    schedule: Literal["constant", "linear", "cosine"] = _setting(
-        "linear", "how the learning rate goes on after the warm-up"
-    )
+    schedule: Schedule = _setting("linear", "how the learning rate goes on after the warm-up")
     weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay", 0)
     max_grad_norm: float = _setting(1.0, "gradients longer than this are scaled down; 0 = off", 0)
 
@@ -254,7 +97,7 @@ class TrainConfig:
     max_records: int = _setting(0, "records read from the data, the first N; 0 = all", 0)
     max_rejected: int = _setting(0, "rejected answers used of each record; 0 = all", 0)
     skip_long: bool = _setting(False, "leave out records whose prompt alone exceeds max-length")
-    order: Literal["file", "shuffle", "density"] = _setting(
+    order: Order = _setting(
         "shuffle", "order of the records: as in the file, shuffled each epoch, most rejected first"
     )
     eval_fraction: float = _setting(0.1, "share of the prompts held out; 0 = off", 0, 0.9)

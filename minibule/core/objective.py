@@ -1,0 +1,49 @@
+"""Which complement distribution is the target, and how rejected tokens are pushed down."""
+
+from typing import Literal, NamedTuple
+
+Prior = Literal["uniform", "reference", "rate"]
+
+
+Counts = Literal["position", "prefix"]
+
+
+Contrast = Literal["plain", "choice"]
+
+
+class Objective(NamedTuple):
+    """Which complement distribution to pull towards, and how to push rejected tokens down.
+
+    prior     what the complement is built on: the uniform distribution, the frozen base model's,
+              or the base model's times each token's estimated rate of acceptance
+    counts    whether v_t counts all answers at position t, or those that begin as this row does
+    contrast  unlikelihood weighted by v/T alone, or also by 1 - p_ref(i): by how much choice the
+              base model had
+    alpha     the share of KL(P || p); 1 - alpha is the contrast's
+    """
+
+    prior: Prior
+    counts: Counts
+    contrast: Contrast
+    alpha: float
+
+    def __str__(self) -> str:
+        return (
+            f"prior {self.prior}, counts {self.counts}, contrast {self.contrast}, "
+            f"alpha {self.alpha:g}"
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss asks for the frozen base model's logits."""
+        return self.prior != "uniform" or self.contrast == "choice"
+
+
+# alpha: the published one for `literal`; for the others the larger of .3 and .7 whose mean over the
+# seeds of `tools/experiments.py objectives` has greedy acceptance > .9, noise <= .03 and
+# KL(base, p) <= .02.
+OBJECTIVES = {
+    "literal": Objective("uniform", "position", "plain", 0.7),
+    "reference": Objective("reference", "prefix", "choice", 0.3),
+    "rate": Objective("rate", "prefix", "choice", 0.7),
+}

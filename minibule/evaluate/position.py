@@ -1,0 +1,107 @@
+"""One position of one record, looked at closely: what the model expects, and what it should."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from minibule.core.complement import contrast_weights, log_softmax, optimum, target_distribution
+from minibule.core.forest import Example, pack
+from minibule.core.llama import Llama, forward_batch
+from minibule.core.objective import Objective
+from minibule.text.chat import Chat
+
+LOOKED_AT = 8  # records among which a telling position is looked for
+
+
+TOP_TOKENS = 24  # likeliest tokens kept of each distribution there
+
+
+CONTEXT_LETTERS = 400  # kept of the text before it
+
+
+class Token(NamedTuple):
+    """A token of a `Position`.
+
+    rejected              v, how often it was rejected there
+    base, model, target   its probability under the base, under the model, and in P
+    optimum               in p*, the distribution that minimises the position's objective; None
+                          where alpha = 0 and there is none
+    """
+
+    id: int
+    text: str
+    rejected: float
+    base: float
+    model: float
+    target: float
+    optimum: float | None
+
+
+class Position(NamedTuple):
+    """The first position of a record's answers: what stands before it, T, the likeliest tokens."""
+
+    context: str
+    total: float
+    tokens: list[Token]
+
+
+def telling_position(
+    model: Llama,
+    chat: Chat,
+    examples: Sequence[Example],
+    objective: Objective,
+    pass_tokens: int,
+) -> Position:
+    """The first position of one of the first records, with the dense functions of `complement`.
+
+    Which one follows from the base model alone, so it is the same before and after: the one where
+    v/T p_ref (1 - p_ref), summed, is largest. There rejected tokens are likely, and others too.
+    """
+    # Of the answers only the first tokens: each record has one row, at the end of its prompt.
+    first = [e._replace(answers=tuple(a[:1] for a in e.answers)) for e in examples[:LOOKED_AT]]
+    z_ref = np.empty((len(first), model.config.vocab_size))
+    for batch in pack(first, objective.counts, pass_tokens):
+        examples_there = np.unique(batch.answer[:, 0])
+        z_ref[examples_there] = forward_batch(model, batch, None)[0] @ model.head.T
+    counts = np.zeros(z_ref.shape)
+    for row, example in enumerate(first):
+        np.add.at(counts[row], [int(a[0]) for a in example.answers], example.counts)
+    totals = counts.sum(axis=1, keepdims=True)
+    p_ref = np.exp(log_softmax(z_ref))
+    best = int((counts / totals * p_ref * (1 - p_ref)).sum(axis=1).argmax())
+
+    example, v, ref = first[best], counts[[best]], z_ref[[best]]
+    total = float(totals[best, 0])
+    attempts = np.array([max(total, example.total_rounds)])  # p_ref of an empty prefix is 1
+    P = target_distribution(v, objective.prior, ref, attempts)
+    w = contrast_weights(v, objective.contrast, ref)
+    p_star = optimum(P, w, objective.alpha)[0] if objective.alpha > 0 else None
+    (batch,) = pack([example], objective.counts, pass_tokens=len(example.prompt))
+    hidden, _ = forward_batch(model, batch, model.adapter)
+    p = np.exp(log_softmax(hidden @ model.head.T))[0]
+
+    likely = [np.argsort(-x, kind="stable")[:TOP_TOKENS] for x in (p_ref[best], p, P[0])]
+    kept = np.unique(np.concatenate([*likely, *[a[:1] for a in example.answers]]))
+    tokens = [
+        Token(
+            int(i),
+            _token_text(chat, int(i)),
+            float(v[0, i]),
+            float(p_ref[best, i]),
+            float(p[i]),
+            float(P[0, i]),
+            None if p_star is None else float(p_star[i]),
+        )
+        for i in kept
+    ]
+    text = str(chat.tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False))
+    return Position(text[-CONTEXT_LETTERS:], total, tokens)
+
+
+def _token_text(chat: Chat, token: int) -> str:
+    """A token's text; where it is only a part of a character, its name in the vocabulary."""
+    text = str(chat.tokenizer.decode([token], skip_special_tokens=False))
+    if text and "\ufffd" not in text:
+        return text
+    return str(chat.tokenizer.id_to_token(token) or f"token {token}")

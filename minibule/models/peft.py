@@ -1,0 +1,164 @@
+"""LoRA adapters as PEFT folders, in and out.
+
+Names, shapes and settings are all checked before anything is used, and every mismatch is listed.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from reprlib import repr  # values of a damaged file may be as long as the file
+from typing import Any
+
+from minibule.core.lora import Adapter, adapter_shapes
+from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
+from minibule.errors import InputError, listed
+from minibule.files import existing_folder, read_json, whole_folder, write_json
+from minibule.models.safetensors import (
+    read_tensors,
+    stored_tensors,
+    write_safetensors,
+)
+
+PEFT_PREFIX = "base_model.model."
+
+
+def save_adapter(adapter: Adapter, model: LlamaConfig, folder: Path, base_model: str) -> None:
+    """Write a PEFT adapter: adapter_model.safetensors and adapter_config.json.
+
+    base_model: the name or path PEFT is to find the base model under.
+    """
+    config = adapter.config
+    with whole_folder(folder) as partial:
+        write_json(
+            partial / "adapter_config.json",
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": base_model,
+                "r": config.r,
+                "lora_alpha": config.lora_alpha,
+                "lora_dropout": 0.0,
+                "target_modules": _target_modules(config.modules, model.num_hidden_layers),
+                "bias": "none",
+                "use_rslora": config.use_rslora,
+                "fan_in_fan_out": False,
+                "inference_mode": True,
+                "init_lora_weights": True,
+                "modules_to_save": None,
+                "rank_pattern": dict(config.rank_pattern),
+                "alpha_pattern": dict(config.alpha_pattern),
+            },
+        )
+        tensors = {PEFT_PREFIX + name: array for name, array in adapter.params.items()}
+        write_safetensors(partial / "adapter_model.safetensors", tensors, "float32")
+
+
+def load_adapter(path: str | Path, model: LlamaConfig) -> Adapter:
+    """Read a PEFT LoRA adapter made for a model of these shapes.
+
+    Raises
+    ------
+    InputError
+        If it is no plain LoRA, or its matrices are not exactly those that its own settings and
+        the model's shapes call for; every mismatch is listed.
+    """
+    folder = existing_folder(path, "a PEFT adapter folder")
+    file = folder / "adapter_config.json"
+    raw = read_json(file)
+    stored = {
+        name.removeprefix(PEFT_PREFIX): tensor
+        for name, tensor in stored_tensors([folder / "adapter_model.safetensors"]).items()
+    }
+    config = _lora_config(raw, file, model, stored)
+    where = folder / "adapter_model.safetensors"
+    return Adapter(config, read_tensors(stored, adapter_shapes(config, model), where))
+
+
+# Settings of PEFT that change what the adapter computes, and the only value supported here.
+_PLAIN_LORA: dict[str, Any] = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "use_dora": False,
+    "lora_bias": False,
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+}
+
+
+def _lora_config(
+    raw: Mapping[str, Any], file: Path, model: LlamaConfig, stored: Mapping[str, Any]
+) -> LoraConfig:
+    problems = [
+        f"{name}: found {repr(raw[name])}, minibule computes only {plain!r}"
+        for name, plain in _PLAIN_LORA.items()
+        if raw.get(name) and raw[name] != plain
+    ]
+
+    def checked(name: str, value: Any, kind: type, patterned: bool = False) -> Any:
+        if patterned:
+            if not isinstance(value or {}, dict):
+                problems.append(f"{name}: found {repr(value)}, expected an object")
+                return {}
+            for key, entry in (value or {}).items():
+                if not re.fullmatch(r"[\w.]+", key):
+                    problems.append(f"{name}: found {repr(key)}, expected a module's name")
+                checked(f"{name}[{key[:40]}]", entry, kind)
+            return value or {}
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if not number or not 0 < value < 1e9:
+            what = "a whole number" if kind is int else "a number"
+            problems.append(f"{name}: found {repr(value)}, expected {what} above 0, below 1e9")
+            return 1
+        return value
+
+    layers = raw.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    if layers is not None and not isinstance(layers, list):
+        problems.append(f"layers_to_transform: found {repr(layers)}, expected a list of layers")
+        layers = None
+    config = LoraConfig(
+        r=checked("r", raw.get("r"), int),
+        lora_alpha=checked("lora_alpha", raw.get("lora_alpha"), float),
+        modules=_adapted_modules(raw.get("target_modules"), layers, model, stored),
+        use_rslora=raw.get("use_rslora", False) is True,
+        rank_pattern=checked("rank_pattern", raw.get("rank_pattern"), int, patterned=True),
+        alpha_pattern=checked("alpha_pattern", raw.get("alpha_pattern"), float, patterned=True),
+    )
+    if not config.modules:
+        problems.append(
+            f"target_modules: found {repr(raw.get('target_modules'))}, none of which this model has"
+        )
+    if problems:
+        raise InputError(f"{file}: not an adapter minibule can use:\n{listed(problems)}")
+    return config
+
+
+def _adapted_modules(
+    targets: Any, layers: list[Any] | None, model: LlamaConfig, stored: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The model's modules that target_modules names, in these layers or all.
+
+    PEFT also takes a regular expression there; then the matrices in the file say what it matched.
+    """
+    names = []
+    for module in module_names(range(model.num_hidden_layers), PROJECTIONS):
+        if isinstance(targets, list):
+            named = any(module == t or module.endswith(f".{t}") for t in targets)
+            wanted = named and (not layers or int(module.split(".")[2]) in layers)
+        else:
+            wanted = any(name.startswith(module + ".lora_") for name in stored)
+        if wanted:
+            names.append(module)
+    return tuple(names)
+
+
+def _target_modules(modules: tuple[str, ...], num_layers: int) -> list[str]:
+    """PEFT's target_modules: the projections' short names where every layer has them."""
+    short = {module.rpartition(".")[2] for module in modules}
+    everywhere = set(module_names(range(num_layers), short)) == set(modules)
+    return sorted(short) if everywhere else list(modules)

@@ -1,0 +1,66 @@
+"""metrics.jsonl: one JSON object a step."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from minibule.errors import InputError
+from minibule.files import writing
+
+
+def open_metrics(path: Path, length: int) -> BinaryIO:
+    """metrics.jsonl, cut back to its first `length` bytes and ready for the next line.
+
+    Where it is shorter (somebody changed it), it goes on after its last whole line.
+    """
+    with writing(path):
+        path.touch()
+        log = path.open("r+b")
+        kept = log.read(length).rfind(b"\n") + 1
+        if kept < length:
+            tqdm.write(f"{path}: lines of earlier steps are missing there")
+        log.truncate(kept)
+        log.seek(kept)
+        return log
+
+
+def write_line(log: BinaryIO, line: Mapping[str, Any]) -> None:
+    """Append one JSON object; a number that is not finite becomes null, as JSON has none."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    with writing(Path(log.name)):
+        log.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
+        log.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl by step; a last one that is only half there is left out."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    steps: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict) or type(value.get("step")) is not int:
+                raise ValueError("no step")
+            if not 0 <= value["step"] < 2**53:
+                raise ValueError("no step that can be drawn")
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            raise InputError(
+                f"{path}, line {number:,}: expected the JSON object of a training step, with its "
+                "number as step. Remove the line to go on without it."
+            ) from None
+        steps[value["step"]] = value
+    return [steps[step] for step in sorted(steps)]

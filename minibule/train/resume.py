@@ -1,0 +1,68 @@
+"""How a run goes on: its settings, its newest checkpoint, and the words that say so."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from minibule.errors import InputError, listed
+from minibule.files import remove_stale
+from minibule.runs.checkpoint import MAY_CHANGE, Checkpoint, newest_checkpoint
+from minibule.runs.settings import TrainConfig, given_settings, resolve
+from minibule.train.setup import Job
+
+
+def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
+    """The settings of the run in --output; InputError that lists all that now contradicts them."""
+    if not arguments.get("output"):
+        raise InputError("--resume without --output: expected the folder of the run to go on with.")
+    if arguments.get("overwrite"):
+        raise InputError("--resume goes on with a run, --overwrite replaces it: expected one.")
+    file = Path(arguments["output"]) / "config.toml"
+    if not file.exists():
+        raise InputError(f"{file}: not there, so there is no run to go on with. Omit --resume.")
+    stored, given = resolve({"config": str(file)}), given_settings(arguments)
+    differences = [
+        f"{name}: {getattr(stored, name)!r} there, {value!r} now"
+        for name, value in given.items()
+        if name not in MAY_CHANGE and value != getattr(stored, name)
+    ]
+    if differences:
+        raise InputError(
+            f"a run goes on with the settings in {file}. Leave these out, or start a new run:\n"
+            + listed(differences)
+        )
+    changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
+    return dataclasses.replace(stored, **changed)
+
+
+def find_checkpoint(job: Job, output: Path) -> Checkpoint | None:
+    """Where to go on from, None for the start; prints it, and which checkpoints are damaged."""
+    folder = output / "checkpoint"
+    remove_stale(output)
+    remove_stale(folder)
+    checkpoint, damaged = newest_checkpoint(folder, job.identity, job.adapter.params)
+    for note in damaged:
+        print(f"damaged    {note}")
+    if checkpoint is None:
+        print("resume     no checkpoint yet: from step 1")
+    elif checkpoint.progress.step == job.steps:
+        print(f"resume     all {job.steps} steps are done: what comes after them is done again")
+    else:
+        print(f"resume     from {checkpoint.path}, step {checkpoint.progress.step} of {job.steps}")
+    return checkpoint
+
+
+@contextmanager
+def resume_hint(output: Path) -> Iterator[None]:
+    """Whatever ends the block early, say how the run goes on."""
+    try:
+        yield
+    except BaseException:
+        command = f"python -m minibule.train --resume --output {shlex.quote(str(output))}"
+        tqdm.write(f"the run goes on from its last checkpoint with\n  {command}")
+        raise
