@@ -140,7 +140,7 @@ def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> 
     total = 0.0
     for batch in pack(examples, "position", TrainConfig().pass_tokens):
         forwards = 3 if needs_reference else 2
-        total += 2.0 * forwards * (linear * len(batch.ids) + head * len(batch.stream))
+        total += 2.0 * forwards * (linear * len(batch.ids) + head * len(batch.rows_at))
     return total
 
 

@@ -148,7 +148,7 @@ def language_model_gradients(
     """Mean cross-entropy of the answers' tokens, and the gradient of every weight."""
     (batch,) = pack(examples, "prefix", pass_tokens=10**9)
     rows = batch.rows
-    hidden, cache = forward_batch(model, batch, None, keep=True)
+    hidden, cache = forward_batch(model.base, batch, keep=True)
     times = rows.entry_count.astype(int)
     row, target = rows.entry_row.repeat(times), rows.entry_id.repeat(times)
     logits, head_cache = ops.linear(hidden, model.head)

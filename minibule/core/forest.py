@@ -91,7 +91,7 @@ class Batch(NamedTuple):
 
     ids, positions (T,) int    tokens, and the place of each in its own sequence
     segments                   what each run of tokens attends to
-    stream (R,) int            where in the stream each row lies
+    rows_at (R,) int           where in the stream each row lies
     rows                       what each row's logits are trained on
     answer (answers, 2)        the example's number and the answer's, for each answer ...
     answer_entry (answers,)    ... and the entry that completes it
@@ -100,7 +100,7 @@ class Batch(NamedTuple):
     ids: Array
     positions: Array
     segments: list[Segment]
-    stream: Array
+    rows_at: Array
     rows: Rows
     answer: Array
     answer_entry: Array

@@ -21,12 +21,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 
 Cache: TypeAlias = Any
-
-# Rows of x, at most, that `times_transposed` takes for few: sequences decoded at once.
-FEW_ROWS = 32
 
 # Numbers of an array that the widest element-wise work takes at once: 128 kB of float32.
 BLOCK_NUMBERS = 2**15
@@ -35,9 +32,9 @@ BLOCK_NUMBERS = 2**15
 # -- linear ----------------------------------------------------------------------------------------
 
 
-def linear(x: Array, W: Array) -> tuple[Array, Cache]:
+def linear(x: Array, W: Matrix) -> tuple[Array, Cache]:
     """y = x W^T, with x (T, in), W (out, in) as Hugging Face stores it, y (T, out)."""
-    return times_transposed(x, W), (x, W)
+    return x @ W.T, (x, W)
 
 
 def linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
@@ -46,20 +43,10 @@ def linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
     return dy @ W, dy.T @ x
 
 
-def times_transposed(x: Array, W: Array) -> Array:
-    """x W^T, and for a few rows of x, where it is faster, as (W x^T)^T.
-
-    BLAS first copies one of the two matrices into an order it likes: here the small one.
-    """
-    if 1 < len(x) <= FEW_ROWS and isinstance(W, np.ndarray):
-        return np.ascontiguousarray((W @ x.T).T)
-    return x @ W.T
-
-
 # -- embedding -------------------------------------------------------------------------------------
 
 
-def embedding(ids: Array, E: Array) -> tuple[Array, Cache]:
+def embedding(ids: Array, E: Matrix) -> tuple[Array, Cache]:
     """x[t] = E[ids[t]], with ids (T,) integers in [0, V), E (V, D), x (T, D)."""
     return E[ids], (ids, E.shape)
 
@@ -244,31 +231,31 @@ def _ungroup(x: Array, t: int) -> Array:
 
 
 def swiglu(gate: Array, up: Array) -> tuple[Array, Cache]:
-    """a = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
-    a = np.empty_like(gate)
+    """h = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
+    h = np.empty_like(gate)
     for rows in _row_blocks(gate):
         s = _sigmoid(gate[rows])
         s *= gate[rows]
-        np.multiply(s, up[rows], out=a[rows])
-    return a, (gate, up)
+        np.multiply(s, up[rows], out=h[rows])
+    return h, (gate, up)
 
 
-def swiglu_backward(da: Array, cache: Cache) -> tuple[Array, Array]:
+def swiglu_backward(dh: Array, cache: Cache) -> tuple[Array, Array]:
     """With s = sigmoid(g) and silu'(g) = s + g s (1 - s) = s + silu(g) - s silu(g):
 
-    dgate = da up silu'(gate)      dup = da silu(gate)
+    dgate = dh up silu'(gate)      dup = dh silu(gate)
     """
     gate, up = cache
     dgate, dup = np.empty_like(gate), np.empty_like(up)
     for rows in _row_blocks(gate):
         s = _sigmoid(gate[rows])
         silu = gate[rows] * s
-        np.multiply(da[rows], silu, out=dup[rows])
+        np.multiply(dh[rows], silu, out=dup[rows])
         slope = s + silu
         s *= silu
         slope -= s
         slope *= up[rows]
-        np.multiply(slope, da[rows], out=dgate[rows])
+        np.multiply(slope, dh[rows], out=dgate[rows])
     return dgate, dup
 
 

@@ -28,8 +28,8 @@ def gradients(
 
     def one_pass(batch: Batch) -> tuple[dict[str, Array], Sums, int]:
         """Forward, loss and backward of one packed stream."""
-        ref_hidden = forward_batch(model, batch, None)[0] if objective.needs_reference else None
-        hidden, cache = forward_batch(model, batch, model.adapter, keep=True, recompute=recompute)
+        ref_hidden = forward_batch(model.base, batch)[0] if objective.needs_reference else None
+        hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
         metrics, dhidden = head_loss(
             hidden, model.head, batch.rows, objective, ref_hidden, count=count
         )

@@ -20,10 +20,10 @@ def evaluate(
     count = total_weight(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
-        ref_hidden, _ = forward_batch(model, batch, None)
+        ref_hidden, _ = forward_batch(model.base, batch)
         hidden = ref_hidden
         if model.adapter:
-            hidden, _ = forward_batch(model, batch, model.adapter)
+            hidden, _ = forward_batch(model, batch)
         metrics = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
         return metrics, len(batch.answer_entry)
 

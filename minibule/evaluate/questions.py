@@ -174,7 +174,7 @@ def _answer_log_probs(
     logps = [np.empty(len(a)) for a in answers]
 
     def answer_log_probs(batch: Batch) -> np.ndarray:
-        hidden, _ = forward_batch(model, batch, model.adapter)
+        hidden, _ = forward_batch(model, batch)
         logp = entry_log_probs(hidden, model.head, batch.rows)
         _, path = path_log_probs(batch.rows, logp)
         return path[batch.answer_entry]

@@ -62,7 +62,7 @@ class Subject(NamedTuple):
     @property
     def alone(self) -> Rows:
         """All rows of the batch, of which none but this one counts."""
-        weight = np.zeros(len(self.batch.stream))
+        weight = np.zeros(len(self.batch.rows_at))
         weight[self.row] = 1
         return self.batch.rows._replace(weight=weight)
 
@@ -94,7 +94,9 @@ class Pass(NamedTuple):
 
 def one_pass(model: Llama, adapter: Adapter, subject: Subject, ref_hidden: Array) -> Pass:
     """Forward and loss of a step that consists of this row."""
-    hidden, cache = forward_batch(model, subject.batch, adapter, keep=True)
+    hidden, cache = forward_batch(
+        dataclasses.replace(model, adapter=adapter), subject.batch, keep=True
+    )
     objective = subject.objective
     metrics, dhidden = head_loss(hidden, model.head, subject.alone, objective, ref_hidden, count=1)
     return Pass(hidden, cache, metrics["loss"], dhidden)
@@ -116,7 +118,7 @@ class AdapterCheck:
     def __init__(self, model: Llama, subject: Subject, module: str) -> None:
         self.model, self.subject, self.module = model, subject, module
         self.wide = Llama(model.config, _Float64(model.weights))
-        self.ref_hidden, _ = forward_batch(self.wide, subject.batch, None)
+        self.ref_hidden, _ = forward_batch(self.wide, subject.batch)
 
     def lines(
         self, adapter: Adapter, matrices: str, above: Sequence[Sequence[str]] = ()

@@ -119,7 +119,7 @@ def _whole_story(
     yield from _context(chat, subject)
     yield from _counts(subject, name, chat.decode)
 
-    ref_hidden, _ = forward_batch(model, batch, None)
+    ref_hidden, _ = forward_batch(model.base, batch)
     before = one_pass(model, adapter, subject, ref_hidden)
     attempts = row_attempts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
     z = logits(before.hidden)

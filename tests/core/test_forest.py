@@ -18,7 +18,7 @@ def seen_by(batch, token):
 
 def contexts(batch):
     """For each row: the tokens that stand before what it predicts, prompt included."""
-    return [tuple(batch.ids[seen_by(batch, token)].tolist()) for token in batch.stream]
+    return [tuple(batch.ids[seen_by(batch, token)].tolist()) for token in batch.rows_at]
 
 
 def naive_rows(examples, counts):
@@ -61,7 +61,7 @@ def test_positions_parents_and_completed_answers(seed):
     (batch,) = pack(examples, "prefix", 10**6)
     rows = batch.rows
     assert batch.positions.tolist() == [len(seen_by(batch, t)) - 1 for t in range(len(batch.ids))]
-    assert len(set(batch.stream.tolist())) == len(batch.stream)  # a token is one row at most
+    assert len(set(batch.rows_at.tolist())) == len(batch.rows_at)  # a token is one row at most
     where = contexts(batch)
     for row, parent in enumerate(rows.parent_entry):
         if rows.depth[row] == 0:

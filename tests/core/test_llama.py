@@ -42,9 +42,7 @@ def test_base_gradients_are_the_gradient_of_the_loss():
     positions, attend = llama.one_sequence(len(ids))
 
     def run(keep=False):
-        hidden, cache = llama.forward(
-            model, ids, positions, attend, adapter=None, rows=rows, keep=keep
-        )
+        hidden, cache = llama.forward(model, ids, positions, attend, rows, keep)
         logits, head_cache = ops.linear(hidden, model.head)
         loss, loss_cache = ops.cross_entropy(logits, targets)
         return loss, cache, head_cache, loss_cache
@@ -148,8 +146,8 @@ def separate_runs(model, examples, objective):
                 entry_count=counts.astype(float),
                 total=np.bincount(row, counts),
             )
-            ref, _ = forward_batch(model, batch, None)
-            hidden, cache = forward_batch(model, batch, model.adapter, keep=True)
+            ref, _ = forward_batch(model.base, batch)
+            hidden, cache = forward_batch(model, batch, keep=True)
             metrics, dhidden = head_loss(hidden, model.head, rows, objective, ref, count=count)
             loss += metrics["loss"]
             for name, grad in backward(dhidden, cache).items():
@@ -194,7 +192,7 @@ def test_a_long_sequence_is_a_chain_of_segments():
     (batch,) = pack([example], "position", 10**6)
     assert len(batch.segments) == 5
     assert max(s.rows.stop - s.rows.start for s in batch.segments) == MAX_SEGMENT
-    hidden, _ = forward_batch(model, batch, model.adapter)
+    hidden, _ = forward_batch(model, batch)
     ids = np.concatenate([example.prompt, answers[0][:-1]])
     expected = model.logits(ids)[len(example.prompt) - 1 :]
     depth = batch.rows.depth
