@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from minibule.core import ops
-from minibule.core.forest import Example, pack
+from minibule.core.counts import Example
+from minibule.core.forest import pack
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.optim import AdamW, clip_gradients
 from minibule.core.shapes import LlamaConfig

@@ -123,12 +123,12 @@ def rope_backward(dy: Array, cos: Array, sin: Array) -> Array:
 class Segment(NamedTuple):
     """A run of tokens in the packed stream, and what it may look at.
 
-    rows: slice     where its t tokens lie in the stream
+    tokens: slice   where its t tokens lie in the stream
     keys: (S,) int  positions in the stream of all it attends to: every token of its ancestors,
                     then its own t tokens, the latter causally
     """
 
-    rows: slice
+    tokens: slice
     keys: Array
 
 
@@ -143,14 +143,14 @@ def attention(q: Array, k: Array, v: Array, segments: Sequence[Segment]) -> tupl
     out = np.empty_like(q)  # (T, H, hd)
     kv_heads = k.shape[1]
     lses = []
-    for rows, keys in segments:
-        t = rows.stop - rows.start
-        weights = _scores(_by_group(q[rows], kv_heads), _by_head(k[keys]), t)
+    for tokens, keys in segments:
+        t = tokens.stop - tokens.start
+        weights = _scores(_by_group(q[tokens], kv_heads), _by_head(k[keys]), t)
         highest = weights.max(axis=-1, keepdims=True)
         weights -= highest
         np.exp(weights, out=weights)
         total = weights.sum(axis=-1, keepdims=True)  # (K, G*t, 1)
-        out[rows] = _ungroup(weights @ _by_head(v[keys]) / total, t)
+        out[tokens] = _ungroup(weights @ _by_head(v[keys]) / total, t)
         lses.append(highest + np.log(total))
     return out, (q, k, v, out, lses, segments)
 
@@ -167,18 +167,18 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     q, k, v, out, lses, segments = cache
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
     kv_heads = k.shape[1]
-    for (rows, keys), lse in zip(segments, lses, strict=True):
-        t = rows.stop - rows.start
-        q_g, k_h, v_h = _by_group(q[rows], kv_heads), _by_head(k[keys]), _by_head(v[keys])
-        do = _by_group(dout[rows], kv_heads)  # (K, G*t, hd)
-        inner = np.sum(do * _by_group(out[rows], kv_heads), axis=-1, keepdims=True)  # (K, G*t, 1)
+    for (tokens, keys), lse in zip(segments, lses, strict=True):
+        t = tokens.stop - tokens.start
+        q_g, k_h, v_h = _by_group(q[tokens], kv_heads), _by_head(k[keys]), _by_head(v[keys])
+        do = _by_group(dout[tokens], kv_heads)  # (K, G*t, hd)
+        inner = np.sum(do * _by_group(out[tokens], kv_heads), axis=-1, keepdims=True)  # (K, G*t, 1)
         weights = _scores(q_g, k_h, t)  # (K, G*t, S)
         weights -= lse
         np.exp(weights, out=weights)
         ds = do @ v_h.swapaxes(1, 2)  # (K, G*t, S): dw, made ds in place
         ds -= inner
         ds *= weights
-        dq[rows] = _ungroup(ds @ k_h, t)
+        dq[tokens] = _ungroup(ds @ k_h, t)
         # A segment names each key once, so += on the gathered positions is safe.
         dk[keys] += (ds.swapaxes(1, 2) @ q_g).swapaxes(0, 1)  # (S, K, hd)
         dv[keys] += (weights.swapaxes(1, 2) @ do).swapaxes(0, 1)

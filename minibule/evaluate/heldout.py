@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import Batch, Example, pack, total_weight
+from minibule.core.counts import Example, total_weight
+from minibule.core.forest import Batch, pack
 from minibule.core.head import add_metrics, head_metrics
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.objective import Objective

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core.complement import contrast_weights, log_softmax, optimum, target_distribution
-from minibule.core.forest import Example, pack
+from minibule.core.counts import Example
+from minibule.core.forest import pack
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.objective import Objective
 from minibule.text.chat import Chat

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibule.core.forest import Batch, Example, pack
-from minibule.core.head import entry_log_probs, path_log_probs
+from minibule.core.counts import Example, path_log_probs
+from minibule.core.forest import Batch, pack
+from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, forward_batch
 from minibule.errors import InputError, listed
 from minibule.generate.decode import answer

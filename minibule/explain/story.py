@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from minibule.core.complement import log_softmax
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
