@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
 from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.errors import InputError
 from minibule.evaluate.questions import ACCEPTED, NOISE
 from minibule.program import run

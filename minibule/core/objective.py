@@ -2,12 +2,9 @@
 
 from typing import Literal, NamedTuple
 
+from minibule.core.counts import Counts
+
 Prior = Literal["uniform", "reference", "rate"]
-
-
-Counts = Literal["position", "prefix"]
-
-
 Contrast = Literal["plain", "choice"]
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import Batch, Example, pack, total_weight
+from minibule.core.counts import Example, total_weight
+from minibule.core.forest import Batch, pack
 from minibule.core.head import add_metrics, head_metrics
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.objective import Objective
@@ -20,10 +21,10 @@ def evaluate(
     count = total_weight(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
-        ref_hidden, _ = forward_batch(model, batch, None)
+        ref_hidden, _ = forward_batch(model.base, batch)
         hidden = ref_hidden
         if model.adapter:
-            hidden, _ = forward_batch(model, batch, model.adapter)
+            hidden, _ = forward_batch(model, batch)
         metrics = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
         return metrics, len(batch.answer_entry)
 

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core.complement import log_softmax
-from minibule.core.forest import Batch, Example, Rows, pack
-from minibule.core.head import expected_attempts, head_loss
+from minibule.core.counts import Example, RowCounts, expected_attempts
+from minibule.core.forest import Batch, pack
+from minibule.core.fused import ComplementLoss
+from minibule.core.head import head_loss
 from minibule.core.llama import ForwardCache, Llama, backward, forward_batch
 from minibule.core.lora import Adapter, lora_name
 from minibule.core.objective import Objective
@@ -26,7 +28,7 @@ from minibule.explain.row import (
     table,
     verdict,
 )
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 from minibule.runs.settings import TrainConfig
 
 
@@ -55,14 +57,14 @@ class Subject(NamedTuple):
     objective: Objective
 
     @property
-    def counts(self) -> Rows:
+    def counts(self) -> RowCounts:
         """The row alone."""
         return self.batch.rows.part(slice(self.row, self.row + 1))
 
     @property
-    def alone(self) -> Rows:
+    def alone(self) -> RowCounts:
         """All rows of the batch, of which none but this one counts."""
-        weight = np.zeros(len(self.batch.stream))
+        weight = np.zeros(len(self.batch.rows_at))
         weight[self.row] = 1
         return self.batch.rows._replace(weight=weight)
 
@@ -94,20 +96,23 @@ class Pass(NamedTuple):
 
 def one_pass(model: Llama, adapter: Adapter, subject: Subject, ref_hidden: Array) -> Pass:
     """Forward and loss of a step that consists of this row."""
-    hidden, cache = forward_batch(model, subject.batch, adapter, keep=True)
+    model = dataclasses.replace(model, adapter=adapter)
+    hidden, cache = forward_batch(model, subject.batch, keep=True)
     objective = subject.objective
-    metrics, dhidden = head_loss(hidden, model.head, subject.alone, objective, ref_hidden, count=1)
+    metrics, dhidden = head_loss(
+        hidden, model.head, subject.alone, ComplementLoss(objective), ref_hidden, count=1
+    )
     return Pass(hidden, cache, metrics["loss"], dhidden)
 
 
 # -- into the adapter ------------------------------------------------------------------------------
 
 
-class _Float64(dict[str, Array]):
+class _Float64(dict[str, Matrix]):
     """Weights widened one by one as they are asked for: twice the model need not fit in memory."""
 
     def __getitem__(self, name: str) -> Array:
-        return super().__getitem__(name).astype(np.float64)
+        return super().__getitem__(name)[:].astype(np.float64)
 
 
 class AdapterCheck:
@@ -116,7 +121,7 @@ class AdapterCheck:
     def __init__(self, model: Llama, subject: Subject, module: str) -> None:
         self.model, self.subject, self.module = model, subject, module
         self.wide = Llama(model.config, _Float64(model.weights))
-        self.ref_hidden, _ = forward_batch(self.wide, subject.batch, None)
+        self.ref_hidden, _ = forward_batch(self.wide, subject.batch)
 
     def lines(
         self, adapter: Adapter, matrices: str, above: Sequence[Sequence[str]] = ()

@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from minibule.core.complement import complement_loss, loss_parts, target_factors
-from minibule.core.forest import Rows
-from minibule.core.head import row_losses
+from minibule.core.counts import RowCounts
+from minibule.core.fused import row_losses
 from minibule.core.objective import Objective
 from minibule.machine.matrix import Array
 
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     z: Array
     z_ref: Array
     attempts: Array | None
-    counts: Rows
+    counts: RowCounts
     objective: Objective
     name: Callable[[int], str]
 
@@ -186,10 +186,10 @@ def explain_row(row: Row) -> Iterator[str]:
     )
     z, z_ref = (x[None].astype(np.float32) for x in (row.z, row.z_ref))
     needed = z_ref if row.objective.needs_reference else None
-    _, (fused,) = row_losses(z, needed, row.attempts, row.counts, row.objective)
+    _, (fused,) = row_losses(z, needed, row.counts._replace(attempts=row.attempts), row.objective)
     yield from prose(
         "Training gets the same from one softmax and the rejected tokens, in float32 "
-        f"(loss.row_losses): all {len(p):,} of dL/dz to within {np.abs(fused - dz).max():.1e}."
+        f"(fused.row_losses): all {len(p):,} of dL/dz to within {np.abs(fused - dz).max():.1e}."
     )
 
 

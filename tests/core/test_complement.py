@@ -7,9 +7,10 @@ import pytest
 from helpers import gradient_error
 
 from minibule import complement_distribution, complement_loss
-from minibule.core import complement
+from minibule.core import complement, fused
 from minibule.core import head as loss
-from minibule.core.forest import Rows
+from minibule.core.counts import RowCounts
+from minibule.core.fused import ComplementLoss
 from minibule.core.objective import OBJECTIVES, Objective
 from minibule.errors import InputError
 
@@ -185,7 +186,7 @@ def rows_of(counts):
     """The sparse form of dense counts."""
     row, ids = np.nonzero(counts)
     n = len(counts)
-    return Rows(
+    return RowCounts(
         weight=np.ones(n),
         total=counts.sum(axis=1).astype(float),
         depth=np.arange(n) % 3,
@@ -228,7 +229,9 @@ def test_fused_float32_is_dense_float64_at_any_gap(objective, which, gap):
     rows = rows_of(counts)
 
     exact, dz_exact = complement_loss(z.astype(np.float64), counts, objective.alpha, **options)
-    values, dz = loss.row_losses(z.copy(), z_ref.copy(), options["attempts"], rows, objective)
+    values, dz = fused.row_losses(
+        z.copy(), z_ref.copy(), rows._replace(attempts=options["attempts"]), objective
+    )
     assert dz.dtype == np.float32 and np.isfinite(dz).all()
     assert values["loss"].mean() == pytest.approx(exact, rel=1e-6, abs=0)
     assert np.abs(dz / 8 - dz_exact).max() <= 1e-6 * np.abs(dz_exact).max() + tiny
@@ -245,8 +248,8 @@ def test_fused_metrics_are_the_dense_ones(objective, rng):
     z_ref = z + rng.normal(size=counts.shape).astype(np.float32)
     attempts = rng.uniform(5, 20, 8)
     options = dense_options(objective, z_ref, attempts)
-    values = loss.row_metrics(
-        z.copy(), z_ref.copy(), options["attempts"], rows_of(counts), objective
+    values = fused.row_metrics(
+        z.copy(), z_ref.copy(), rows_of(counts)._replace(attempts=options["attempts"]), objective
     )
 
     def softmax(z):
@@ -295,7 +298,7 @@ def test_the_head_never_holds_all_logits(objective, rng, monkeypatch):
     def peak(chunk_rows):
         monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_rows * len(head))
         tracemalloc.start()
-        loss.head_loss(hidden, head, rows, objective, ref_hidden, count=len(hidden))
+        loss.head_loss(hidden, head, rows, ComplementLoss(objective), ref_hidden, count=len(hidden))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
@@ -318,7 +321,9 @@ def test_chunks_of_any_size_give_the_same_gradient(objective, chunk_rows, rng, m
 
     def run(chunk_rows):
         monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_rows * len(head))
-        return loss.head_loss(hidden, head, rows, objective, ref_hidden, count=len(hidden))
+        return loss.head_loss(
+            hidden, head, rows, ComplementLoss(objective), ref_hidden, count=len(hidden)
+        )
 
     metrics, dhidden = run(chunk_rows)
     at_once, dhidden_at_once = run(len(hidden))

@@ -14,7 +14,7 @@ import world
 from helpers import ROOT
 from safetensors import safe_open
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.errors import InputError
 from minibule.evaluate.questions import read_questions
 from minibule.files import embedded_folder
