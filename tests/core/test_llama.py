@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import ODD, gradient_error, random_adapter, random_examples, random_llama
 
-from minibule.core import llama, lora, ops
+from minibule.core import llama, ops
 from minibule.core.counts import Example, total_weight
 from minibule.core.forest import MAX_SEGMENT, pack
 from minibule.core.fused import ComplementLoss
@@ -94,30 +94,6 @@ def test_logits_of_a_prefix_do_not_depend_on_what_follows():
     model = random_llama()
     ids = np.arange(12) * 3 % ODD.vocab_size
     np.testing.assert_allclose(model.logits(ids)[:7], model.logits(ids[:7]), rtol=1e-4, atol=1e-5)
-
-
-def test_merged_weights_act_like_the_adapter():
-    model = random_llama()
-    ids = np.array([5, 6, 7, 8, 9, 10])
-    model.adapter = random_adapter()
-    adapted = model.logits(ids)
-    merged = {
-        name: lora.merged_weight(w, model.adapter.pair(name.removesuffix(".weight")))
-        for name, w in model.weights.items()
-    }
-    np.testing.assert_allclose(
-        llama.Llama(ODD, merged).logits(ids), adapted, rtol=1e-3, atol=1e-4 * np.abs(adapted).max()
-    )
-    model.adapter = None
-    assert np.abs(model.logits(ids) - adapted).max() > 0.1  # the adapter does something
-
-
-def test_an_untrained_adapter_changes_nothing():
-    model = random_llama()
-    ids = np.array([5, 6, 7])
-    base = model.logits(ids)
-    model.adapter = lora.init_adapter(random_adapter().config, ODD, seed=0)
-    np.testing.assert_array_equal(model.logits(ids), base)
 
 
 def separate_runs(model, examples, objective):

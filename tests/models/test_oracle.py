@@ -1,10 +1,8 @@
 """minibule against torch, transformers and PEFT themselves. Needs the extra `oracle`."""
 
-import sys
-
 import numpy as np
 import pytest
-from helpers import ROOT, random_adapter, random_examples, random_llama
+from helpers import random_adapter, random_examples, random_llama
 
 pytest.importorskip("torch", reason="needs pip install '.[oracle]'")
 pytest.importorskip("transformers", reason="needs pip install '.[oracle]'")
@@ -13,11 +11,9 @@ pytest.importorskip("peft", reason="needs pip install '.[oracle]'")
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
+from torch_reference import step_gradients
 from transformers import LlamaConfig as TransformersConfig
 from transformers import LlamaForCausalLM
-
-sys.path.insert(0, str(ROOT / "tools"))
-from torch_reference import step_gradients
 
 from minibule.core.complement import complement_loss
 from minibule.core.fused import ComplementLoss
