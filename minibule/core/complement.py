@@ -30,11 +30,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from minibule.core.arguments import numbers, one_of, rejection_counts, required, share
-from minibule.core.objective import OBJECTIVES, Contrast, Prior
+from minibule.core.objective import MIN_RATE, OBJECTIVES, Contrast, Prior
 from minibule.errors import InputError
 from minibule.machine.matrix import Array
-
-MIN_RATE = 0.05  # no token's acceptance rate is estimated below this: P stays positive
 
 
 def complement_distribution(counts: ArrayLike) -> Array:
