@@ -85,11 +85,11 @@ BOXES = {
     ),
     "llama": Box(
         2, 0, "forward", "Llama, forward",
-        ("y = x W^T + s x A^T B^T", "block by block, up to h"), "core/llama.py",
+        ("y = x W^T + s x A^T B^T", "block by block: hidden"), "core/llama.py",
     ),
     "logits": Box(
         3, 0, "forward", "Logits z and p",
-        ("z = h head^T", "p = softmax(z)"), "core/head.py",
+        ("z = hidden head^T", "p = softmax(z)"), "core/head.py",
     ),
     "counts": Box(
         0, 1, "rejected", "Counts v",
@@ -109,8 +109,8 @@ BOXES = {
         ("alpha (p - P)", "+ (1 - alpha) dcontrast"), "core/fused.py",
     ),
     "dy": Box(
-        2, 2, "backward", "dh, ..., dy",
-        ("dh = dz head, then block", "by block down to each dy"), "core/llama.py",
+        2, 2, "backward", "dhidden, ..., dy",
+        ("dhidden = dz head, then", "block by block to dy"), "core/llama.py",
     ),
     "lora": Box(
         1, 2, "backward", "dB and dA",
