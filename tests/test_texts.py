@@ -247,7 +247,7 @@ def test_a_training_run_proves_nothing(tmp_path, monkeypatch, capsys):
         tables.append(capsys.readouterr().out.partition("\n20 steps in")[0])
     assert labels(tables[0].splitlines()) == labels(tables[1].splitlines())
     figures = [[float(number) for number in re.findall(r"-?\d+\.\d{4}", t)] for t in tables]
-    assert len(figures[0]) > 40
+    assert len(figures[0]) > 30
     assert figures[0] == pytest.approx(figures[1], abs=1.5e-4)  # the last digit shown, rounded
 
 
