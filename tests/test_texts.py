@@ -19,7 +19,7 @@ from helpers import ROOT
 import minibule
 from minibule.core import llama
 from minibule.records.formats import FORMATS, parse_row
-from minibule.runs.settings import FIELDS, PRESETS
+from minibule.runs.settings import FIELDS, GGUF_TYPES, PRESETS
 
 PYTHON = ("python", "py")  # GitHub colours both; `py` needs an extra and runs where that is there
 
@@ -314,6 +314,12 @@ def test_the_tables_of_experiments_have_the_rows_and_columns_of_their_command():
         assert f"**rule** under a table, {experiments.GREEDY} > .9" in text.whole
 
 
+def test_the_table_of_gguf_types_has_the_columns_and_types_of_its_tool():
+    head, _, *rows = shown(TEXTS["tools/EXPERIMENTS.md"], "python tools/quantised.py")[:-2]
+    assert f'print("{head}")' in (ROOT / "tools" / "quantised.py").read_text(encoding="utf-8")
+    assert [row.split()[1] for row in rows] == list(GGUF_TYPES)
+
+
 def test_the_picture_is_what_its_tool_draws():
     picture = importlib.import_module("picture")
     assert picture.PLACE.read_text(encoding="utf-8") == picture.drawing()
@@ -396,7 +402,7 @@ def test_the_readme_is_short_and_counts_no_tests():
 
 @each_text
 def test_lines_are_of_a_length_to_be_read(text):
-    for line in text.outside.splitlines():
+    for line in MARKER.sub("", text.outside).splitlines():
         assert len(line) <= 121 or line.startswith(("|", "<!--", "    python ")), line
 
 
