@@ -89,7 +89,9 @@ def test_shared_tokens_are_computed_once():
 @pytest.mark.parametrize("pass_tokens", [1, 5, 8, 20, 100])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_pass_is_larger_only_for_a_single_answer(seed, pass_tokens, threads):
-    for batch in pack(random_examples(seed, records=20), "position", pass_tokens, threads):
+    batches = list(pack(random_examples(seed, records=20), "position", pass_tokens, threads))
+    assert batches
+    for batch in batches:
         assert len(batch.ids) <= pass_tokens or len(batch.answer) == 1
 
 

@@ -2,7 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers import GRADIENT_TOLERANCE, backward_errors, normal
+from helpers import (
+    GRADIENT_TOLERANCE,
+    SLOPE_TOLERANCE,
+    backward_errors,
+    normal,
+    slope_error,
+)
 
 from minibule.core import ops
 from minibule.core.ops import Segment
@@ -69,6 +75,17 @@ def test_the_check_rejects_a_gradient_that_is_off_by_a_thousandth():
 
     first, second = backward_errors((x, W), forward, off)
     assert first > 100 * GRADIENT_TOLERANCE > second
+
+
+def test_the_slope_of_all_entries_shows_one_that_is_off_by_a_thousandth():
+    x, w = normal((30, 10), (30, 10))
+
+    def error(off):
+        dx = w * np.cos(x)
+        dx[7, 3] += off * np.abs(dx).max()
+        return slope_error(lambda: np.sum(w * np.sin(x)), x, dx)
+
+    assert error(0) < SLOPE_TOLERANCE / 10 < 10 * SLOPE_TOLERANCE < error(1e-3)
 
 
 @pytest.mark.parametrize("name", ["attention", "swiglu"])

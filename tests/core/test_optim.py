@@ -84,5 +84,6 @@ def test_planned_steps():
 
 
 def test_presets_name_settings_that_exist():
+    assert len(PRESETS) > 1
     for preset in PRESETS.values():
         TrainConfig(**preset)

@@ -41,11 +41,19 @@ def test_rows_that_are_no_question(row, says, tmp_path):
         read_questions(tmp_path / "heldout.jsonl")
 
 
-def test_files_that_cannot_be_read(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("empty.jsonl", "line 1: Expecting value"),
+        ("", "Is a directory"),
+        ("nothing", "No such file"),
+        ("a\0b", "null byte"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, says):
     (tmp_path / "empty.jsonl").write_text("")
-    for path in (tmp_path / "empty.jsonl", tmp_path, tmp_path / "nothing", "a\0b"):
-        with pytest.raises(InputError):
-            read_questions(path)
+    with pytest.raises(InputError, match=says):
+        read_questions(f"{tmp_path}/{name}")
 
 
 def test_an_answer_longer_than_the_context():

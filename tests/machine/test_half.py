@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import ODD, random_adapter, random_llama
 
+from minibule.core import ops
 from minibule.core.counts import Example
 from minibule.core.fused import ComplementLoss
 from minibule.core.objective import OBJECTIVES
@@ -62,25 +63,44 @@ def test_a_model_loaded_narrow_is_the_same_model(dtype, tmp_path, monkeypatch):
         np.testing.assert_allclose(steps[1][0][name], grad, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.fixture
+def attentions(monkeypatch):
+    """A list that grows whenever attention is computed: once a block and pass, or once more."""
+    calls, attention = [], ops.attention
+
+    def counted(*arguments):
+        calls.append(len(arguments[0]))
+        return attention(*arguments)
+
+    monkeypatch.setattr(ops, "attention", counted)
+    return calls
+
+
 @pytest.mark.parametrize("pass_tokens", [4, 512])
-def test_recomputed_blocks_give_the_same_bits(pass_tokens):
+def test_recomputed_blocks_give_the_same_bits(pass_tokens, attentions):
     model = random_llama(ODD)
     model.adapter = random_adapter(model.config)
-    kept, again = (
-        gradients(model, EXAMPLES, ComplementLoss(OBJECTIVES["reference"]), pass_tokens, recompute)
-        for recompute in (False, True)
-    )
-    assert kept[1] == again[1]
+    loss, done, computed = ComplementLoss(OBJECTIVES["reference"]), [], []
+    for recompute in (False, True):
+        attentions.clear()
+        done.append(gradients(model, EXAMPLES, loss, pass_tokens, recompute))
+        computed.append(len(attentions) / ODD.num_hidden_layers)
+    assert computed[1] / computed[0] == 3 / 2  # base, model, and the model once more
+    kept, again = done
+    assert kept[1] == again[1] and kept[0].keys() == again[0].keys() != set()
     for name, grad in kept[0].items():
         assert grad.tobytes() == again[0][name].tobytes(), name
 
 
-def test_a_run_with_little_memory_is_the_same_run(tmp_path, monkeypatch):
+def test_a_run_with_little_memory_is_the_same_run(tmp_path, monkeypatch, attentions):
     """The same losses to the last bit; its adapter and merged model are written as usual."""
     monkeypatch.chdir(tmp_path)
     common = ["--steps", "3", "--eval-fraction", "0", "--probe", "", "--lora-layers", "3"]
+    computed = []
     for memory in ("full", "low"):
         main([*common, "--memory", memory, "--output", memory])
+        computed.append(len(attentions))
+    assert computed[1] - computed[0] > computed[0] > 0  # blocks were computed once more
     lines = [
         [
             json.loads(line)["loss"]
@@ -88,5 +108,5 @@ def test_a_run_with_little_memory_is_the_same_run(tmp_path, monkeypatch):
         ]
         for memory in ("full", "low")
     ]
-    assert lines[1] == lines[0]
+    assert lines[1] == lines[0] and len(lines[0]) == 3
     assert Path("low/merged/model.safetensors").stat().st_size > 0

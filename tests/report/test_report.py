@@ -28,6 +28,7 @@ from minibule.runs.settings import resolve, to_toml
 from minibule.train.__main__ import main as train
 
 SCRIPT = "<script>alert('x')</script>"
+pytestmark = pytest.mark.extra  # matplotlib draws the pictures
 needs_matplotlib = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
 

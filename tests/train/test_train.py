@@ -309,6 +309,7 @@ def test_the_whole_program_says_what_is_wrong_without_a_traceback(line):
     assert "bad.jsonl" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.extra  # where there is none of them, none can be imported
 def test_minibule_imports_no_torch():
     """Nor any other of the oracles: they belong to the tests. matplotlib waits for its use."""
     code = (
