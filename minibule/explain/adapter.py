@@ -5,7 +5,7 @@ the adapter's gradient runs the same functions in float64.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from minibule.core.head import expected_attempts, head_loss
 from minibule.core.llama import ForwardCache, Llama, backward, forward_batch
 from minibule.core.lora import Adapter, lora_name
 from minibule.core.objective import Objective
+from minibule.core.optim import AdamW, clip_gradients
 from minibule.explain.row import (
     Row,
     central_difference,
@@ -180,8 +181,24 @@ def _sizes(name: str, x: Array) -> list[str]:
     return [name, f"({len(x)},)", f"{np.linalg.norm(x):.3g}", "", "", ""]
 
 
+# -- one step --------------------------------------------------------------------------------------
+
+
+def one_step(adapter: Adapter, grads: Mapping[str, Array], config: TrainConfig) -> float:
+    """The first step of a training, in place; the change of the loss that `grads` predict for it.
+
+    That is sum_i dL/dtheta_i (theta_i after - theta_i before), the loss being straight. The step
+    itself is made of clipped gradients, which are no longer those of the loss: a copy is clipped.
+    """
+    before = {n: p.copy() for n, p in adapter.params.items()}
+    clipped = {n: g.copy() for n, g in grads.items()}
+    clip_gradients(clipped, config.max_grad_norm)
+    AdamW(adapter.params, config.weight_decay).step(clipped, config.lr)
+    return sum(float(np.vdot(grads[n], p - before[n])) for n, p in adapter.params.items())
+
+
 def explain_step(
-    config: TrainConfig, row: Row, z: Array, losses: tuple[float, float], foretold: float
+    config: TrainConfig, row: Row, z: Array, losses: tuple[float, float], predicted: float
 ) -> Iterator[str]:
     """What the step did: p of the tokens that matter, and the loss, before and after."""
     before, after = np.exp(log_softmax(row.z)), np.exp(log_softmax(z))
@@ -208,6 +225,6 @@ def explain_step(
     show = decimals_for(np.array(losses), 6)
     yield from prose(
         f"The row's loss: {show(losses[0])} -> {show(losses[1])}, a change of "
-        f"{show(losses[1] - losses[0])}. The gradient times the change of every entry foretold "
-        f"{show(foretold)}; the rest is curvature."
+        f"{show(losses[1] - losses[0])}. The gradient times the change of every entry predicted "
+        f"{show(predicted)}; the rest is curvature."
     )

@@ -17,7 +17,6 @@ from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
 from minibule.core.objective import Objective
-from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import InputError
 from minibule.explain.adapter import (
     AdapterCheck,
@@ -26,6 +25,7 @@ from minibule.explain.adapter import (
     explain_lora,
     explain_step,
     one_pass,
+    one_step,
     row_attempts,
     subject_of,
 )
@@ -130,13 +130,11 @@ def _whole_story(
     check = AdapterCheck(model, subject, module)
     yield from explain_lora(adapter, module, row, before.dhidden[subject.row], check)
 
-    grads = backward(before.dhidden, before.cache)
     kept = {n: p.copy() for n, p in adapter.params.items()}
-    clip_gradients(grads, config.max_grad_norm)
-    AdamW(adapter.params, config.weight_decay).step(grads, config.lr)
-    foretold = sum(float(np.vdot(grads[n], p - kept[n])) for n, p in adapter.params.items())
+    predicted = one_step(adapter, backward(before.dhidden, before.cache), config)
     after = one_pass(model, adapter, subject, ref_hidden)
-    yield from explain_step(config, row, logits(after.hidden), (before.loss, after.loss), foretold)
+    losses = (before.loss, after.loss)
+    yield from explain_step(config, row, logits(after.hidden), losses, predicted)
     if not np.any(kept[lora_name(module, "B")]):
         yield ""
         yield from prose("B is no longer 0, and now the gradient reaches A as well:")

@@ -13,11 +13,14 @@ from helpers import ROOT, random_adapter
 
 from minibule import complement_loss, load_model
 from minibule.core import complement
+from minibule.core.llama import backward, forward_batch
+from minibule.core.lora import init_adapter
 from minibule.core.objective import OBJECTIVES
+from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import InputError
 from minibule.explain import adapter as worked_step
 from minibule.explain.__main__ import main
-from minibule.explain.adapter import Place
+from minibule.explain.adapter import Place, one_pass, subject_of
 from minibule.explain.row import columns_of, shortened
 from minibule.explain.story import explain, explain_tiny_vocab
 from minibule.files import embedded_folder
@@ -124,20 +127,49 @@ def test_the_printed_numbers_are_those_of_the_dense_loss(objective, place):
     assert gradient["sum"]["dL/dz"] == pytest.approx(0, abs=1e-9)
 
 
+def changes(text):
+    """Of section 7: the loss before and after, its change, and the change that was predicted."""
+    pattern = r"loss: (\S+) -> (\S+), a change of (\S+)\. .*predicted (\S+);"
+    return [float(x) for x in re.search(pattern, " ".join(text.split())).groups()]
+
+
+@pytest.mark.parametrize(
+    ("objective", "position"), [("reference", 1), ("literal", 1), ("literal", 2)]
+)
+def test_a_small_part_of_the_step_changes_the_loss_as_predicted(objective, position):
+    """Of the step's change 1 %: curvature, which grows with the square, is then 1 % of itself."""
+    place, config = Place(1, 1, position), resolve({"objective": objective})
+    model, chat = load_model(embedded_folder()), load_chat(embedded_folder())
+    (example,) = tokenize([read_records(RECORDS)[0]], chat, 512)
+    lora = config.resolved_lora(model.config.num_hidden_layers)
+    adapter = init_adapter(lora, model.config, config.seed)
+    subject = subject_of(example, place, config.resolved_objective())
+    ref_hidden, _ = forward_batch(model, subject.batch, None)
+    now = one_pass(model, adapter, subject, ref_hidden)
+    grads, kept = backward(now.dhidden, now.cache), dict(adapter.params)
+    norm = clip_gradients({name: grad.copy() for name, grad in grads.items()}, 0)
+    assert (norm > 1) == (objective == "literal")  # so that clipping matters in two of three
+
+    adapter.params.update({name: p.copy() for name, p in kept.items()})
+    clip_gradients(grads, config.max_grad_norm)
+    AdamW(adapter.params, config.weight_decay).step(grads, config.lr)
+    for name, p in adapter.params.items():
+        p[...] = 0.99 * kept[name] + 0.01 * p
+    part = one_pass(model, adapter, subject, ref_hidden).loss - now.loss
+    before, after, _, predicted = changes("\n".join(lines_of(*place, objective=objective)))
+    assert before == pytest.approx(now.loss, abs=1e-6) and after < before
+    assert part == pytest.approx(0.01 * predicted, rel=0.02)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_differences_agree_and_one_step_helps(objective):
     text = "\n".join(lines_of(5, 1, 1, objective=objective))
     assert text.count("They agree") == 3 and "NOT AGREE" not in text
     errors = [float(e) for e in re.findall(r"relative difference is (\S+)\.", text)]
     assert len(errors) == 3 and max(errors) < 1e-6
-    before, after, change, foretold = map(
-        float,
-        re.search(
-            r"loss: (\S+) -> (\S+), a change of (\S+)\. .*foretold (\S+);", " ".join(text.split())
-        ).groups(),
-    )
+    before, after, change, predicted = changes(text)
     assert after < before and change == pytest.approx(after - before, abs=2e-6)
-    assert foretold < 0
+    assert predicted < 0
     (step,) = tables(section(text.splitlines(), 7))
     rejected = [row for name, row in step.items() if row["v"]]
     if objective != "literal":  # which, towards the uniform, may move them either way
