@@ -27,9 +27,9 @@ from minibule.report.page import (
     table,
     text,
 )
+from minibule.runs.comparison import Comparison, comparisons
 from minibule.runs.manifest import Manifest
 from minibule.runs.read import Run, read_run
-from minibule.runs.snapshot import Comparison, comparisons
 
 SHOWN_ANSWERS = 200  # of the held-out prompts; all are in after.json
 SHOWN_TOKENS = 10  # of the position's likeliest
@@ -174,21 +174,6 @@ def _result(found: Run) -> str:
 
 # -- before and after ------------------------------------------------------------------------------
 
-# What the measures say, for those who meet them here.
-_GLOSS = {
-    "P(accepted answer), exact": "summed over all accepted answers, at temperature 1",
-    "P(noise)": "broken language: an answer of no known style",
-    "perplexity of accepted answers": "1 is certainty",
-    "kl to base": "KL(base || p): how far the model has moved",
-    "kl": "KL(P || p): how far it is from the target",
-    "contrast": "the push away from what was rejected",
-    "rejected mass": "probability of what was rejected",
-    "first rejected mass": "the same at the answers' first positions",
-    "optimal rejected mass": "the same at the objective's optimum p*",
-    "optimality gap": "total variation between p and p*",
-    "entropy": "nats",
-}
-
 
 def _probe(found: Run) -> str:
     asked = found.config.probe
@@ -208,16 +193,22 @@ def _comparison(found: Run) -> str:
     if not (found.before and found.after):
         return ""
     tables = [
-        table(title.capitalize(), ("", "before", "after"), map(_compared, rows), (1, 2))
+        table(title, ("", "before", "after", "change"), map(_compared, rows), (1, 2, 3))
         for title, rows in comparisons(found.before, found.after).items()
     ]
     return f'<div class="columns">{"".join(tables)}</div>' if tables else ""
 
 
 def _compared(row: Comparison) -> list[str]:
-    what, before, after = row
-    gloss = f'<span class="gloss">{text(_GLOSS[what])}</span>' if what in _GLOSS else ""
-    return [text(what) + gloss, f"{before:.4f}", f"{after:.4f}"]
+    measure = row.measure
+    better = f"{measure.better} is better" if measure.better else ""
+    gloss = "; ".join(part for part in (measure.gloss, better) if part)
+    return [
+        f'{text(measure.label)}<span class="gloss">{text(gloss)}</span>',
+        f"{row.before:.4f}",
+        f"{row.after:.4f}",
+        row.change,
+    ]
 
 
 # -- one position ----------------------------------------------------------------------------------

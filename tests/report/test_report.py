@@ -23,6 +23,7 @@ from minibule.report.__main__ import main
 from minibule.report.charts import charts, sparkline
 from minibule.report.sections import token_name, write_report
 from minibule.runs import snapshot
+from minibule.runs.comparison import MEASURES
 from minibule.runs.read import read_run
 from minibule.runs.settings import resolve, to_toml
 from minibule.train.__main__ import main as train
@@ -125,7 +126,8 @@ def test_it_says_what_the_run_did(finished):
     for text in (*was["prompts"], *was["texts"], *now["texts"], before["probe"], after["probe"]):
         assert text in page.text
     for name in ("loss", "kl_to_base", "optimality_gap", "optimal_rejected_mass"):
-        assert name.replace("_", " ") in page.text
+        assert MEASURES[name].label in page.text and MEASURES[name].gloss in page.text
+        assert name.replace("_", " ") not in page.text or name == "loss"
         assert f"{before['heldout'][name]:.4f}" in page.text
         assert f"{after['heldout'][name]:.4f}" in page.text
     assert "853,120 parameters" in page.text and "4 in " in page.text

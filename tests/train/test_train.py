@@ -55,9 +55,10 @@ def test_without_arguments_it_teaches_the_embedded_model(capsys):
     assert before.strip() == "hello"
     assert after.strip() != "hello" and len(after) > 6
     accepted = next(line for line in out.splitlines() if "greedy answer accepted" in line).split()
-    assert float(accepted[-1]) > 0.85 > 0.3 > float(accepted[-2])
+    assert float(accepted[4]) > 0.85 > 0.3 > float(accepted[3])  # after, before
     noise = next(line for line in out.splitlines() if "P(noise)" in line).split()
-    assert float(noise[-1]) <= 0.03
+    assert float(noise[2]) <= 0.03
+    assert "Less likely than before: echo (x" in out
 
     run = Path("runs/tiny")
     assert {path.name for path in run.iterdir()} == {
