@@ -130,8 +130,8 @@ def in_words(was: Answers, now: Answers) -> list[str]:
     still = "still " if rejected < before else ""
     return [
         *sentences,
-        f"At temperature 1 an answer is {still}not accepted {100 * rejected:.1f} % of the time "
-        f"(before: {100 * before:.1f} %).",
+        f"At temperature 1 an answer is {still}not accepted {rejected:.1%} of the time "
+        f"(before: {before:.1%}).",
     ]
 
 

@@ -84,10 +84,10 @@ def test_what_became_likelier_is_said():
         "Less likely than before: echo (x0.33).",
         "More likely than before: odd (from 0), rude (x1.50), accepted (x1.25).",
         "As likely as before: flat (x1.00), noise (x1.00).",
-        "At temperature 1 an answer is still not accepted 50.0 % of the time (before: 60.0 %).",
+        "At temperature 1 an answer is still not accepted 50.0% of the time (before: 60.0%).",
     ]
     *_, last = in_words(NOW, WAS)
-    assert last == "At temperature 1 an answer is not accepted 60.0 % of the time (before: 50.0 %)."
+    assert last == "At temperature 1 an answer is not accepted 60.0% of the time (before: 50.0%)."
     without = "\n".join(comparison_lines(snapshot(None, measured()), snapshot(None, measured())))
     assert "likely" not in without and "temperature" not in without
 

@@ -26,7 +26,7 @@ QUICK = ["--steps", "3", "--heldout", "", "--eval-fraction", "0.02", "--probe", 
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch, no_pictures):
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -311,7 +311,7 @@ def test_the_whole_program_says_what_is_wrong_without_a_traceback(line):
 
 
 def test_minibule_imports_no_torch():
-    """Nor any other of the oracles: they belong to the tests. matplotlib waits for its use."""
+    """Nor any other of the oracles: they belong to the tests, and matplotlib to the tools."""
     code = (
         "import sys, pkgutil, importlib, minibule\n"
         "names = [m.name for m in pkgutil.walk_packages(minibule.__path__, 'minibule.')]\n"
