@@ -1,9 +1,9 @@
 """What came of a training, before anything else: a headline, one picture, and the measures."""
 
 from minibule.evaluate.questions import ACCEPTED, NOISE, Answers
-from minibule.report.charts import series
 from minibule.report.figures import short
 from minibule.report.page import foreign, source, table, text
+from minibule.report.series import series
 from minibule.runs.comparison import MEASURES, Comparison, comparisons, in_words
 from minibule.runs.read import Run
 
@@ -20,7 +20,7 @@ def headline(run: Run) -> str:
     if measured := _heldout(run):
         old, new = measured
         return f"Held-out loss: {short(old['loss'])} → {short(new['loss'])}"
-    return "A finished run" if run.finished else "A run under way"
+    return "A finished run" if run.finished else "An unfinished run"
 
 
 def lead(run: Run) -> str:
@@ -40,7 +40,7 @@ def lead(run: Run) -> str:
     if measured := _heldout(run):
         old, new = measured
         said = [
-            f"{MEASURES[name].label} went from {short(old[name])} to {short(new[name])}"
+            f"the {MEASURES[name].label} went from {short(old[name])} to {short(new[name])}"
             for name in ("loss", "first_rejected_mass")
             if name in old and name in new
         ]
