@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.complement import complement_loss, loss_parts, target_factors
+from minibule.core.complement import LossParts, complement_loss, loss_parts, target_factors
 from minibule.core.forest import Rows
 from minibule.core.head import row_losses
 from minibule.core.objective import Objective
@@ -81,23 +81,61 @@ class Column(NamedTuple):
     adds: bool = True
 
 
+class Worked(NamedTuple):
+    """A row with its loss taken apart: what the three sections have in common.
+
+    parts    the loss's and the gradient's, each (V,)
+    shown    the tokens that are listed
+    """
+
+    row: Row
+    parts: LossParts
+    shown: list[int]
+
+    @property
+    def digits(self) -> int:
+        return 4 if self.small else 6
+
+    @property
+    def small(self) -> bool:
+        return len(self.row.z) <= SMALL_VOCAB
+
+    @property
+    def p(self) -> Array:
+        return np.exp(self.parts.logp)
+
+    @property
+    def part(self) -> Show:
+        """How the terms of the loss are written."""
+        return decimals_for(np.append(self.parts.kl, self.parts.contrast), self.digits)
+
+    def table(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        return _token_table(self.row, self.shown, columns)
+
+
+def worked(row: Row) -> Worked:
+    """The row's loss, taken apart."""
+    prior, _, contrast, _ = row.objective
+    stacked = loss_parts(row.z[None], row.v[None], prior, contrast, row.z_ref[None], row.attempts)
+    parts = LossParts(*(part[0] for part in stacked))
+    return Worked(row, parts, row.shown(np.exp(parts.logp), parts.P))
+
+
 def explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
     """Three sections of text, line by line: the row's target, its loss, its gradient.
 
     shown_in: where the reader will see what a step in the weights does to the logits.
     """
-    (prior, _, contrast, alpha), v, T = row.objective, row.v, row.v.sum()
-    reference = (row.z_ref[None], row.attempts)
-    (q,), (kept,) = target_factors(v[None], prior, *reference)
-    parts = loss_parts(row.z[None], v[None], prior, contrast, *reference)
-    P, w, logp, log_rest, kl, unlikely, a, dkl, dcontrast = (part[0] for part in parts)
-    p = np.exp(logp)
-    small = len(p) <= SMALL_VOCAB
-    shown, share = row.shown(p, P), decimals(4 if small else 6)
+    it = worked(row)
+    yield from _target(it)
+    yield from _loss(it)
+    yield from _gradient(it, shown_in)
 
-    def token_table(columns: Mapping[str, Column]) -> Iterator[str]:
-        return _token_table(row, shown, columns)
 
+def _target(it: Worked) -> Iterator[str]:
+    row, prior, v, T = it.row, it.row.objective.prior, it.row.v, it.row.v.sum()
+    (q,), (kept,) = target_factors(v[None], prior, row.z_ref[None], row.attempts)
+    small, share = it.small, decimals(it.digits)
     yield from heading(3, "The target P")
     yield from prose(
         "What was not rejected is what we want: the more often a token was rejected, the less "
@@ -129,11 +167,18 @@ def explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
         columns[factor] = Column(kept, number, adds=False)
         columns["p_ref"] = Column(q, share)
         columns["product"] = Column(q * kept, product)
-    columns |= {"P": Column(P, share), "z": Column(row.z, decimals(4 if small else 3), adds=False)}
+    columns |= {
+        "P": Column(it.parts.P, share),
+        "z": Column(row.z, decimals(4 if small else 3), adds=False),
+    }
     if small:
         columns["exp(z)"] = Column(np.exp(row.z), decimals(0))
-    yield from token_table(columns | {"p": Column(p, share)})
+    yield from it.table(columns | {"p": Column(it.p, share)})
 
+
+def _loss(it: Worked) -> Iterator[str]:
+    (_, _, contrast, alpha), parts = it.row.objective, it.parts
+    part, share = it.part, decimals(it.digits)
     yield from heading(4, "The loss")
     yield from prose(
         "Two parts: how far p is from P, and how much probability p gives to what was rejected."
@@ -143,25 +188,28 @@ def explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
     yield f"     contrast   = - sum_i w(i) log(1 - p(i))          w(i) = {blamed}"
     if contrast == "choice":
         yield from prose("1 - p_ref: where the base had no choice, the token is not to blame.")
-    part = decimals_for(np.append(kl, unlikely), 4 if small else 6)
-    yield from token_table(
+    yield from it.table(
         {
-            "P log(P / p)": Column(kl, part),
-            "w": Column(w, share),
-            "-log(1 - p)": Column(-log_rest, share, adds=False),
-            "-w log(1 - p)": Column(unlikely, part),
+            "P log(P / p)": Column(parts.kl, part),
+            "w": Column(parts.w, share),
+            "-log(1 - p)": Column(-parts.log_rest, share, adds=False),
+            "-w log(1 - p)": Column(parts.contrast, part),
         }
     )
-    loss, dz = row.loss(row.z)
-    kl_part = f"{alpha:g} x {part(kl.sum())}"
-    contrast_part = f"{1 - alpha:g} x {part(unlikely.sum())}"
+    loss, _ = it.row.loss(it.row.z)
+    kl_part = f"{alpha:g} x {part(parts.kl.sum())}"
+    contrast_part = f"{1 - alpha:g} x {part(parts.contrast.sum())}"
     yield ""
     yield "     row loss = alpha KL(P || p) + (1 - alpha) contrast"
     yield f"              = {kl_part} + {contrast_part} = {part(loss)}"
 
+
+def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
+    row, parts, shown, alpha = it.row, it.parts, it.shown, it.row.objective.alpha
+    _, dz = row.loss(row.z)
     yield from heading(5, "Its gradient with respect to the logits")
     yield "     dL/dz(i) = alpha (p(i) - P(i)) + (1 - alpha) (a(i) - S p(i))"
-    yield f"     a(i) = w(i) p(i) / (1 - p(i))          S = sum_i a(i) = {part(a.sum())}"
+    yield f"     a(i) = w(i) p(i) / (1 - p(i))          S = sum_i a(i) = {it.part(parts.a.sum())}"
     yield from prose(
         "A step in z against the gradient lowers the logit of a token where it is positive. "
         "Training has no such step: it moves weights that all logits share, and Adam moves each "
@@ -174,15 +222,15 @@ def explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
     )
     yield "     numeric(i) = (L(z(i) + h) - L(z(i) - h)) / 2h"
     moved = row.z.copy()
-    numeric = np.full(len(p), np.nan)  # only for the tokens that are shown
+    numeric = np.full(len(dz), np.nan)  # only for the tokens that are shown
     for i in shown:
         numeric[i] = central_difference(lambda: row.loss(moved)[0], moved, i)
-    slope = decimals_for(dz, 4 if small else 6)
-    yield from token_table(
+    slope = decimals_for(dz, it.digits)
+    yield from it.table(
         {
-            "alpha(p-P)": Column(alpha * dkl, slope),
-            "a": Column(a, part),
-            "(1-alpha)(a-S p)": Column((1 - alpha) * dcontrast, slope),
+            "alpha(p-P)": Column(alpha * parts.dkl, slope),
+            "a": Column(parts.a, it.part),
+            "(1-alpha)(a-S p)": Column((1 - alpha) * parts.dcontrast, slope),
             "dL/dz": Column(dz, slope),
             "numeric": Column(numeric, slope, adds=False),
         }
@@ -195,9 +243,10 @@ def explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
     z, z_ref = (x[None].astype(np.float32) for x in (row.z, row.z_ref))
     needed = z_ref if row.objective.needs_reference else None
     _, (fused,) = row_losses(z, needed, row.attempts, row.counts, row.objective)
+    error = np.abs(fused - dz).max()
     yield from prose(
         "Training computes the same from one softmax and the rejected tokens, in float32 "
-        f"(core.head.row_losses): all {len(p):,} of dL/dz to within {np.abs(fused - dz).max():.1e}."
+        f"(core.head.row_losses): all {len(dz):,} of dL/dz to within {error:.1e}."
     )
 
 
