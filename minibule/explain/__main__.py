@@ -5,13 +5,8 @@ import os
 import sys
 
 from minibule.errors import InputError
-from minibule.explain.adapter import (
-    Place,
-)
-from minibule.explain.story import (
-    explain,
-    explain_tiny_vocab,
-)
+from minibule.explain.story import explain, explain_tiny_vocab
+from minibule.explain.subject import Place
 from minibule.program import run
 from minibule.runs.settings import add_settings, resolve
 
@@ -48,6 +43,12 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="PEFT adapter folder to put on the model (default: a fresh one)",
     )
+    parser.add_argument(
+        "--module",
+        metavar="NAME",
+        help="adapted projection whose gradient is checked beside the uppermost one's, such as "
+        "layers.2.self_attn.k_proj (default: the first of the lowest layer)",
+    )
     knobs = ("objective", "prior", "counts", "contrast", "alpha")
     add_settings(parser, ["model", "data", *knobs, "lr", "max_length"])
     arguments = vars(parser.parse_args(argv))
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
     else:
         config = resolve(arguments)
         chosen = {n: arguments[n] for n in Place._fields if arguments[n] is not None}
-        lines = explain(config, place._replace(**chosen))
+        lines = explain(config, place._replace(**chosen), arguments["module"] or "")
     bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for line in lines:
         print(f"\033[1m{line}\033[0m" if bold and line[:1].isdigit() else line, flush=True)

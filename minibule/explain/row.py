@@ -4,28 +4,22 @@ The numbers are those of `complement.py`, the dense and readable form. All that 
 sums over the tokens that are not shown, and the central differences that check the gradient.
 """
 
-import textwrap
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.complement import complement_loss, loss_parts, target_factors
+from minibule.core.complement import LossParts, complement_loss, loss_parts, target_factors
 from minibule.core.counts import RowCounts
 from minibule.core.fused import row_losses
 from minibule.core.objective import Objective
+from minibule.explain.check import STEP, central_difference, verdict
+from minibule.explain.text import Show, decimals, decimals_for, heading, prose, table
 from minibule.machine.matrix import Array
 
-WIDTH = 100  # columns of the text
 MOST_REJECTED = 6  # rejected tokens shown one by one
 MOST_LIKELY = 3  # tokens shown of the likeliest by p, and by P
 SMALL_VOCAB = 10  # up to here every token is shown, with exp(z), in fewer digits
-STEP = 1e-5  # h of the central differences in float64: near the cube root of its precision
-AGREE = 1e-6  # of the largest entry: the error of central differences themselves is h^2 times
-#               the third derivative, some 1e-10, and that of rounding, which `verdict` adds
-
-Show: TypeAlias = Callable[[float], str]
 
 
 class Row(NamedTuple):
@@ -87,25 +81,66 @@ class Column(NamedTuple):
     adds: bool = True
 
 
-def explain_row(row: Row) -> Iterator[str]:
-    """Three sections of text, line by line: the row's target, its loss, its gradient."""
-    (prior, _, contrast, alpha), v, T = row.objective, row.v, row.v.sum()
-    reference = (row.z_ref[None], row.attempts)
-    (q,), (kept,) = target_factors(v[None], prior, *reference)
-    parts = loss_parts(row.z[None], v[None], prior, contrast, *reference)
-    P, w, logp, log_rest, kl, unlikely, a, dkl, dcontrast = (part[0] for part in parts)
-    p = np.exp(logp)
-    small = len(p) <= SMALL_VOCAB
-    shown, share = row.shown(p, P), decimals(4 if small else 6)
+class Worked(NamedTuple):
+    """A row with its loss taken apart: what the three sections have in common.
 
-    def token_table(columns: Mapping[str, Column]) -> Iterator[str]:
-        return _token_table(row, shown, columns)
+    parts    the loss's and the gradient's, each (V,)
+    shown    the tokens that are listed
+    """
 
+    row: Row
+    parts: LossParts
+    shown: list[int]
+
+    @property
+    def digits(self) -> int:
+        return 4 if self.small else 6
+
+    @property
+    def small(self) -> bool:
+        return len(self.row.z) <= SMALL_VOCAB
+
+    @property
+    def p(self) -> Array:
+        return np.exp(self.parts.logp)
+
+    @property
+    def part(self) -> Show:
+        """How the terms of the loss are written."""
+        return decimals_for(np.append(self.parts.kl, self.parts.contrast), self.digits)
+
+    def table(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        return _token_table(self.row, self.shown, columns)
+
+
+def worked(row: Row) -> Worked:
+    """The row's loss, taken apart."""
+    prior, _, contrast, _ = row.objective
+    stacked = loss_parts(row.z[None], row.v[None], prior, contrast, row.z_ref[None], row.attempts)
+    parts = LossParts(*(part[0] for part in stacked))
+    return Worked(row, parts, row.shown(np.exp(parts.logp), parts.P))
+
+
+def explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
+    """Three sections of text, line by line: the row's target, its loss, its gradient.
+
+    shown_in: where the reader will see what a step in the weights does to the logits.
+    """
+    it = worked(row)
+    yield from _target(it)
+    yield from _loss(it)
+    yield from _gradient(it, shown_in)
+
+
+def _target(it: Worked) -> Iterator[str]:
+    row, prior, v, T = it.row, it.row.objective.prior, it.row.v, it.row.v.sum()
+    (q,), (kept,) = target_factors(v[None], prior, row.z_ref[None], row.attempts)
+    small, share = it.small, decimals(it.digits)
     yield from heading(3, "The target P")
     yield from prose(
-        "What was not rejected is what we want: the more often a token was rejected, the less the "
-        "target P gives it, and never nothing. p is what the model says now: exp(z) divided by "
-        "its sum, z being the logits."
+        "What was not rejected is what we want: the more often a token was rejected, the less "
+        "probability the target P gives it, but never zero. p is what the model predicts now: "
+        "exp(z) divided by its sum, where z are the logits."
     )
     number = decimals(4) if prior == "rate" else decimals(0)
     columns = {"v": Column(v, decimals(0))}
@@ -122,59 +157,80 @@ def explain_row(row: Row) -> Iterator[str]:
             n = f"{row.attempts[0]:,.4g}"
             yield f"     g(i) = max(.05, (n(i) - v(i) + 1) / (n(i) + 1))     n(i) = {n} p_ref(i)"
             yield from prose(
-                f"About {n} of the sampled answers came by here, so n(i) of them are expected to "
-                "have gone on with token i; g(i) estimates the share of those not rejected."
+                f"About {n} of the sampled answers reached this point, so n(i) of them are "
+                "expected to have continued with token i; g(i) estimates the share of those not "
+                "rejected."
             )
-        yield from prose("p_ref is what the frozen base says: without rejections P would be p_ref.")
+        yield from prose(
+            "p_ref is what the frozen base predicts: without rejections P would be p_ref."
+        )
         columns[factor] = Column(kept, number, adds=False)
         columns["p_ref"] = Column(q, share)
         columns["product"] = Column(q * kept, product)
-    columns |= {"P": Column(P, share), "z": Column(row.z, decimals(4 if small else 3), adds=False)}
+    columns |= {
+        "P": Column(it.parts.P, share),
+        "z": Column(row.z, decimals(4 if small else 3), adds=False),
+    }
     if small:
         columns["exp(z)"] = Column(np.exp(row.z), decimals(0))
-    yield from token_table(columns | {"p": Column(p, share)})
+    yield from it.table(columns | {"p": Column(it.p, share)})
 
+
+def _loss(it: Worked) -> Iterator[str]:
+    (_, _, contrast, alpha), parts = it.row.objective, it.parts
+    part, share = it.part, decimals(it.digits)
     yield from heading(4, "The loss")
-    yield from prose("Two parts: how far p is from P, and how much p says of what was rejected.")
+    yield from prose(
+        "Two parts: how far p is from P, and how much probability p gives to what was rejected."
+    )
     blamed = "(1 - p_ref(i)) v(i) / T" if contrast == "choice" else "v(i) / T"
     yield "     KL(P || p) = sum_i P(i) log(P(i) / p(i))"
     yield f"     contrast   = - sum_i w(i) log(1 - p(i))          w(i) = {blamed}"
     if contrast == "choice":
-        yield from prose("1 - p_ref: where the base had no choice, a token is not to blame.")
-    part = decimals_for(np.append(kl, unlikely), 4 if small else 6)
-    yield from token_table(
+        yield from prose("1 - p_ref: where the base had no choice, the token is not to blame.")
+    yield from it.table(
         {
-            "P log(P / p)": Column(kl, part),
-            "w": Column(w, share),
-            "-log(1 - p)": Column(-log_rest, share, adds=False),
-            "-w log(1 - p)": Column(unlikely, part),
+            "P log(P / p)": Column(parts.kl, part),
+            "w": Column(parts.w, share),
+            "-log(1 - p)": Column(-parts.log_rest, share, adds=False),
+            "-w log(1 - p)": Column(parts.contrast, part),
         }
     )
-    loss, dz = row.loss(row.z)
-    kl_part = f"{alpha:g} x {part(kl.sum())}"
-    contrast_part = f"{1 - alpha:g} x {part(unlikely.sum())}"
+    loss, _ = it.row.loss(it.row.z)
+    kl_part = f"{alpha:g} x {part(parts.kl.sum())}"
+    contrast_part = f"{1 - alpha:g} x {part(parts.contrast.sum())}"
     yield ""
     yield "     row loss = alpha KL(P || p) + (1 - alpha) contrast"
     yield f"              = {kl_part} + {contrast_part} = {part(loss)}"
 
+
+def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
+    row, parts, shown, alpha = it.row, it.parts, it.shown, it.row.objective.alpha
+    _, dz = row.loss(row.z)
     yield from heading(5, "Its gradient with respect to the logits")
     yield "     dL/dz(i) = alpha (p(i) - P(i)) + (1 - alpha) (a(i) - S p(i))"
-    yield f"     a(i) = w(i) p(i) / (1 - p(i))          S = sum_i a(i) = {part(a.sum())}"
+    yield f"     a(i) = w(i) p(i) / (1 - p(i))          S = sum_i a(i) = {it.part(parts.a.sum())}"
     yield from prose(
-        "Learning goes against it: where it is positive, the token's logit falls. The last column "
-        f"asks the loss L itself, with that logit moved up and down by h = {STEP:g}:"
+        "A step in z against the gradient lowers the logit of a token where it is positive. "
+        "Training has no such step: it moves weights that all logits share, and Adam moves each "
+        "of them by about as much, so that single logits may go the other way."
+        + (f" {shown_in} shows it." if shown_in else "")
+    )
+    yield from prose(
+        f"The last column evaluates the loss L itself, with that logit moved by h = {STEP:g} up "
+        "and down:"
     )
     yield "     numeric(i) = (L(z(i) + h) - L(z(i) - h)) / 2h"
     moved = row.z.copy()
-    numeric = np.full(len(p), np.nan)  # the tokens that are not shown are not asked
+    numeric = np.full(len(dz), np.nan)  # only for the tokens that are shown
     for i in shown:
         numeric[i] = central_difference(lambda: row.loss(moved)[0], moved, i)
-    slope = decimals_for(dz, 4 if small else 6)
-    yield from token_table(
+    slope = decimals_for(dz, it.digits)
+    yield from it.table(
         {
-            "alpha(p-P)": Column(alpha * dkl, slope),
-            "a": Column(a, part),
-            "(1-alpha)(a-S p)": Column((1 - alpha) * dcontrast, slope),
+            "alpha(p-P)": Column(alpha * parts.dkl, slope),
+            "a": Column(parts.a, it.part),
+            "(1-alpha)(a-S p)": Column((1 - alpha) * parts.dcontrast, slope),
             "dL/dz": Column(dz, slope),
             "numeric": Column(numeric, slope, adds=False),
         }
@@ -182,14 +238,15 @@ def explain_row(row: Row) -> Iterator[str]:
     yield ""
     yield from prose(
         verdict(numeric[shown], dz[shown], row.z)
-        + " The sum is 0: one number added to every logit changes no p."
+        + " The sum is 0: adding the same number to every logit changes no p."
     )
     z, z_ref = (x[None].astype(np.float32) for x in (row.z, row.z_ref))
     needed = z_ref if row.objective.needs_reference else None
     _, (fused,) = row_losses(z, needed, row.counts._replace(attempts=row.attempts), row.objective)
+    error = np.abs(fused - dz).max()
     yield from prose(
-        "Training gets the same from one softmax and the rejected tokens, in float32 "
-        f"(fused.row_losses): all {len(p):,} of dL/dz to within {np.abs(fused - dz).max():.1e}."
+        "Training computes the same from one softmax and the rejected tokens, in float32 "
+        f"(core.fused.row_losses): all {len(dz):,} of dL/dz to within {error:.1e}."
     )
 
 
@@ -207,86 +264,3 @@ def _token_table(row: Row, shown: list[int], columns: Mapping[str, Column]) -> I
         body.append([f"all others ({len(others):,})", *map(together, columns.values())])
     body.append(["sum", *(c.show(c.x.sum()) if c.adds else "" for c in columns.values())])
     yield from table(["token", *columns], body)
-
-
-# -- numeric check ---------------------------------------------------------------------------------
-
-
-def central_difference(f: Callable[[], float], x: Array, index: int | tuple[int, ...]) -> float:
-    """(f(x + h) - f(x - h)) / 2h, one entry of x moved in place and put back; x float64."""
-    kept = x[index]
-    x[index] = kept + STEP
-    above = f()
-    x[index] = kept - STEP
-    below = f()
-    x[index] = kept
-    return (above - below) / (2 * STEP)
-
-
-def verdict(numeric: Array, gradient: Array, z: Array) -> str:
-    """Whether central differences are the gradient; z are the logits that the loss is made of."""
-    error, largest = np.abs(numeric - gradient).max(), np.abs(gradient).max()
-    # A loss of logits z is rounded to about eps |z|, which the division by 2h makes larger.
-    rounding = 10 * np.finfo(np.float64).eps * max(1, np.abs(z).max()) / STEP
-    agree = "They agree" if error <= AGREE * largest + rounding else "THEY DO NOT AGREE"
-    relative = error / largest if largest else error
-    return f"{agree}: the relative difference is {relative:.1e}."
-
-
-# -- text ------------------------------------------------------------------------------------------
-
-
-def heading(number: int, title: str) -> Iterator[str]:
-    """A section's title; no other line begins with a digit."""
-    yield ""
-    yield f"{number}. {title}"
-
-
-def prose(sentences: str) -> Iterator[str]:
-    """Sentences, broken into lines."""
-    yield from textwrap.wrap(
-        sentences, WIDTH, initial_indent="   ", subsequent_indent="   ", break_on_hyphens=False
-    )
-
-
-def table(header: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> Iterator[str]:
-    """Lines of a table: its first `left` columns to the left, all others to the right."""
-    lines = [header, *body]
-    widths = [max(columns_of(line[i]) for line in lines) for i in range(len(header))]
-    gap = 3 if sum(widths) + 3 * len(widths) + 2 <= WIDTH else 2
-    for line in lines:
-        cells = [" " * (5 - gap)]
-        for i, (cell, width) in enumerate(zip(line, widths, strict=True)):
-            space = " " * (width - columns_of(cell))
-            cells.append(cell + space if i < left else space + cell)
-        yield (" " * gap).join(cells).rstrip()
-
-
-def decimals(digits: int) -> Show:
-    """Numbers with so many decimals; those of eight digits and more as powers of ten."""
-    return lambda x: f"{x:z,.{digits}f}" if abs(x) < 1e7 else f"{x:.3g}"  # z: no -0.000
-
-
-def decimals_for(x: Array, digits: int) -> Show:
-    """As `decimals`, but with powers of ten where the largest of x would keep less than two."""
-    if 0 < np.abs(x).max() < 100 * 10.0**-digits:
-        return lambda number: f"{number:.2e}"
-    return decimals(digits)
-
-
-def columns_of(text: str) -> int:
-    """How many columns of a terminal a text takes: wide characters take two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def shortened(text: str, width: int) -> str:
-    """The text in at most `width` columns, its middle left out where it has more."""
-    if columns_of(text) <= width:
-        return text
-    half = (width - 5) // 2
-    begin, end = text[:half], text[-half:]
-    while columns_of(begin) > half:
-        begin = begin[:-1]
-    while columns_of(end) > half:
-        end = end[1:]
-    return f"{begin} ... {end}"

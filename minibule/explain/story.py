@@ -17,19 +17,18 @@ from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
 from minibule.core.objective import Objective
-from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import InputError
 from minibule.explain.adapter import (
-    AdapterCheck,
-    Place,
-    Subject,
+    explain_another,
     explain_lora,
     explain_step,
-    one_pass,
-    row_attempts,
-    subject_of,
+    module_to_check,
+    one_step,
 )
-from minibule.explain.row import WIDTH, Row, explain_row, heading, prose, shortened, table
+from minibule.explain.check import AdapterCheck
+from minibule.explain.row import Row, explain_row
+from minibule.explain.subject import Place, Subject, one_pass, row_attempts, subject_of
+from minibule.explain.text import WIDTH, heading, prose, shortened, table
 from minibule.machine.matrix import Array
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
@@ -45,7 +44,7 @@ MOST_LINES = 8  # of the context, and of the record's answers
 # -- the embedded or the user's own model ----------------------------------------------------------
 
 
-def explain(config: TrainConfig, place: Place) -> Iterator[str]:
+def explain(config: TrainConfig, place: Place, module: str = "") -> Iterator[str]:
     """The whole explanation of one row, line by line, none wider than 100 columns.
 
     Parameters
@@ -55,6 +54,8 @@ def explain(config: TrainConfig, place: Place) -> Iterator[str]:
         empty = a fresh one.
     place : Place
         Which row of which record.
+    module : str
+        The pair that is checked beside the uppermost, by the end of its name; empty = the lowest.
 
     Raises
     ------
@@ -91,7 +92,8 @@ def explain(config: TrainConfig, place: Place) -> Iterator[str]:
         f"objective  {config.objective}: {objective}",
     ]
     subject = subject_of(example, place, objective)
-    return _whole_story(config, model, chat, model.adapter, subject, title)
+    chosen = module_to_check(module, model.adapter.config.modules)
+    return _whole_story(config, model, chat, model.adapter, subject, chosen, title)
 
 
 def _check(flag: str, value: int, most: int, owner: str, things: str) -> None:
@@ -106,6 +108,7 @@ def _whole_story(
     chat: Chat,
     adapter: Adapter,
     subject: Subject,
+    module: str,
     title: list[str],
 ) -> Iterator[str]:
     def name(token: int) -> str:
@@ -120,27 +123,26 @@ def _whole_story(
     yield from _counts(subject, name, chat.decode)
 
     ref_hidden, _ = forward_batch(model.base, batch)
-    before = one_pass(model, adapter, subject, ref_hidden)
+    before = one_pass(model, adapter, subject.alone, ref_hidden)
     attempts = row_attempts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
     z = logits(before.hidden)
     row = Row(z, logits(ref_hidden), attempts, subject.counts, objective, name)
-    yield from explain_row(row)
+    yield from explain_row(row, "Section 7")
 
-    module = adapter.config.modules[-1]
-    check = AdapterCheck(model, subject, module)
-    yield from explain_lora(adapter, module, row, before.dhidden[subject.row], check)
+    top, check = adapter.config.modules[-1], AdapterCheck(model, subject.alone)
+    yield from explain_lora(adapter, top, row, before.dhidden[subject.row], check)
+    if module != top:
+        yield from explain_another(adapter, module, model, subject)
 
-    grads = backward(before.dhidden, before.cache)
     kept = {n: p.copy() for n, p in adapter.params.items()}
-    clip_gradients(grads, config.max_grad_norm)
-    AdamW(adapter.params, config.weight_decay).step(grads, config.lr)
-    foretold = sum(float(np.vdot(grads[n], p - kept[n])) for n, p in adapter.params.items())
-    after = one_pass(model, adapter, subject, ref_hidden)
-    yield from explain_step(config, row, logits(after.hidden), (before.loss, after.loss), foretold)
-    if not np.any(kept[lora_name(module, "B")]):
+    predicted = one_step(adapter, backward(before.dhidden, before.cache), config)
+    after = one_pass(model, adapter, subject.alone, ref_hidden)
+    losses = (before.loss, after.loss)
+    yield from explain_step(config.lr, row, logits(after.hidden), losses, predicted)
+    if not np.any(kept[lora_name(top, "B")]):
         yield ""
-        yield from prose("B is no longer 0, and now the gradient reaches A as well:")
-        yield from check.lines(adapter, "A")
+        yield from prose("B is no longer 0, so the gradient now reaches A as well:")
+        yield from check.lines(adapter, top, "A")
 
 
 # -- 1 and 2: where the row stands -----------------------------------------------------------------
@@ -152,8 +154,8 @@ def _context(chat: Chat, subject: Subject) -> Iterator[str]:
     prefix = example.answers[place.answer - 1][: place.position - 1]
     yield from heading(1, "The context")
     yield from prose(
-        f"The model has read {len(example.prompt) + len(prefix):,} tokens when it says the next. "
-        "Control tokens stand bare, text in quotes."
+        f"The model has read {len(example.prompt) + len(prefix):,} tokens and predicts the next. "
+        "Text is shown in quotes, control tokens without."
     )
     lines = [""]
     text: list[int] = []
@@ -169,9 +171,13 @@ def _context(chat: Chat, subject: Subject) -> Iterator[str]:
             lines.append(_token_name(chat, token))
     lines = [shortened(line.strip(), WIDTH - 5) for line in lines if line]
     if len(lines) > MOST_LINES:
-        yield f"     ... {len(lines) - MOST_LINES:,} lines before"
+        yield f"     ... {len(lines) - MOST_LINES:,} earlier lines"
     yield from (f"     {line}" for line in lines[-MOST_LINES:])
-    said = repr(chat.decode(prefix)) if len(prefix) else "nothing, the row is its first token"
+    said = (
+        repr(chat.decode(prefix))
+        if len(prefix)
+        else "nothing yet, the row predicts its first token"
+    )
     yield f"   The answer so far: {shortened(said, WIDTH - 22)}"
 
 
@@ -192,9 +198,9 @@ def _counts(
     yield from prose(
         "v(i) is how often token i was rejected here. "
         + (
-            "counts = prefix: an answer counts if it begins as this one does."
+            "counts = prefix: an answer counts if it begins like this one."
             if subject.objective.counts == "prefix"
-            else "counts = position: every answer counts that is long enough, however it begins."
+            else "counts = position: every answer that is long enough counts, however it begins."
         )
     )
     t = place.position - 1
@@ -204,16 +210,16 @@ def _counts(
         if len(answer) <= t:
             here = "ends before"
         elif subject.objective.counts == "prefix" and not np.array_equal(answer[:t], prefix):
-            here = "begins otherwise"
+            here = "begins differently"
         else:
             here = name(answer[t])
         body.append([str(k + 1), shortened(repr(decode(answer)), 44), here, f"{times:,}"])
     yield from table(["", "rejected answer", "its token here", "times"], body[:MOST_LINES], left=3)
     if len(body) > MOST_LINES:
-        yield f"     ... {len(body) - MOST_LINES:,} answers more"
+        yield f"     ... {len(body) - MOST_LINES:,} more answers"
     v = sorted(zip(counts.entry_count, counts.entry_id, strict=True), reverse=True)
     listed = ", ".join(f"v({name(i)}) = {count:,.0f}" for count, i in v[:MOST_LINES])
-    more = f"{len(v) - MOST_LINES:,} tokens more, " if len(v) > MOST_LINES else ""
+    more = f"{len(v) - MOST_LINES:,} more tokens, " if len(v) > MOST_LINES else ""
     yield from prose(f"So {listed}, {more}and 0 for all other tokens. Their sum is")
     yield f"     T = sum_i v(i) = {counts.total[0]:,.0f}"
 
@@ -229,7 +235,7 @@ TINY_RECORD = Example(np.array([0]), (np.array([0]), np.array([1])), (3, 2), tot
 def explain_tiny_vocab(objective: Objective) -> Iterator[str]:
     """`explain` in a world of five tokens, small enough to follow with a pencil: sections 2 to 5.
 
-    The base model says the same as the model: the moment before the first step.
+    The base model predicts the same as the model: the moment before the first step.
     """
 
     def name(token: int) -> str:
@@ -237,12 +243,9 @@ def explain_tiny_vocab(objective: Objective) -> Iterator[str]:
 
     subject = subject_of(TINY_RECORD, Place(), objective)
     yield from prose(
-        "Five tokens, each of them a whole answer. The prompt is 'hello'. Of 16 sampled answers "
+        "Five tokens, each of them a whole answer. The prompt is 'hello'. Among 16 sampled answers "
         "'hello' was rejected 3 times and 'no' twice."
     )
     yield from _counts(subject, name, lambda ids: TINY_VOCAB[ids[0]])
     attempts = row_attempts(subject, log_softmax(TINY_LOGITS)[subject.counts.entry_id])
     yield from explain_row(Row(TINY_LOGITS, TINY_LOGITS, attempts, subject.counts, objective, name))
-
-
-# -- the command -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The course of a training in pictures, and as a table for those who cannot see or draw them."""
+"""The course of a training in pictures, and as a table for those who cannot see them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibule.report import figures
-from minibule.report.figures import Kind, Level, Series, short
-from minibule.report.page import command, table, text
+from minibule.report.figures import FEWEST, Level, Series, short
+from minibule.report.page import source, table, text
+from minibule.report.series import evaluated, series
+from minibule.runs.comparison import MEASURES
 from minibule.runs.read import Run
-
-PLOT_HINT = "pip install 'minibule[plot]'"
-PLOT_HINT_CLONE = "pip install '.[plot]'"
 
 
 class Chart(NamedTuple):
@@ -24,114 +23,148 @@ class Chart(NamedTuple):
     level: Level | None = None
     from_zero: bool = True
 
+    @property
+    def drawn(self) -> bool:
+        """Whether there is more to see than in a line of the table."""
+        return any(len(line.steps) >= FEWEST for line in self.series)
 
-def charts(found: Run) -> list[Chart]:
+
+def charts(run: Run) -> list[Chart]:
     """Every picture that the run has numbers for."""
-    config, objective = found.config, found.config.resolved_objective()
-    heldout = evaluated(found, "optimal_rejected_mass")
-    best = Level("at the optimum p*, held out", float(heldout.values[0])) if heldout else None
-    limit = config.max_grad_norm
-    made = [
+    objective, limit = run.config.resolved_objective(), run.config.max_grad_norm
+    heldout, norms = evaluated(run, "optimal_rejected_mass"), series(run, "grad_norm", "a step")
+    best = Level("if p were p*, held out", float(heldout.values[0])) if heldout else None
+    return _with_numbers(
         Chart(
             "loss",
             "Loss",
             f"{objective.alpha:g} KL(P || p) + {1 - objective.alpha:g} contrast, the mean over the "
             "rows of a step.",
             _present(
-                series(found, "loss", "loss", "blue"),
-                series(found, "kl", "KL part", "orange"),
-                series(found, "contrast", "contrast part", "green"),
+                series(run, "loss", "loss", "blue"),
+                series(run, "kl", "KL(P || p)", "orange"),
+                series(run, "contrast", "contrast", "green"),
             ),
         ),
         Chart(
             "mass",
-            "Rejected mass",
-            "Probability that the model gives to what was rejected, mean over rows. Where it "
-            "has no choice, as inside a word, it stays high.",
+            _title("rejected_mass"),
+            "The average probability of one rejected token, weighted by how often it was rejected, "
+            "over all rows. Where the model has no choice, as inside a word, it stays high.",
             _present(
-                series(found, "rejected_mass", "a step's records", "blue"),
-                evaluated(found, "rejected_mass", "held out", "orange"),
+                series(run, "rejected_mass", "a step's records", "blue"),
+                evaluated(run, "rejected_mass", "held out", "orange"),
             ),
             best,
             from_zero=False,
         ),
         Chart(
-            "gap",
-            "Optimality gap",
-            "Total variation between p and p*, the distribution that minimises the objective. "
-            "Small is done, not good: read it beside the KL from the base.",
-            _present(evaluated(found, "optimality_gap", "held out", "orange")),
-        ),
-        Chart(
-            "base",
-            "KL from the base",
-            "KL(base || p) in nats: how far the model has moved.",
-            _present(evaluated(found, "kl_to_base", "held out", "orange")),
-        ),
-        Chart(
-            "entropy",
-            "Entropy",
-            "Of the model's distribution, in nats. A sharp rise is language coming apart.",
-            _present(evaluated(found, "entropy", "held out", "orange")),
-        ),
-        Chart(
             "gradient",
             "Gradient norm",
-            "Before clipping." if limit else "Without clipping.",
-            _present(series(found, "grad_norm", "a step", "blue")),
-            Level(f"clipped at {limit:g}", limit) if limit else None,
+            f"Before it is clipped at {limit:g}." if limit else "Without clipping.",
+            _present(norms),
+            # A line that the norms come nowhere near would only press them down.
+            Level("clipped", limit) if norms and 2 * norms.values.max() > limit > 0 else None,
         ),
+        _heldout_chart(run, "optimality_gap", "Small means converged, not good."),
+        _heldout_chart(run, "kl_to_base", "Read the distance from p* beside it."),
+        _heldout_chart(run, "entropy", "A sharp rise is language coming apart.", from_zero=False),
+    )
+
+
+def side_charts(run: Run) -> list[Chart]:
+    """What is worth a glance: how fast it learnt, and what that took."""
+    config, rate = run.config, series(run, "lr", "a step", "blue", "exact")
+    speed = series(run, "tokens_per_s", "a step", "blue")
+    memory = series(run, "rss_gb", "a step", "blue", "exact")
+    warmup = f"{config.warmup_steps:,} steps of warm-up" if config.warmup_steps else "no warm-up"
+    return _with_numbers(
         Chart(
             "rate",
             "Learning rate",
-            f"Schedule {config.schedule}, {config.warmup_steps:,} steps of warm-up.",
-            _present(series(found, "lr", "a step", "blue", "exact")),
+            f"peak {config.lr:g}, {config.schedule}, {warmup}",
+            _present(rate),
         ),
         Chart(
             "speed",
-            "Speed",
-            "Tokens a second, forward and backward.",
-            _present(series(found, "tokens_per_s", "a step", "blue")),
+            "Tokens a second",
+            f"median {short(float(np.median(speed.values)))}" if speed else "",
+            _present(speed),
         ),
         Chart(
             "memory",
-            "Memory",
-            "Resident memory of the process in GB.",
-            _present(series(found, "rss_gb", "a step", "blue", "exact")),
+            "Memory after a step",
+            f"largest {memory.values.max():.2f} GB; within a step, more is used" if memory else "",
+            _present(memory),
         ),
-    ]
-    return [chart for chart in made if chart.series]
+    )
+
+
+def _heldout_chart(run: Run, key: str, remark: str, from_zero: bool = True) -> Chart:
+    gloss = MEASURES[key].gloss
+    caption = f"{gloss[:1].upper()}{gloss[1:]}, on held-out records. {remark}"
+    measured = _present(evaluated(run, key, "held out", "orange"))
+    return Chart(key, _title(key), caption, measured, from_zero=from_zero)
+
+
+def _title(key: str) -> str:
+    label = MEASURES[key].label
+    return label[:1].upper() + label[1:]
 
 
 def _present(*series: Series | None) -> list[Series]:
     return [one for one in series if one is not None]
 
 
-def course(found: Run) -> list[str]:
-    made = charts(found)
-    if not made:
+def _with_numbers(*charts: Chart) -> list[Chart]:
+    return [chart for chart in charts if chart.series]
+
+
+# -- on the page -----------------------------------------------------------------------------------
+
+
+def course(run: Run) -> list[str]:
+    """The section's parts: the pictures, a row of small ones, and all of it as a table."""
+    large, small = charts(run), side_charts(run)
+    if not large + small:
         return []
+    drawn = [chart for chart in large if chart.drawn]
+    little = [chart for chart in small if chart.drawn]
     numbers = table(
         "First, middle and last values",
         ("", "", "first", "middle", "last"),
-        (row for chart in made for row in _numbers(chart)),
+        (row for chart in large + small for row in _numbers(chart)),
         (2, 3, 4),
     )
-    if figures.available():
-        pictures = "".join(map(_figure, made))
-        many = max(len(line.steps) for chart in made for line in chart.series)
-        how = "Dots are steps, the line is their running mean. " if many >= 40 else ""
-        return [
-            f'<p class="muted">{how}The horizontal axis counts steps.</p>',
-            f'<div class="charts">{pictures}</div>',
-            f"<details><summary>The same as a table</summary>{numbers}</details>",
-        ]
+    lines = [line for chart in drawn for line in chart.series if line.smoothed]
+    many = max((len(line.values) for line in lines), default=0)
+    how = (
+        f"Dots are steps, the line is the mean of the last {max(1, many // 10):,}. " if many else ""
+    )
+    parts = [f'<p class="muted">{how}The horizontal axis counts steps.</p>'] if drawn else []
+    if drawn:
+        parts.append(f'<div class="charts">{"".join(map(_figure, drawn))}</div>')
+    if little:
+        parts.append(f'<div class="charts small">{"".join(map(_small_figure, little))}</div>')
+    few = [chart for chart in large + small if not chart.drawn]
     return [
-        '<p class="notice">The pictures need matplotlib: '
-        f"<code>{text(PLOT_HINT)}</code>, or in a clone <code>{text(PLOT_HINT_CLONE)}</code>. "
-        f"Then <code>{text(command('minibule.report', str(found.folder)))}</code> draws them.</p>",
-        numbers,
+        *parts,
+        _not_drawn(few),
+        f"<details{'' if drawn else ' open'}><summary>The same as a table</summary>{numbers}"
+        "</details>",
+        source("train/loop.py", "core/head.py", "evaluate/heldout.py"),
     ]
+
+
+def _not_drawn(few: Sequence[Chart]) -> str:
+    if not few:
+        return ""
+    heldout = any(line.label == "held out" for chart in few for line in chart.series)
+    more = " <code>--eval-every N</code> measures held-out records more often." if heldout else ""
+    return (
+        f'<p class="muted">{text(", ".join(chart.title for chart in few))}: fewer than {FEWEST} '
+        f"measurements make no picture. They are in the table.{more}</p>"
+    )
 
 
 def _figure(chart: Chart) -> str:
@@ -139,13 +172,39 @@ def _figure(chart: Chart) -> str:
     if chart.level:
         keys.append(f'<span><i class="key dashed"></i>{text(chart.level.label)}</span>')
     legend = f'<div class="legend">{"".join(keys) if len(keys) > 1 else ""}</div>'
-    picture = figures.line_chart(
-        chart.name, _alternative(chart), chart.series, chart.level, chart.from_zero
-    )
+    picture = figures.line_chart(_alternative(chart), chart.series, chart.level, chart.from_zero)
+    caption = chart.caption + _far_out(chart)
     return (
         f"<figure><h3>{text(chart.title)}</h3>{legend}{picture}"
+        f"<figcaption>{text(caption)}</figcaption></figure>"
+    )
+
+
+def _small_figure(chart: Chart) -> str:
+    line = chart.series[0]
+    return (
+        f"<figure><h3>{text(chart.title)}</h3>{figures.small_line(_alternative(chart), line)}"
         f"<figcaption>{text(chart.caption)}</figcaption></figure>"
     )
+
+
+def _far_out(chart: Chart) -> str:
+    """A sentence on the dots that lie off the axis, and the farthest of them."""
+    low, high = figures.value_range(chart.series, chart.level, chart.from_zero)
+    out = [
+        (abs(float(line.values[i])), line, i)
+        for line in chart.series
+        if line.smoothed
+        for i in figures.beyond(line, low, high)
+    ]
+    if not out:
+        return ""
+    _, line, i = max(out, key=lambda found: found[0])
+    label = f"{line.label} " if len(chart.series) > 1 else ""
+    farthest = f"{label}{short(float(line.values[i]))} at step {line.steps[i]:,}"
+    if len(out) == 1:
+        return f" A triangle marks a step off the axis: {farthest}."
+    return f" Triangles mark {len(out):,} steps off the axis, the farthest {farthest}."
 
 
 def _alternative(chart: Chart) -> str:
@@ -168,10 +227,17 @@ def _numbers(chart: Chart) -> list[list[str]]:
         [
             text(chart.title if len(chart.series) == 1 else f"{chart.title}: {s.label}"),
             f'<span class="spark" aria-hidden="true">{sparkline(s.values)}</span>',
-            *(short(float(s.values[i])) for i in (0, len(s.values) // 2, -1)),
+            *_first_middle_last(s.values),
         ]
         for s in chart.series
     ]
+
+
+def _first_middle_last(values: Sequence[float] | np.ndarray[Any, Any]) -> list[str]:
+    """Of two values there is no middle, and of one no last."""
+    n = len(values)
+    first, middle, last = (short(float(values[i])) for i in (0, n // 2, -1))
+    return [first, middle if n > 2 else "", last if n > 1 else ""]
 
 
 def sparkline(values: Sequence[float] | np.ndarray[Any, Any], width: int = 24) -> str:
@@ -185,36 +251,3 @@ def sparkline(values: Sequence[float] | np.ndarray[Any, Any], width: int = 24) -
     span = float(np.ptp(means))
     heights = np.zeros(len(means)) if span == 0 else (means - means.min()) / span * 7
     return "".join("▁▂▃▄▅▆▇█"[round(float(height))] for height in heights)
-
-
-def series(
-    found: Run, key: str, label: str = "", colour: str = "blue", kind: Kind = "noisy"
-) -> Series | None:
-    """The numbers under `key` in the steps that have one: skipped steps have none."""
-    pairs = [(line["step"], float(line[key])) for line in found.lines if _is_number(line.get(key))]
-    return _line(label, colour, pairs, kind)
-
-
-def evaluated(found: Run, key: str, label: str = "", colour: str = "orange") -> Series | None:
-    """Held-out measurements: before training (step 0), in between, and after."""
-    pairs: list[tuple[int, Any]] = []
-    if found.before and found.before.heldout:
-        pairs.append((0, found.before.heldout.get(key)))
-    pairs += [(line["step"], line.get(f"eval_{key}")) for line in found.lines]
-    if found.after and found.after.heldout:
-        # In place of an evaluation of the last step, which is the same.
-        pairs = [(step, value) for step, value in pairs if step < found.steps or step == 0]
-        pairs.append((found.steps, found.after.heldout.get(key)))
-    kept = [(step, float(value)) for step, value in pairs if _is_number(value)]
-    return _line(label, colour, kept, "points" if len(kept) <= 40 else "exact")
-
-
-def _line(label: str, colour: str, pairs: Sequence[tuple[int, float]], kind: Kind) -> Series | None:
-    if not pairs:
-        return None
-    steps, values = (np.array(column) for column in zip(*pairs, strict=True))
-    return Series(label, colour, steps, values, kind)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e300 < value < 1e300  # no NaN, nothing infinite

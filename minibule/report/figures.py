@@ -1,70 +1,28 @@
-"""The report's pictures, drawn by matplotlib as SVG that lives inside an HTML page.
+"""The report's pictures, written as SVG by hand: lines over the steps, bars of probabilities.
 
-A picture takes its colours from the page's CSS variables, so it follows light and dark; its texts
-stay texts in the page's own font, and its coordinates keep two decimals. Legends and captions are
-the page's.
+A picture names its colours by class, and style.css gives them their values in light and dark. Its
+texts are texts in the page's own font. The same numbers give the same bytes.
 """
 
-import importlib
-import io
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from minibule.machine.matrix import Array
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-WIDTH, HEIGHT = 360, 200  # points of a line chart; the page scales it
+WIDTH, HEIGHT = 360, 200  # of a line chart; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 26  # its margins
+NAMES, ROW = 118, 30  # of a bar chart: the width of its labels, the height of a row
 MOST_POINTS = 300  # drawn of a line: more could not be told apart
 SMOOTHED_FROM = 40  # points from which a running mean is drawn, and the points themselves faintly
+FEWEST = 4  # points that make a line: fewer stand in the table, or as marks beside another line
 
-_ROUND = (1, 2, 2.5, 5, 10)  # ticks lie at multiples of these
-
-# Colours that stand for the page's CSS variables until the SVG is done.
-_COLOURS = {
-    "#000001": "ink",
-    "#000002": "muted",
-    "#000003": "line",
-    "#000004": "blue",
-    "#000005": "orange",
-    "#000006": "green",
-    "#000007": "grey",
-    "#000008": "paper",
-}
-_CODE = {name: code for code, name in _COLOURS.items()}
-
-_RC = {
-    "svg.fonttype": "none",  # texts stay texts
-    "svg.hashsalt": "minibule",  # the same picture, the same file
-    "text.parse_math": False,  # a token may hold dollar signs
-    "path.simplify": False,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.edgecolor": _CODE["line"],
-    "axes.labelcolor": _CODE["muted"],
-    "axes.axisbelow": True,
-    "grid.color": _CODE["line"],
-    "grid.linewidth": 0.7,
-    "xtick.color": _CODE["line"],
-    "ytick.color": _CODE["line"],
-    "xtick.labelcolor": _CODE["muted"],
-    "ytick.labelcolor": _CODE["muted"],
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-    "lines.linewidth": 1.6,
-}
-
+# Of a noisy series so much decides how high the axis is, unless it is little less than all.
+USUAL = 98.0
+MUCH_HIGHER = 1.5
 
 Kind = Literal["noisy", "exact", "points"]
 
@@ -81,6 +39,10 @@ class Series(NamedTuple):
     steps: Array
     values: Array
     kind: Kind = "noisy"
+
+    @property
+    def smoothed(self) -> bool:
+        return self.kind == "noisy" and len(self.values) >= SMOOTHED_FROM
 
 
 class Level(NamedTuple):
@@ -101,101 +63,177 @@ class Bars(NamedTuple):
     optimum: float | None
 
 
-def available() -> bool:
-    """Whether matplotlib is installed, and works."""
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError:
-        return False
-    return True
+class Axis(NamedTuple):
+    """Numbers from `low` to `high`, laid out from `start` to `stop`."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> str:
+        share = (value - self.low) / ((self.high - self.low) or 1)
+        return number(self.start + share * (self.stop - self.start))
+
+    def ticks(self, most: int) -> list[float]:
+        """At most so many round numbers on the axis: multiples of 1, 2, 2.5 or 5 times 10^n."""
+        span = self.high - self.low
+        step = 10.0 ** math.floor(math.log10(span / most))
+        step *= next(m for m in (1, 2, 2.5, 5, 10, 20) if span / (m * step) <= most - 1)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [i * step for i in range(first, last + 1)]
 
 
-def line_chart(
-    name: str, alt: str, series: Sequence[Series], level: Level | None, from_zero: bool
-) -> str:
-    """Lines over the steps of a run, as an SVG element. `name` is unique on its page."""
-    from matplotlib import ticker
-    from matplotlib.figure import Figure
-
-    with _style():
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        axes = figure.add_axes((48 / WIDTH, 26 / HEIGHT, 1 - 60 / WIDTH, 1 - 36 / HEIGHT))
-        for line in reversed(series):  # the first on top
-            _draw(axes, line)
-        if level:
-            axes.axhline(level.value, color=_CODE["ink"], linewidth=1, dashes=(4, 3), alpha=0.7)
-        axes.margins(x=0.02, y=0.08)
-        if from_zero:
-            heights = [*(line.values.max() for line in series), level.value if level else 0]
-            axes.set_ylim(min(0, *(line.values.min() for line in series)), 1.08 * max(heights) or 1)
-        axes.grid(axis="y")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, steps=_ROUND))
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_ROUND))
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        axes.yaxis.set_major_formatter(lambda y, _: short(y))
-        return _svg(figure, name, alt)
+def number(x: float) -> str:
+    """A coordinate, with at most one decimal."""
+    return f"{x:.1f}".removesuffix(".0")
 
 
-def _draw(axes: "Axes", line: Series) -> None:
-    colour, n = _CODE[line.colour], len(line.steps)
-    if line.kind == "points" or n == 1:
+# -- lines -----------------------------------------------------------------------------------------
+
+
+def line_chart(alt: str, series: Sequence[Series], level: Level | None, from_zero: bool) -> str:
+    """Lines over the steps of a run, as an SVG element with `alt` as its text alternative."""
+    low, high = value_range(series, level, from_zero)
+    steps = [step for line in series for step in (line.steps[0], line.steps[-1])]
+    x = Axis(float(min(steps)), float(max(steps)) or 1.0, LEFT + 5, WIDTH - RIGHT - 5)
+    y = Axis(low, high, HEIGHT - BOTTOM, TOP)
+    parts = [
+        f'<path class="grid" d="M{LEFT} {y(tick)}H{WIDTH - RIGHT}"/>'
+        f'<text class="tick end" x="{LEFT - 6}" y="{y(tick)}" dy=".35em">{short(tick)}</text>'
+        for tick in y.ticks(6)
+    ]
+    parts += [
+        f'<text class="tick middle" x="{x(tick)}" y="{HEIGHT - 6}">{tick:,.0f}</text>'
+        for tick in (x.ticks(6) if x.high > x.low else [x.low])
+        if tick == round(tick)
+    ]
+    if level:
+        parts.append(f'<path class="level" d="M{LEFT} {y(level.value)}H{WIDTH - RIGHT}"/>')
+    for line in reversed(series):  # the first on top
+        parts += _drawn(line, x, y)
+    return _svg(WIDTH, HEIGHT, alt, parts)
+
+
+def value_range(
+    series: Sequence[Series], level: Level | None, from_zero: bool
+) -> tuple[float, float]:
+    """The lowest and highest value on the axis: a few dots far out do not flatten all others."""
+    ranges = [_usual_range(line) for line in series]
+    if level:
+        ranges.append((level.value, level.value))
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if from_zero:
+        low = min(0.0, low)
+    if high - low <= 1e-9 * max(abs(high), abs(low)):  # all the same: it lies in the middle
+        return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    room = 0.06 * (high - low)
+    return (low if from_zero and low == 0 else low - room), high + room
+
+
+def _usual_range(line: Series) -> tuple[float, float]:
+    low, high = float(line.values.min()), float(line.values.max())
+    if line.smoothed:
+        usual_low, middle, usual_high = np.percentile(line.values, (100 - USUAL, 50, USUAL))
+        mean = running_mean(line.values)
+        if high - middle > MUCH_HIGHER * (usual_high - middle):
+            high = float(max(usual_high, mean.max()))
+        if middle - low > MUCH_HIGHER * (middle - usual_low):
+            low = float(min(usual_low, mean.min()))
+    return low, high
+
+
+def beyond(line: Series, low: float, high: float) -> Array:
+    """The places of a series' values that lie off its axis."""
+    return np.flatnonzero((line.values < low) | (line.values > high))
+
+
+def _drawn(line: Series, x: Axis, y: Axis) -> list[str]:
+    colour, n = line.colour, len(line.steps)
+    if line.kind == "points" or n < FEWEST:
         # Nothing is known between the measurements: the line only leads the eye.
-        axes.plot(line.steps, line.values, color=colour, linewidth=1, alpha=0.5)
-        axes.plot(line.steps, line.values, "o", color=colour, markersize=4.5)
-        return
-    steps, values = line.steps, line.values
-    if line.kind == "noisy" and n >= SMOOTHED_FROM:
-        some = spread(n)
+        marks = "".join(
+            f'<circle class="{colour} mark" cx="{x(s)}" cy="{y(v)}" r="3.2"/>'
+            for s, v in zip(line.steps, line.values, strict=True)
+        )
+        lead = [_path(line.steps, line.values, x, y, f"{colour} lead")] if n >= FEWEST else []
+        return [*lead, marks]
+    parts, values = [], line.values
+    if line.smoothed:
+        out = beyond(line, y.low, y.high)
+        some = np.setdiff1d(spread(n), out)
         # A dot is a stroke of no length with round ends: one path holds them all.
-        gaps = np.full(len(some), np.nan)
-        x = np.stack([steps[some], steps[some], gaps], axis=1).ravel()
-        y = np.stack([values[some], values[some], gaps], axis=1).ravel()
-        axes.plot(x, y, color=colour, linewidth=3, alpha=0.3)
+        dots = "".join(f"M{x(line.steps[i])} {y(values[i])}h0" for i in some)
+        parts.append(f'<path class="{colour} dots" d="{dots}"/>')
+        for i in out[spread(len(out), 50)] if len(out) else []:
+            top = values[i] > y.high
+            tip, to = (TOP - 9, 7) if top else (HEIGHT - BOTTOM, -7)
+            parts.append(
+                f'<path class="{colour} mark" d="M{x(line.steps[i])} {number(tip)}l-4 {to}h8z"/>'
+            )
         values = running_mean(values)
     some = spread(n)
-    axes.plot(steps[some], values[some], color=colour)
+    parts.append(_path(line.steps[some], values[some], x, y, f"{colour} line"))
+    return parts
 
 
-def bar_chart(name: str, alt: str, rows: Sequence[Bars]) -> str:
+def _path(steps: Array, values: Array, x: Axis, y: Axis, kind: str) -> str:
+    points = "L".join(f"{x(s)} {y(v)}" for s, v in zip(steps, values, strict=True))
+    return f'<path class="{kind}" d="M{points}"/>'
+
+
+def small_line(alt: str, line: Series) -> str:
+    """A line without axes, a word's height."""
+    width, height = 240, 44
+    some = spread(len(line.steps), 120)
+    low, high = float(line.values.min()), float(line.values.max())
+    x = Axis(float(line.steps[0]), float(line.steps[-1]), 3, width - 3)
+    y = Axis(low, high, height - 4, 4) if high > low else Axis(low - 1, low + 1, height - 4, 4)
+    path = _path(line.steps[some], line.values[some], x, y, f"{line.colour} line")
+    return _svg(width, height, alt, [path])
+
+
+# -- bars ------------------------------------------------------------------------------------------
+
+
+def bar_chart(alt: str, rows: Sequence[Bars]) -> str:
     """Probabilities of tokens before and after, with the target's marked, as an SVG element."""
-    from matplotlib import ticker
-    from matplotlib.figure import Figure
-
-    row_height = 30
-    height = row_height * len(rows) + 34
-    with _style():
-        figure = Figure(figsize=(WIDTH / 72, height / 72))
-        axes = figure.add_axes((108 / WIDTH, 24 / height, 1 - 124 / WIDTH, 1 - 30 / height))
-        place = np.arange(len(rows))
-        for shift, colour, values in (
-            (-0.17, "grey", [row.before or 0 for row in rows]),
-            (0.17, "blue", [row.after or 0 for row in rows]),
-        ):
-            axes.barh(place + shift, values, height=0.3, color=_CODE[colour])
-        for y, row in enumerate(rows):
-            axes.plot(
-                [row.target, row.target],
-                [y - 0.38, y + 0.38],
-                color=_CODE["orange"],
-                linewidth=2.2,
-                solid_capstyle="butt",
+    bottom = ROW * len(rows) + 4
+    shown = [p for row in rows for p in (row.before, row.after, row.target, row.optimum) if p]
+    x = Axis(0, 1.05 * max(shown, default=1.0), NAMES, WIDTH - RIGHT)
+    parts = [
+        f'<path class="grid" d="M{x(tick)} 0V{bottom}"/>'
+        f'<text class="tick middle" x="{x(tick)}" y="{bottom + 18}">{short(tick)}</text>'
+        for tick in x.ticks(5)
+    ]
+    for i, row in enumerate(rows):
+        top = 4 + ROW * i
+        bold = " bold" if row.bold else ""
+        parts.append(
+            f'<text class="name end{bold}" x="{NAMES - 8}" y="{top + 13}" dy=".35em">'
+            f"{escape(row.label)}</text>"
+        )
+        for value, shift, colour in ((row.before, 3, "grey"), (row.after, 13, "blue")):
+            width = number(float(x(value or 0)) - NAMES)
+            parts.append(
+                f'<rect class="{colour}" x="{NAMES}" y="{top + shift}" width="{width}" height="9"/>'
             )
-        best = [(row.optimum, y) for y, row in enumerate(rows) if row.optimum is not None]
-        if best:
-            axes.plot(
-                *zip(*best, strict=True), "D", color=_CODE["orange"], markersize=5, mew=1,
-                mec=_CODE["paper"],
-            )  # fmt: skip
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(left=0)
-        axes.grid(axis="x")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=_ROUND))
-        axes.xaxis.set_major_formatter(lambda x, _: short(x))
-        axes.set_yticks(place, [row.label for row in rows], fontfamily="monospace")
-        for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-            label.set_color(_CODE["ink" if row.bold else "muted"])
-            label.set_fontweight("bold" if row.bold else "normal")
-        return _svg(figure, name, alt)
+        parts.append(f'<path class="orange target" d="M{x(row.target)} {top + 1}v24"/>')
+        if row.optimum is not None:
+            parts.append(
+                f'<path class="orange diamond" d="M{x(row.optimum)} {top + 8}l5 5l-5 5l-5 -5z"/>'
+            )
+    return _svg(WIDTH, bottom + 24, alt, parts)
+
+
+def _svg(width: int, height: int, alt: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 def short(value: float) -> str:
@@ -217,66 +255,9 @@ def spread(n: int, most: int = MOST_POINTS) -> Array:
 
 
 def running_mean(values: Array) -> Array:
-    """The mean of each value and its neighbours, a tenth of them all; at the ends, of one side."""
+    """The mean of each value and those before it, a tenth of them all: it knows nothing ahead."""
     n = len(values)
-    reach = max(1, n // 20)
     total = np.concatenate([[0.0], values.cumsum()])
-    place = np.arange(n)
-    first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, n)
+    last = np.arange(1, n + 1)
+    first = np.maximum(last - max(1, n // 10), 0)
     return (total[last] - total[first]) / (last - first)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """matplotlib's own defaults and ours, whatever the user's settings; its warnings kept quiet.
-
-    It warns of characters that its own font lacks, but only measures with that font: the page's
-    font draws them.
-    """
-    import matplotlib
-
-    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_RC}
-    del settings["backend"]
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-_ATTRIBUTE = re.compile(r' (id|d|x|y|transform|style)="([^"]*)"')
-_LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
-_REFERENCE = re.compile(r'(xlink:href="|url\()#')
-
-
-def _svg(figure: "Figure", name: str, alt: str) -> str:
-    """The figure as an SVG element with `alt` as its text alternative, fit for an HTML page."""
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    svg = file.getvalue()
-    size = re.search(r'viewBox="[^"]*"', svg)
-    # What is left out: the XML's head, and a style that would hold for the whole page.
-    body = svg[svg.index("</defs>") + len("</defs>") :]
-    body = _REFERENCE.sub(rf"\1#{name}-", _ATTRIBUTE.sub(lambda m: _attribute(m, name), body))
-    body = re.sub(r">\s+<", "><", body)
-    return (
-        f'<svg {size[0] if size else ""} role="img" aria-label="{escape(alt)}" '
-        f'xmlns:xlink="http://www.w3.org/1999/xlink">{body.strip()}'
-    )
-
-
-def _attribute(match: re.Match[str], name: str) -> str:
-    """An attribute as the page wants it: short, and of its own page-wide name."""
-    key, value = match.groups()
-    if key == "id":
-        used = re.fullmatch(r"[mp][0-9a-f]{10}", value)  # a marker's shape or a clipping path
-        return f' id="{name}-{value}"' if used else ""
-    if key == "style":
-        value = re.sub(r"#0000\d\d", lambda m: f"var(--{_COLOURS[m[0]]})", value)
-        value = re.sub(r"font-family: [^;]*'DejaVu Sans'[^;]*;? ?", "", value)
-        value = re.sub(
-            r"font-family: [^;]*'DejaVu Sans Mono'[^;]*", "font-family: var(--mono)", value
-        )
-        return f' style="{value}"'
-    if value.startswith("rotate(-0"):
-        return ""
-    return f' {key}="{_LONG_NUMBER.sub(chr(92) + "1", value).replace(chr(10), "")}"'

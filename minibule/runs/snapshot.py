@@ -1,13 +1,12 @@
-"""What a model does at one moment, saved and compared: before.json and after.json."""
+"""What a model does at one moment, saved: before.json and after.json."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from minibule.errors import InputError
 from minibule.evaluate.position import Position
-from minibule.evaluate.questions import ACCEPTED, NOISE, Answers
+from minibule.evaluate.questions import Answers
 from minibule.files import read_json, whole_file, write_json, writing
 
 
@@ -71,49 +70,3 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif type(value) is hint:
         return value
     raise ValueError(f"{where}: found a {type(value).__name__}, expected {hint}")
-
-
-Comparison = tuple[str, float, float]
-
-
-def comparisons(before: Snapshot, after: Snapshot) -> dict[str, list[Comparison]]:
-    """What both know, as (what, before, after), under what it was measured on."""
-    tables: dict[str, list[Comparison]] = {}
-    if before.questions and after.questions:
-        was, now = before.questions, after.questions
-        rows = [
-            ("greedy answer accepted", _of(was.greedy, ACCEPTED), _of(now.greedy, ACCEPTED)),
-            ("P(accepted answer), exact", _of(was.exact, ACCEPTED), _of(now.exact, ACCEPTED)),
-        ]
-        rows += [
-            (f"P({style})", share, _of(now.exact, style))
-            for style, share in was.exact.items()
-            if style != ACCEPTED
-        ]
-        rows += [
-            ("greedy noise", _of(was.greedy, NOISE), _of(now.greedy, NOISE)),
-            ("perplexity of accepted answers", was.perplexity, now.perplexity),
-        ]
-        tables[f"on {len(was.texts):,} held-out prompts"] = rows
-    if before.heldout and after.heldout:
-        tables[f"on {before.sizes.get('heldout', 0):,} held-out records"] = [
-            (name.replace("_", " "), _of(before.heldout, name), value)
-            for name, value in after.heldout.items()
-        ]
-    return tables
-
-
-def _of(values: Mapping[str, float], name: str) -> float:
-    return values.get(name, float("nan"))
-
-
-def print_comparison(before: Snapshot, after: Snapshot, probe: str) -> None:
-    """The table of `comparisons` and the answers to the probe, for the terminal."""
-    print()
-    print(f"{'':<34}{'before':>12}{'after':>12}")
-    for title, rows in comparisons(before, after).items():
-        print(title)
-        for what, was, now in rows:
-            print(f"  {what:<32}{was:>12.4f}{now:>12.4f}")
-    if before.probe is not None:
-        print(f"\n{probe!r}\n  before: {before.probe}\n  after:  {after.probe}")

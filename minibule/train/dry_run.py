@@ -39,7 +39,6 @@ def print_estimate(job: Job, output: Path, take_step: Callable[[int], float]) ->
     asking = _snapshot_seconds(job)
     merging = _merged_gb(job.model) if "hf" in config.export else 0.0
     seconds = job.steps * float(np.mean(tokens)) / tokens_per_s
-    figures.available()  # loads matplotlib, if it is there, as the report will
     # Merging happens when training is over, in the memory that its arrays have left.
     peak = max(peak_memory_gb(), loaded + merging)
     print(f"rows       {rows:,} in the {epoch:,} steps of an epoch")

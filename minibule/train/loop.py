@@ -30,12 +30,13 @@ from minibule.models.peft import save_adapter
 from minibule.program import leave, stop_after_step
 from minibule.report.sections import write_report
 from minibule.runs.checkpoint import Checkpoint, Progress, checkpoint_path, save_checkpoint
+from minibule.runs.comparison import print_comparison
 from minibule.runs.folder import check_space, exports, output_folder, take_over
 from minibule.runs.lock import locked
 from minibule.runs.manifest import Manifest
 from minibule.runs.metrics import open_metrics, write_line
 from minibule.runs.settings import TrainConfig, to_toml
-from minibule.runs.snapshot import print_comparison, save_snapshot
+from minibule.runs.snapshot import save_snapshot
 from minibule.train.observe import check_questions, observe
 from minibule.train.resume import find_checkpoint, resume_hint
 from minibule.train.setup import Job, describe, expected_bytes, prepare

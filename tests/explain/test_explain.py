@@ -1,25 +1,32 @@
 """The worked example: its numbers are the code's own, a wrong gradient shows, the text fits."""
 
+import dataclasses
+import inspect
 import json
 import math
 import re
 import subprocess
 import sys
+import weakref
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import ROOT, random_adapter
+from helpers import ODD, ROOT, random_adapter, random_llama
 
 from minibule import complement_loss, load_model
-from minibule.core import complement
+from minibule.core import complement, llama, ops
+from minibule.core.forest import Example
+from minibule.core.llama import backward, forward_batch
+from minibule.core.lora import init_adapter
 from minibule.core.objective import OBJECTIVES
+from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import InputError
-from minibule.explain import adapter as worked_step
+from minibule.explain import check
 from minibule.explain.__main__ import main
-from minibule.explain.adapter import Place
-from minibule.explain.row import columns_of, shortened
 from minibule.explain.story import explain, explain_tiny_vocab
+from minibule.explain.subject import Place, one_pass, subject_of
+from minibule.explain.text import columns_of, shortened
 from minibule.files import embedded_folder
 from minibule.models.chat_files import load_chat
 from minibule.models.peft import save_adapter
@@ -124,20 +131,49 @@ def test_the_printed_numbers_are_those_of_the_dense_loss(objective, place):
     assert gradient["sum"]["dL/dz"] == pytest.approx(0, abs=1e-9)
 
 
+def changes(text):
+    """Of section 7: the loss before and after, its change, and the change that was predicted."""
+    pattern = r"loss: (\S+) -> (\S+), a change of (\S+)\. .*predicted (\S+);"
+    return [float(x) for x in re.search(pattern, " ".join(text.split())).groups()]
+
+
+@pytest.mark.parametrize(
+    ("objective", "position"), [("reference", 1), ("literal", 1), ("literal", 2)]
+)
+def test_a_small_part_of_the_step_changes_the_loss_as_predicted(objective, position):
+    """Of the step's change 1 %: curvature, which grows with the square, is then 1 % of itself."""
+    place, config = Place(1, 1, position), resolve({"objective": objective})
+    model, chat = load_model(embedded_folder()), load_chat(embedded_folder())
+    (example,) = tokenize([read_records(RECORDS)[0]], chat, 512)
+    lora = config.resolved_lora(model.config.num_hidden_layers)
+    adapter = init_adapter(lora, model.config, config.seed)
+    subject = subject_of(example, place, config.resolved_objective())
+    ref_hidden, _ = forward_batch(model, subject.batch, None)
+    now = one_pass(model, adapter, subject.alone, ref_hidden)
+    grads, kept = backward(now.dhidden, now.cache), dict(adapter.params)
+    norm = clip_gradients({name: grad.copy() for name, grad in grads.items()}, 0)
+    assert (norm > 1) == (objective == "literal")  # so that clipping matters in two of three
+
+    adapter.params.update({name: p.copy() for name, p in kept.items()})
+    clip_gradients(grads, config.max_grad_norm)
+    AdamW(adapter.params, config.weight_decay).step(grads, config.lr)
+    for name, p in adapter.params.items():
+        p[...] = 0.99 * kept[name] + 0.01 * p
+    part = one_pass(model, adapter, subject.alone, ref_hidden).loss - now.loss
+    before, after, _, predicted = changes("\n".join(lines_of(*place, objective=objective)))
+    assert before == pytest.approx(now.loss, abs=1e-6) and after < before
+    assert part == pytest.approx(0.01 * predicted, rel=0.02)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_differences_agree_and_one_step_helps(objective):
     text = "\n".join(lines_of(5, 1, 1, objective=objective))
-    assert text.count("They agree") == 3 and "NOT AGREE" not in text
+    assert text.count("They agree") == 4 and "NOT AGREE" not in text
     errors = [float(e) for e in re.findall(r"relative difference is (\S+)\.", text)]
-    assert len(errors) == 3 and max(errors) < 1e-6
-    before, after, change, foretold = map(
-        float,
-        re.search(
-            r"loss: (\S+) -> (\S+), a change of (\S+)\. .*foretold (\S+);", " ".join(text.split())
-        ).groups(),
-    )
+    assert len(errors) == 4 and max(errors) < 1e-6
+    before, after, change, predicted = changes(text)
     assert after < before and change == pytest.approx(after - before, abs=2e-6)
-    assert foretold < 0
+    assert predicted < 0
     (step,) = tables(section(text.splitlines(), 7))
     rejected = [row for name, row in step.items() if row["v"]]
     if objective != "literal":  # which, towards the uniform, may move them either way
@@ -158,16 +194,107 @@ def test_a_wrong_gradient_of_the_loss_shows(monkeypatch):
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 5))
 
 
+def test_a_logit_that_goes_with_its_gradient_is_shown():
+    """In shared weights a step is no step in z: at this place one logit goes the other way."""
+    lines = lines_of()
+    gradient, step = (tables(section(lines, n))[0] for n in (5, 7))
+    assert "Section 7 shows it." in " ".join(" ".join(lines).split())
+    odd = re.findall(r"('\S+') (\d+\.\d+) -> (\d+\.\d+)", " ".join(section(lines, 7)))
+    assert [name for name, *_ in odd] == ["'Figure'"]
+    for name, before, after in odd:
+        assert gradient[name]["dL/dz"] > 0 and float(after) > float(before)
+        assert step[name]["p after"] > step[name]["p before"]
+    assert "Section" not in "".join(explain_tiny_vocab(OBJECTIVES["literal"]))
+
+
 def test_a_wrong_gradient_of_the_adapter_shows(monkeypatch):
-    right = worked_step.backward
+    right = check.backward
     monkeypatch.setattr(
-        worked_step,
+        check,
         "backward",
         lambda *args: {name: 1.0001 * grad for name, grad in right(*args).items()},
     )
     lines = lines_of()
     assert "They agree" in "\n".join(section(lines, 5))
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 6))
+
+
+ATTENTION = inspect.getsource(ops.attention_backward)
+
+
+def planted(right, wrong):
+    """The backward of attention with a mistake in its source."""
+    assert ATTENTION.count(right) == 1
+    names = dict(vars(ops))
+    exec(compile(ATTENTION.replace(right, wrong), "planted", "exec"), names)  # noqa: S102 - our own source
+    return names["attention_backward"]
+
+
+def without_residuals(run, layer, dx, *args):
+    """What comes back through a block, but for what went around it."""
+    below = right_block_backward(run, layer, dx, *args)
+    return below - dx if below.shape == dx.shape else below
+
+
+right_block_backward = llama.block_backward
+MISTAKES = {
+    "= for += in the forest": ("dk[keys] +=", "dk[keys] ="),
+    "softmax without the sum": ("ds -= inner", "pass"),
+    "RoPE turned the wrong way": lambda dy, cos, sin: ops.rope(dy, cos, sin),
+    "a forgotten residual": without_residuals,
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_below_the_uppermost_pair_shows(mistake, monkeypatch):
+    """Each trains nearly as well, and the uppermost pair has no attention above it to notice."""
+    wrong = MISTAKES[mistake]
+    if isinstance(wrong, tuple):
+        monkeypatch.setattr(ops, "attention_backward", planted(*wrong))
+    elif wrong is without_residuals:
+        monkeypatch.setattr(llama, "block_backward", wrong)
+    else:
+        monkeypatch.setattr(ops, "rope_backward", wrong)
+    above, _, below = "\n".join(section(lines_of(), 6)).partition("The same check")
+    assert "They agree" in above and "THEY DO NOT AGREE" in below
+
+
+def test_another_pair_can_be_checked(capsys):
+    main(["--module", "layers.2.self_attn.k_proj"])
+    text = capsys.readouterr().out
+    assert "     model.layers.2.self_attn.k_proj\n" in text and text.count("They agree") == 4
+    main(["--module", "layers.3.mlp.down_proj"])  # the uppermost, which is always checked
+    assert capsys.readouterr().out.count("They agree") == 3
+
+
+def test_the_check_widens_one_matrix_at_a_time():
+    """Neither the checked weights nor what backward keeps of them is twice the model."""
+    model = random_llama(dataclasses.replace(ODD, num_hidden_layers=8))
+    adapter = random_adapter(model.config)
+    example = Example(np.arange(5), (np.arange(4), np.arange(1, 4)), (2, 1), 5)
+    subject = subject_of(example, Place(1, 1, 2), OBJECTIVES["reference"])
+    widened = []  # references to all of the model's matrices in float64
+
+    class Watched(check._Float64):
+        def __getitem__(self, rows):
+            found = super().__getitem__(rows)
+            widened.append(weakref.ref(found))
+            return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "_Float64", Watched)
+        wide = check.AdapterCheck(model, subject.around)
+        most = 0
+        right = llama.block_backward
+
+        def counting(*args):
+            nonlocal most
+            most = max(most, sum(ref() is not None for ref in widened))
+            return right(*args)
+
+        patch.setattr(llama, "block_backward", counting)
+        lines = list(wide.lines(adapter, "model.layers.0.self_attn.q_proj", "BA"))
+    assert "They agree" in lines[-1] and len(widened) > 100 and most <= 1
 
 
 def test_an_adapter_with_b_has_a_gradient_of_a(tmp_path):
@@ -180,10 +307,12 @@ def test_an_adapter_with_b_has_a_gradient_of_a(tmp_path):
     lines = lines_of(2, 1, 1, init_adapter=str(tmp_path / "adapter"))
     text = "\n".join(section(lines, 6))
     assert "model.layers.3.mlp.up_proj" in text and "fresh adapter" not in text
-    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("dA ")]
-    assert float(row[-1]) != 0 and float(row[-1]) == float(row[-2])
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("dA ")]
+    assert len(rows) == 2  # the uppermost pair's, and the lowest one's
+    for row in rows:
+        assert float(row[-1]) != 0 and float(row[-1]) == float(row[-2])
     assert "NOT AGREE" not in "\n".join(lines)
-    reaches = "now the gradient reaches A"  # which is said where B was zero
+    reaches = "now reaches A"  # which is said where B was zero
     said = [" ".join(" ".join(these).split()) for these in (lines_of(2, 1, 1), lines)]
     assert [reaches in text for text in said] == [True, False]
     target = tables(section(lines, 3))[0]
@@ -278,7 +407,7 @@ def test_odd_characters_fit_and_cannot_act(tmp_path, objective, place):
 )
 def test_it_fits_a_screen(objective, place):
     lines = lines_of(*place, objective=objective)
-    assert max(map(len, lines)) <= 100 and len(lines) <= 120
+    assert max(map(len, lines)) <= 100 and len(lines) <= 132
 
 
 def test_long_texts_lose_their_middle():
@@ -302,6 +431,9 @@ def test_long_texts_lose_their_middle():
         (["--adapter", "nowhere"], "nowhere"),
         (["--alpha", "2"], "expected a number from 0 to 1"),
         (["--max-length", "10"], "--record 1: .*no room for an answer"),
+        (["--module", "q_proj"], "--module q_proj: 4 adapted modules end so"),
+        (["--module", "lm_head"], "--module lm_head: no adapted module.*to model.layers.3.mlp"),
+        (["--tiny-vocab", "--module", "q_proj"], "leave out --module"),
         (["--tiny-vocab", "--record", "1"], "leave out --record"),
         (["--tiny-vocab", "--adapter", "x", "--lr", "1"], "leave out --adapter, --lr"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shlex
 import shutil
 from html.parser import HTMLParser
@@ -11,25 +12,28 @@ from pathlib import Path
 import browser
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from minibule import export
 from minibule.errors import InputError
+from minibule.evaluate.position import Position, Token
 from minibule.files import embedded_folder
 from minibule.generate.__main__ import main as generate_main
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
-from minibule.report import figures
 from minibule.report.__main__ import main
-from minibule.report.charts import charts, sparkline
-from minibule.report.sections import token_name, write_report
+from minibule.report.charts import charts, side_charts
+from minibule.report.position import in_words, token_name
+from minibule.report.sections import write_report
 from minibule.runs import snapshot
+from minibule.runs.comparison import MEASURES
 from minibule.runs.read import read_run
 from minibule.runs.settings import resolve, to_toml
 from minibule.train.__main__ import main as train
 
+# Of a run of a few steps: three lines, three small ones, the bars of a position.
+PICTURES = 7
 SCRIPT = "<script>alert('x')</script>"
-pytestmark = pytest.mark.extra  # matplotlib draws the pictures
-needs_matplotlib = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +125,24 @@ def test_it_says_what_the_run_did(finished):
     page = page_of(finished)
     before, after = (json.loads((finished / f"{x}.json").read_text()) for x in ("before", "after"))
     was, now = before["questions"], after["questions"]
-    assert f"answered {was['greedy']['accepted']:.0%} acceptably before" in page.text
-    assert f"{now['greedy']['accepted']:.0%} after" in page.text
+    greedy, exact = (
+        [answers[kind]["accepted"] for answers in (was, now)] for kind in ("greedy", "exact")
+    )
+    assert f"Greedy answers accepted: {greedy[0]:.0%} → {greedy[1]:.0%}" in page.text
+    assert "Greedily, always taking the likeliest token, " in page.text
+    assert f"was accepted {exact[0]:.0%} of the time before and is {exact[1]:.0%}" in page.text
     for text in (*was["prompts"], *was["texts"], *now["texts"], before["probe"], after["probe"]):
         assert text in page.text
     for name in ("loss", "kl_to_base", "optimality_gap", "optimal_rejected_mass"):
-        assert name.replace("_", " ") in page.text
+        assert MEASURES[name].label in page.text and MEASURES[name].gloss in page.text
+        assert name.replace("_", " ") not in page.text or name == "loss"
         assert f"{before['heldout'][name]:.4f}" in page.text
         assert f"{after['heldout'][name]:.4f}" in page.text
     assert "853,120 parameters" in page.text and "4 in " in page.text
     assert (finished / "config.toml").read_text().strip() in page.text
+    assert "higher is better" in page.text and "lower is better" in page.text
+    for style, p in was["exact"].items():
+        assert f"P({style})" in page.text and f"{now['exact'][style] - p:+.4f}"[1:] in page.text
     for token in after["position"]["tokens"]:
         if token["rejected"]:
             assert f"{token['target']:.4f}" in page.text and f"{token['optimum']:.4f}" in page.text
@@ -139,12 +151,13 @@ def test_it_says_what_the_run_did(finished):
 def test_evaluations_stand_where_they_were_made(finished):
     after = json.loads((finished / "after.json").read_text())["heldout"]
     found = {chart.name: chart for chart in charts(read_run(finished))}
-    gap = found["gap"].series[0]
+    gap = found["optimality_gap"].series[0]
     assert gap.steps.tolist() == [0, 2, 4] and gap.values[-1] == after["optimality_gap"]
     # At the optimum the model's own mass is no other than p*'s, which does not change.
     assert found["mass"].level.value == pytest.approx(after["optimal_rejected_mass"], rel=1e-6)
-    assert found["gradient"].level.value == 1.0
-    assert [s.label for s in found["loss"].series] == ["loss", "KL part", "contrast part"]
+    assert [s.label for s in found["loss"].series] == ["loss", "KL(P || p)", "contrast"]
+    limit = max(line["grad_norm"] for line in lines_of(finished))
+    assert (found["gradient"].level is None) == (2 * limit <= 1.0)
 
 
 def test_commands_can_be_copied(run, tmp_path):
@@ -258,25 +271,79 @@ def test_token_names_can_be_seen():
     assert token_name("a" * 20) == "a" * 11 + "…"
 
 
+# -- one position ----------------------------------------------------------------------------------
+
+
+def position(**model):
+    """`add` is rejected five times of five, `3` and `The` never."""
+    tokens = [
+        Token(0, "add", 5.0, 0.24, model["add"], 0.05, 0.02),
+        Token(1, "3", 0.0, 0.25, model["three"], 0.31, 0.32),
+        Token(2, " The", 0.0, 0.22, model["the"], 0.28, 0.29),
+    ]
+    return Position("", 5.0, tokens)
+
+
+def test_a_position_is_read_for_the_viewer():
+    before = position(add=0.24, three=0.25, the=0.22)
+    rejected, fallen = in_words(before, position(add=0.13, three=0.216, the=0.27))
+    assert rejected == (
+        "“add” began 5 of the 5 rejected answers. Its probability went from 0.240 to 0.130; the "
+        "target P is 0.050 and the optimum p* 0.020: 50% of the way there."
+    )
+    assert "“3” was never rejected here, and its target is 0.310. Yet it fell" in fallen
+    assert "from 0.250 to 0.216" in fallen
+    worse, risen = in_words(before, position(add=0.3, three=0.25, the=0.27))
+    assert worse.endswith("training went the other way.")
+    assert risen == ("Of the others, “␣The” gained most, from 0.220 to 0.270; its target is 0.280.")
+    assert len(in_words(before, before)) == 1 and in_words(before, None) == []
+
+
 # -- what is missing -------------------------------------------------------------------------------
 
 
-def test_without_matplotlib_the_numbers_stand_as_text(run, monkeypatch):
-    monkeypatch.setattr(figures, "available", lambda: False)
+def test_few_points_make_no_picture(run):
+    """Of two measurements a straight line would suggest a course, and there is no middle one."""
+    lines = [{k: v for k, v in line.items() if not k.startswith("eval_")} for line in lines_of(run)]
+    write_lines(run, lines)
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    drawn = [svg["aria-label"].partition(" over")[0] for svg in page.of("svg")]
+    assert {"Loss", "Gradient norm", "Learning rate"} <= set(drawn)
+    assert not {"Distance from p*", "KL(base || p)", "Entropy"} & set(drawn)
+    assert "Distance from p*, KL(base || p), Entropy: fewer than 4 measurements" in page.text
+    before, after = (
+        json.loads((run / f"{when}.json").read_text())["heldout"] for when in ("before", "after")
+    )
+    (row,) = re.findall(r">Entropy</th>(.*?)</tr>", html)
+    cells = re.findall(r'<td class="number">(.*?)</td>', row)
+    assert cells == [f"{before['entropy']:.3g}", "", f"{after['entropy']:.3g}"]
+    mass = html[html.index('aria-label="Mean p of a rejected token over') :].partition("</svg>")[0]
+    assert mass.count("<circle") == 2 and mass.count("lead") == 0  # marks without a line
+    write_lines(run, lines[:1])
     page = page_of(run)
-    assert not page.of("svg")
-    assert "pip install 'minibule[plot]'" in page.text and "pip install '.[plot]'" in page.text
-    losses = [line["loss"] for line in lines_of(run)]
-    for value in (losses[0], losses[2], losses[3]):
-        assert f"{value:.3g}" in page.text
-    assert sparkline(losses) in page.text
-    after = json.loads((run / "after.json").read_text())["position"]["tokens"]
-    assert f"{max(token['model'] for token in after):.4f}" in page.text
+    assert "Loss over" not in str(page.of("svg")) and "First, middle and last values" in page.text
 
 
-def test_sparklines():
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert sparkline([5, 5]) == "▁▁" and len(sparkline(range(1000))) == 24
+def test_one_number_for_memory_says_what_it_is(run):
+    page = page_of(run)
+    largest = max(line["rss_gb"] for line in lines_of(run))
+    assert "Memory after a step" in page.text and "up to" not in page.text
+    assert f"largest {largest:.2f} GB; within a step, more is used" in page.text
+
+
+def test_files_that_are_named_exist(finished):
+    named = re.findall(r"Computed in ([^<>]*?)(?=\n|$)", page_of(finished).text)
+    files = [file for line in named for file in re.findall(r"\w+/\w+\.py", line)]
+    assert len(named) == 5 and all((ROOT / "minibule" / file).is_file() for file in files)
+    assert len(set(files)) > 5
+
+
+def test_only_settings_that_differ_stand_at_the_top(finished):
+    top, _, _ = page_of(finished).text.partition("All settings, as resolved")
+    table = top[top.index("What differs from the defaults") :]
+    assert "lr0.020.0001" in table.replace("\n", "")
+    assert "eval_every20" in table.replace("\n", "") and "batch_size" not in table
 
 
 def test_unfinished_runs_give_a_page_of_what_is_there(run):
@@ -305,7 +372,10 @@ def test_skipped_steps_and_numbers_that_are_none(run):
     write_lines(run, [lines[0], skipped, odd, lines[3], lines[3]])
     page = page_of(run)
     assert "1 of them skipped" in page.text
-    found = {chart.name: chart.series[0].steps.tolist() for chart in charts(read_run(run))}
+    seen = read_run(run)
+    found = {
+        chart.name: chart.series[0].steps.tolist() for chart in charts(seen) + side_charts(seen)
+    }
     assert found["loss"] == [1, 3, 4] and found["gradient"] == [1, 4] and found["rate"] == [1, 4]
     assert len(next(c for c in charts(read_run(run)) if c.name == "loss").series[1].steps) == 2
     write_lines(run, [skipped])
@@ -344,7 +414,6 @@ def test_what_is_no_run_is_said(run, spoil, message):
 # -- size ------------------------------------------------------------------------------------------
 
 
-@needs_matplotlib
 def test_a_long_run_stays_a_small_page(run):
     line = lines_of(run)[0]
     rng = np.random.default_rng(0)
@@ -358,41 +427,28 @@ def test_a_long_run_stays_a_small_page(run):
     assert "6,000 in " in page.text and "Dots are steps" in page.text
 
 
-def test_running_mean_and_spread():
-    values = np.random.default_rng(0).normal(size=100)
-    naive = [values[max(0, i - 5) : i + 6].mean() for i in range(100)]
-    np.testing.assert_allclose(figures.running_mean(values), naive)
-    assert figures.spread(5).tolist() == [0, 1, 2, 3, 4]
-    some = figures.spread(10_000)
-    assert len(some) == 300 and some[0] == 0 and some[-1] == 9999
-
-
 # -- form ------------------------------------------------------------------------------------------
 
 
-@needs_matplotlib
 def test_the_page_is_well_made(run):
     html = write_report(run).read_text(encoding="utf-8")
     page = Page(html)
     pictures = page.of("svg")
-    assert len(pictures) == 10 and all(svg["role"] == "img" for svg in pictures)
-    assert len({svg["aria-label"] for svg in pictures}) == 10
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids)) > 0
+    assert len(pictures) == PICTURES and all(svg["role"] == "img" for svg in pictures)
+    assert len({svg["aria-label"] for svg in pictures}) == PICTURES
     for _, attributes in page.tags:  # nothing from outside, and references that hold
         assert not {"src", "href", "srcset", "onclick", "onload"} & set(attributes)
-        if "xlink:href" in attributes:
-            assert attributes["xlink:href"].removeprefix("#") in ids
-        if "clip-path" in attributes:
-            assert attributes["clip-path"][5:-1] in ids
+        for kind in attributes.get("class", "").split():  # every class has a style
+            assert f".{kind}" in html, kind
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert all(th.get("scope") in ("row", "col") for th in page.of("th"))
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
     assert levels.count(1) == 1 and levels[0] == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
     assert page.of("html")[0]["lang"] == "en"
-    for code in figures._COLOURS:  # every colour is the page's
-        assert code not in html
+    body = html[html.index("<body") :]
+    assert not re.search(r"#[0-9a-f]{6}", body)  # every colour is the page's
+    assert set(re.findall(r'style="([\w-]+):', body)) == {"flex-grow"}
 
 
 # -- in a browser ----------------------------------------------------------------------------------
@@ -433,17 +489,14 @@ def chromium(tmp_path_factory):
         yield running
 
 
-@needs_matplotlib
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("state", ["finished", "hostile", "unfinished", "without pictures"])
-def test_in_chromium(chromium, run, monkeypatch, state, width, scheme):
+@pytest.mark.parametrize("state", ["finished", "hostile", "unfinished"])
+def test_in_chromium(chromium, run, state, width, scheme):
     if state == "hostile":
         run = hostile(run)
     if state == "unfinished":
         (run / "after.json").unlink()
-    if state == "without pictures":
-        monkeypatch.setattr(figures, "available", lambda: False)
     path = write_report(run)
     chromium.open(path, width, scheme=scheme)
     assert chromium.complaints() == []
@@ -457,14 +510,26 @@ def test_in_chromium(chromium, run, monkeypatch, state, width, scheme):
 
     nodes = chromium.call("Accessibility.getFullAXTree")["nodes"]
     pictures = [n for n in nodes if n.get("role", {}).get("value") in ("image", "img")]
-    assert len(pictures) == (0 if state == "without pictures" else 10)
+    stacks = 0 if state == "unfinished" else 1
+    assert len(pictures) == PICTURES + stacks
     assert all(len(node["name"]["value"]) > 40 for node in pictures)
     # Every picture is drawn, and as wide as its place.
     sizes = chromium.ask(
         "[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect())"
         ".map(r => [r.width, r.height])"
     )
-    assert all(w > 250 and h > 90 for w, h in sizes)
+    assert len(sizes) == PICTURES and all(w > 250 and h > 40 for w, h in sizes)
+    # The segments of a bar are as wide as the answers are likely.
+    if state == "finished":
+        exact = json.loads((run / "after.json").read_text())["questions"]["exact"]
+        widths = chromium.ask(
+            "[...document.querySelectorAll('.stack:last-of-type i')]"
+            ".map(s => s.getBoundingClientRect().width)"
+        )
+        shares = [p for p in exact.values() if p > 0]
+        np.testing.assert_allclose(
+            np.array(widths) / sum(widths), np.array(shares) / sum(shares), atol=0.002
+        )
 
 
 def test_the_browser_test_sees_what_it_looks_for(chromium, tmp_path):

@@ -21,7 +21,7 @@ QUICK = (*QUICK, "--lora-r=1", "--lora-layers=1", "--export=hf")
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, no_pictures):
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = (embedded_folder() / "records.jsonl").read_text().splitlines()[:4]
     Path("records.jsonl").write_text("\n".join(lines))

@@ -1,0 +1,108 @@
+"""Gradients checked by central differences, in float64: what the loss itself says of its slope."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibule.core.llama import Llama, backward, forward_batch
+from minibule.core.lora import Adapter, lora_name
+from minibule.explain.subject import Loss, Pass, one_pass
+from minibule.explain.text import decimals_for, prose, table
+from minibule.machine.half import Narrow
+from minibule.machine.matrix import Array, Matrix
+
+STEP = 1e-5  # h of the central differences in float64: near the cube root of its precision
+AGREE = 1e-6  # of the largest entry: the error of central differences themselves is h^2 times
+#               the third derivative, some 1e-10, and that of rounding, which `verdict` adds
+
+
+def central_difference(f: Callable[[], float], x: Array, index: int | tuple[int, ...]) -> float:
+    """(f(x + h) - f(x - h)) / 2h, one entry of x moved in place and put back; x float64."""
+    kept = x[index]
+    x[index] = kept + STEP
+    above = f()
+    x[index] = kept - STEP
+    below = f()
+    x[index] = kept
+    return (above - below) / (2 * STEP)
+
+
+def verdict(numeric: Array, gradient: Array, z: Array) -> str:
+    """Whether central differences are the gradient; z are the logits that the loss is made of."""
+    error, largest = np.abs(numeric - gradient).max(), np.abs(gradient).max()
+    # A loss of logits z is rounded to about eps |z|, which the division by 2h makes larger.
+    rounding = 10 * np.finfo(np.float64).eps * max(1, np.abs(z).max()) / STEP
+    agree = "They agree" if error <= AGREE * largest + rounding else "THEY DO NOT AGREE"
+    relative = error / largest if largest else error
+    return f"{agree}: the relative difference is {relative:.1e}."
+
+
+# -- into the adapter ------------------------------------------------------------------------------
+
+
+class _Float64(Narrow):
+    """A matrix that is widened to float64 where it is used: twice the model need not fit in memory.
+
+    What training keeps in 16 bits and widens to float32 is kept in float32 here.
+    """
+
+    dtype = np.dtype(np.float64)  # type: ignore[assignment]
+
+    def __init__(self, W: Matrix) -> None:
+        self.words: Any = W
+        self.shape, self.size = W.shape, W.size
+
+    def __getitem__(self, rows: Any) -> Array:
+        wide: Array = self.words[rows].astype(np.float64)
+        return wide
+
+
+def _widened(model: Llama) -> Llama:
+    """The model in float64."""
+    weights: dict[str, Matrix] = {
+        name: w[:].astype(np.float64) if len(w.shape) == 1 else _Float64(w)
+        for name, w in model.weights.items()
+    }
+    return Llama(model.config, weights)
+
+
+class AdapterCheck:
+    """The gradient of a loss by LoRA pairs against central differences, the model in float64."""
+
+    def __init__(self, model: Llama, loss: Loss) -> None:
+        self.wide, self.loss = _widened(model), loss
+        self.ref_hidden, _ = forward_batch(self.wide, loss.batch)
+
+    def lines(
+        self, adapter: Adapter, module: str, matrices: str, above: Sequence[Sequence[str]] = ()
+    ) -> Iterator[str]:
+        """A table of dB and dA, as `matrices` says, below the rows `above`, and the verdict."""
+        # Backward goes down to the lowest module of the config, here the one that is looked at.
+        config = dataclasses.replace(adapter.config, modules=(module,))
+        wide = Adapter(config, {n: p.astype(np.float64) for n, p in adapter.params.items()})
+
+        def again() -> Pass:
+            return one_pass(self.wide, wide, self.loss, self.ref_hidden, recompute=True)
+
+        now = again()
+        grads = backward(now.dhidden, now.cache)
+        body, pairs = list(above), []
+        for matrix in matrices:
+            name = lora_name(module, matrix)
+            grad = grads[name]
+            index = tuple(int(i) for i in np.unravel_index(np.abs(grad).argmax(), grad.shape))
+            pair = (
+                central_difference(lambda: again().loss, wide.params[name], index),
+                float(grad[index]),
+            )
+            show = decimals_for(np.array(pair), 6)
+            norm = f"{np.linalg.norm(grad):.3g}"
+            place = f"[{index[0]}, {index[1]}]" if grad.any() else ""
+            body.append([f"d{matrix}", str(grad.shape), norm, place, show(pair[1]), show(pair[0])])
+            pairs.append(pair)
+        numeric, gradient = np.array(pairs).T
+        yield from table(["", "shape", "norm", "largest at", "there", "numeric"], body)
+        z = now.hidden[self.loss.rows.weight > 0] @ self.wide.head.T
+        yield from prose(verdict(numeric, gradient, z))

@@ -1,0 +1,42 @@
+"""The numbers of a run over its steps, as lines to draw."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minibule.report.figures import Kind, Series
+from minibule.runs.read import Run
+
+
+def series(
+    run: Run, key: str, label: str = "", colour: str = "blue", kind: Kind = "noisy"
+) -> Series | None:
+    """The numbers under `key` in the steps that have one: skipped steps have none."""
+    pairs = [(line["step"], float(line[key])) for line in run.lines if _is_number(line.get(key))]
+    return _line(label, colour, pairs, kind)
+
+
+def evaluated(run: Run, key: str, label: str = "", colour: str = "orange") -> Series | None:
+    """Held-out measurements: before training (step 0), in between, and after."""
+    pairs: list[tuple[int, Any]] = []
+    if run.before and run.before.heldout:
+        pairs.append((0, run.before.heldout.get(key)))
+    pairs += [(line["step"], line.get(f"eval_{key}")) for line in run.lines]
+    if run.after and run.after.heldout:
+        # In place of an evaluation of the last step, which is the same.
+        pairs = [(step, value) for step, value in pairs if step < run.steps or step == 0]
+        pairs.append((run.steps, run.after.heldout.get(key)))
+    kept = [(step, float(value)) for step, value in pairs if _is_number(value)]
+    return _line(label, colour, kept, "points" if len(kept) <= 40 else "exact")
+
+
+def _line(label: str, colour: str, pairs: Sequence[tuple[int, float]], kind: Kind) -> Series | None:
+    if not pairs:
+        return None
+    steps, values = (np.array(column) for column in zip(*pairs, strict=True))
+    return Series(label, colour, steps, values, kind)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e300 < value < 1e300  # no NaN, nothing infinite
