@@ -190,11 +190,8 @@ def test_the_front_page_names_every_command():
 
 
 FOLDERS = sorted({folder_of(room) for room in ROOMS if "." in room})
-NOT_YET = pytest.mark.xfail(strict=True, reason="minibule/__init__.py does not name it yet")
 
 
-@pytest.mark.parametrize(
-    "folder", [pytest.param(f, marks=NOT_YET) if f == "methods" else f for f in FOLDERS]
-)
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_front_page_names_every_folder(folder):
     assert re.search(rf"^    {folder}  |\b{folder}/ ", minibule.__doc__, re.M)

@@ -1,4 +1,4 @@
-"""Experiments on the embedded model, one command each; each prints a table of the README.
+"""Experiments on the embedded model, one command each; each prints a table of EXPERIMENTS.md.
 
     python tools/experiments.py objectives      the named objectives, and the prior varied alone
     python tools/experiments.py alpha           the contrast alone (0) to the target alone (1)

@@ -58,7 +58,8 @@ def rejected_there(
 class RowCounts(NamedTuple):
     """R rows and the E rejected tokens they count, sorted by row (a sparse (R, V) table of v).
 
-    weight (R,) float64        answers that pass through the row
+    weight (R,) float64        answers that pass through the row, of those in this stream
+    alike (R,) float64         all answers of the record that begin as the row does
     total (R,) float64         T, the sum of the row's counts
     depth (R,) int             tokens of the answer before the row: 0 at the answer's first token
     rounds (R,) float64        total_rounds of its record
@@ -68,6 +69,7 @@ class RowCounts(NamedTuple):
     """
 
     weight: Array
+    alike: Array
     total: Array
     depth: Array
     rounds: Array
@@ -88,6 +90,7 @@ class RowCounts(NamedTuple):
         entries = self.entries(chunk)
         return RowCounts(
             self.weight[chunk],
+            self.alike[chunk],
             self.total[chunk],
             self.depth[chunk],
             self.rounds[chunk],
@@ -104,6 +107,7 @@ class CountTable:
 
     def __init__(self) -> None:
         self.weight: list[int] = []
+        self.alike: list[int] = []
         self.depth: list[int] = []
         self.rounds: list[int] = []
         self.parent_entry: list[int] = []
@@ -112,7 +116,13 @@ class CountTable:
         self.entry_count: list[int] = []
 
     def add(
-        self, v: Counter[int], weight: int, depth: int, rounds: int, parent_entry: int
+        self,
+        v: Counter[int],
+        weight: int,
+        alike: int,
+        depth: int,
+        rounds: int,
+        parent_entry: int,
     ) -> dict[int, int]:
         """Append a row that counts `v`; returns the entry of each of its tokens."""
         entries = {token: len(self.entry_id) + i for i, token in enumerate(v)}
@@ -120,6 +130,7 @@ class CountTable:
         self.entry_id += v.keys()
         self.entry_count += v.values()
         self.weight.append(weight)
+        self.alike.append(alike)
         self.depth.append(depth)
         self.rounds.append(rounds)
         self.parent_entry.append(parent_entry)
@@ -131,6 +142,7 @@ class CountTable:
         entry_count = np.array(self.entry_count, np.float64)
         return RowCounts(
             weight=np.array(self.weight, np.float64),
+            alike=np.array(self.alike, np.float64),
             total=np.bincount(entry_row, entry_count, len(self.weight)),
             depth=np.array(self.depth),
             rounds=np.array(self.rounds, np.float64),

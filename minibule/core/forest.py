@@ -91,7 +91,9 @@ class _Forest:
             while True:  # until the answers part: one row, and one token more
                 v = rejected_there(answers, example.counts, depth, alike, self.counts)
                 weight = len(members.intersection(alike))
-                entries = self.table.add(v, weight, depth, example.total_rounds, parent_entry)
+                entries = self.table.add(
+                    v, weight, len(alike), depth, example.total_rounds, parent_entry
+                )
                 self.rows_at.append(first + len(tokens) - 1)
 
                 followers: dict[int, list[int]] = {}  # token -> the answers that go on after it

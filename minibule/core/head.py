@@ -14,7 +14,7 @@ from minibule.core.counts import RowCounts, expected_attempts
 from minibule.core.fused import row_metrics
 from minibule.core.loss import RowLoss
 from minibule.core.objective import Objective
-from minibule.core.softmax import per_row, split_softmax
+from minibule.core.softmax import anchor, log_probs_backward, split_softmax
 from minibule.machine.matrix import Array, Matrix
 
 # Logits computed at once by a thread: 2^24 float32 are 64 MB. With fewer rows at a time the matrix
@@ -54,7 +54,12 @@ def head_loss(
     dhidden = np.empty_like(hidden)
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden, loss.needs_attempts):
+        held = anchor(c.z, c.z_ref, loss.kl) if loss.kl else None  # first: z is overwritten
         values, dz = loss.rows(c.z, c.z_ref, c.counts)  # (n,) each, (n, V)
+        if held:
+            values["kl_to_reference"] = held[0]
+            values["loss"] = values["loss"] + loss.kl * held[0]
+            dz += held[1]
         share = c.counts.weight / count
         dhidden[c.where] = (dz @ head) * share.astype(dz.dtype)[:, None]
         _add_shares(metrics, share, values)
@@ -85,18 +90,27 @@ def entry_log_probs(hidden: Array, head: Matrix, counts: RowCounts) -> Array:
 
 
 def entry_log_probs_backward(dlogp: Array, hidden: Array, head: Matrix, counts: RowCounts) -> Array:
-    """dhidden (R, D) from dlogp (E,), the logits worked out once more.
-
-    log p(e) = z(e) - logsumexp(z), so dz = sum over the row's entries of dlogp(e) (onehot(e) - p).
-    """
+    """dhidden (R, D) from dlogp (E,), the logits worked out once more."""
     dhidden = np.empty_like(hidden)
     for c in _chunks(hidden, head, counts):
-        d, row = dlogp[counts.entries(c.where)], c.counts.entry_row
-        dz = split_softmax(c.z, c.counts).dense()  # (n, V): p, made dz in place
-        dz *= -per_row(d, row, len(dz)).astype(dz.dtype)[:, None]
-        dz[row, c.counts.entry_id] += d.astype(dz.dtype)  # a row names each token once
+        p = split_softmax(c.z, c.counts)
+        dz = log_probs_backward(dlogp[counts.entries(c.where)], p, c.counts)
         dhidden[c.where] = dz @ head
     return dhidden
+
+
+def head_anchor(
+    hidden: Array, head: Matrix, counts: RowCounts, kl: float, ref_hidden: Array, *, count: float
+) -> tuple[dict[str, float], Array]:
+    """kl times KL(p || p_ref) of all rows as `head_loss` would give it: metrics, dhidden (R, D)."""
+    dhidden = np.empty_like(hidden)
+    metrics: dict[str, float] = {}
+    for c in _chunks(hidden, head, counts, ref_hidden):
+        value, dz = anchor(c.z, c.z_ref, kl)
+        share = c.counts.weight / count
+        dhidden[c.where] = (dz @ head) * share.astype(dz.dtype)[:, None]
+        _add_shares(metrics, share, {"loss": kl * value, "kl_to_reference": value})
+    return metrics, dhidden
 
 
 def add_metrics(total: dict[str, float], more: Mapping[str, float]) -> None:

@@ -1,5 +1,7 @@
 """What a loss is: an object with one method, in one of two shapes.
 
+A loss may be anchored: `kl` times KL(p || p_ref) of every row, exactly, is added to it.
+
 A `RowLoss` looks at one position at a time: the logits there, those of the frozen base, and what
 was rejected. An `AnswerLoss` looks at whole answers: log p of each, log p_ref, and which of them
 belong together; all its gradients have the form c (p - onehot), with one c for an answer.
@@ -17,7 +19,12 @@ Values = dict[str, Array]  # "loss" and other metrics, a number for each row or 
 
 
 class RowLoss(ABC):
-    """A loss of a row."""
+    """A loss of a row.
+
+    kl: how strongly p is held to p_ref; 0: not at all
+    """
+
+    kl: float = 0.0
 
     @property
     @abstractmethod
@@ -59,7 +66,12 @@ class Answers(NamedTuple):
 
 
 class AnswerLoss(ABC):
-    """A loss of answers."""
+    """A loss of answers.
+
+    kl: how strongly p is held to p_ref; 0: not at all
+    """
+
+    kl: float = 0.0
 
     @property
     @abstractmethod

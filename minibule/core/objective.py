@@ -7,6 +7,9 @@ from minibule.core.counts import Counts
 Prior = Literal["uniform", "reference", "rate"]
 Contrast = Literal["plain", "choice"]
 
+# No token's acceptance rate is estimated below this, so that P of the rate prior stays positive.
+MIN_RATE = 0.05
+
 
 class Objective(NamedTuple):
     """Which complement distribution to pull towards, and how to push rejected tokens down.

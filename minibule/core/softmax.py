@@ -75,3 +75,38 @@ def split_softmax(z: Array, rows: RowCounts) -> SplitSoftmax:
 def per_row(values: Array, row: Array, n: int) -> Array:
     """(E,) -> (n,): the sum over each row's entries."""
     return np.bincount(row, values, n)
+
+
+def log_probs_backward(dlogp: Array, p: SplitSoftmax, counts: RowCounts) -> Array:
+    """dz (n, V) from dlogp (E,), written over p.
+
+    log p(e) = z(e) - logsumexp(z), so dz = sum over the row's entries of dlogp(e) (onehot(e) - p).
+    """
+    row = counts.entry_row
+    dz = p.dense()
+    dz *= -per_row(dlogp, row, len(dz)).astype(dz.dtype)[:, None]
+    dz[row, counts.entry_id] += dlogp.astype(dz.dtype)  # a row names each token once
+    return dz
+
+
+def anchor(z: Array, z_ref: Array | None, kl: float) -> tuple[Array, Array]:
+    """KL(p || p_ref) of each row (n,), and kl times its gradient dz (n, V); z, z_ref (n, V).
+
+    With t = log p - log p_ref:  KL = sum_j p_j t_j,  dKL/dz_j = p_j (t_j - KL).
+    """
+    assert z_ref is not None  # noqa: S101 - an anchored loss is given the reference
+    t = log_softmax(z)
+    p = np.exp(t)
+    t -= log_softmax(z_ref)
+    value = np.vecdot(p, t)
+    t -= value[:, None]
+    t *= p
+    t *= kl
+    return value.astype(np.float64), t
+
+
+def log_softmax(z: Array) -> Array:
+    """log p (n, V) of logits, in their dtype."""
+    z = z - z.max(axis=1, keepdims=True)
+    z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return z

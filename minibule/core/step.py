@@ -16,6 +16,7 @@ from minibule.core.head import (
     add_metrics,
     entry_log_probs,
     entry_log_probs_backward,
+    head_anchor,
     head_loss,
 )
 from minibule.core.llama import Llama, backward, forward_batch
@@ -49,10 +50,11 @@ def _row_gradients(
     model: Llama, examples: Sequence[Example], loss: RowLoss, pass_tokens: int, recompute: bool
 ) -> Share:
     count = total_weight(examples)
+    asks_base = loss.needs_reference or loss.kl > 0
 
     def one_pass(batch: Batch) -> Share:
         """Forward, loss and backward of one packed stream."""
-        ref_hidden = forward_batch(model.base, batch)[0] if loss.needs_reference else None
+        ref_hidden = forward_batch(model.base, batch)[0] if asks_base else None
         hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
         metrics, dhidden = head_loss(hidden, model.head, batch.rows, loss, ref_hidden, count=count)
         return backward(dhidden, cache), metrics, len(batch.ids)
@@ -80,10 +82,19 @@ def _answer_gradients(
         np.add.at(dpath, batch.answer_entry, dlogp[first[batch.answer[:, 0]] + batch.answer[:, 1]])
         dentry = path_log_probs_backward(dpath, batch.rows)
         dhidden = entry_log_probs_backward(dentry, hidden, model.head, batch.rows)
-        return backward(dhidden, cache), _mean_p(hidden, model, batch, count), len(batch.ids)
+        sums = _mean_p(hidden, model, batch, count)
+        if loss.kl:
+            ref_hidden, _ = forward_batch(model.base, batch)
+            held, danchor = head_anchor(
+                hidden, model.head, batch.rows, loss.kl, ref_hidden, count=count
+            )
+            dhidden += danchor
+            sums |= held
+        return backward(dhidden, cache), sums, len(batch.ids)
 
     grads, sums, tokens = _sum(side_by_side(one_pass, batches))
-    return grads, metrics | sums, tokens
+    add_metrics(metrics, sums)
+    return grads, metrics, tokens
 
 
 def _sum(passes: Iterable[Share]) -> Share:

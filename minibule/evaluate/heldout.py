@@ -17,7 +17,7 @@ from minibule.machine.threads import side_by_side, threads
 def evaluate(
     model: Llama, examples: Sequence[Example], objective: Objective, pass_tokens: int
 ) -> dict[str, float]:
-    """Means over the rows of held-out examples; what they are, `loss.row_metrics` says."""
+    """Means over the rows of held-out examples; what they are, `fused.row_metrics` says."""
     count = total_weight(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:

@@ -23,6 +23,7 @@ class NPO(AnswerLoss):
     """beta: above 0; how soon an answer that has become unlikely is left alone."""
 
     beta: float = 0.1
+    kl: float = 0.0
     needs_reference = True
 
     def answers(self, answers: Answers) -> tuple[Values, Array]:

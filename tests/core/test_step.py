@@ -17,6 +17,7 @@ from minibule.core.head import entry_log_probs, entry_log_probs_backward
 from minibule.core.loss import AnswerLoss
 from minibule.core.step import answer_log_probs, gradients
 from minibule.methods.npo import NPO
+from minibule.methods.tokens import NSR, Ratio, Unlikelihood
 
 
 class WithinRecord(AnswerLoss):
@@ -34,7 +35,16 @@ class WithinRecord(AnswerLoss):
         return {"loss": loss}, dscore / answers.length
 
 
-LOSSES = {"npo": NPO(), "npo, beta 1": NPO(1.0), "within record": WithinRecord()}
+LOSSES = {
+    "npo": NPO(),
+    "npo, beta 1": NPO(1.0),
+    "npo, held": NPO(kl=0.7),
+    "within record": WithinRecord(),
+    "ratio": Ratio(),
+    "ratio, beta .5": Ratio(0.5, kl=0.1),
+    "nsr": NSR(),
+    "unlikelihood, held": Unlikelihood(kl=0.3),
+}
 
 
 def model_with_adapter(dtype):
