@@ -205,7 +205,7 @@ def test_a_prompt_that_is_no_text():
     [
         "PYTHONIOENCODING=ascii {python} -m minibule.generate --prompt 'é' --raw --temperature 2",
         "{python} -m minibule.generate --prompt hello >&-",
-        "{python} -m minibule.generate --prompt hello -n 50 --temperature 1 | head -1",
+        "{python} -m minibule.generate --prompt hello -n 50 --temperature 1 | true",
     ],
     ids=["a terminal that knows only ASCII", "closed output", "a reader that leaves"],
 )
@@ -220,7 +220,7 @@ def test_no_output_brings_a_traceback(shell):
             "PATH": "/bin:/usr/bin",
         },
     )
-    assert "Traceback" not in done.stderr and done.returncode == 0
+    assert not done.stderr and done.returncode == 0
 
 
 def test_a_prompt_longer_than_the_context():
