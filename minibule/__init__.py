@@ -26,6 +26,7 @@ Begin with core/LESSON.md, or with `python -m minibule.explain --tiny-vocab`. Th
     machine     threads, memory, matrices in 16 bits
     records     rejection records in: what was rejected, and how often
     text        messages to text to token ids
+    methods     the losses by name: other ways to learn from judged answers
     models      models and adapters on disk: Hugging Face, PEFT, GGUF
     generate    answers: prefill, sampling, one token at a time
     evaluate    what a model does with prompts it was not trained on

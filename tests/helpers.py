@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
 from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
@@ -87,6 +87,12 @@ def shared(path: str) -> Path:
     return folder / path
 
 
+def normal(*shapes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """An array of each shape, drawn one after another: two of one shape differ."""
+    rng = np.random.default_rng(0)
+    return tuple(rng.normal(size=shape) for shape in shapes)
+
+
 def central_difference(f, x: np.ndarray, index: tuple[int, ...], step: float = 1e-5) -> float:
     """(f(x + h) - f(x - h)) / 2h of the scalar function f, moving one entry of x in place."""
     kept = x[index]
@@ -111,3 +117,20 @@ def gradient_error(f, x: np.ndarray, dx: np.ndarray, entries: int | None = None)
     numeric = np.array([central_difference(f, x, index) for index in indices])
     given = np.array([dx[index] for index in indices])
     return float(np.abs(numeric - given).max() / np.abs(numeric).max())
+
+
+# A central difference with step 1e-5 in float64 errs by about 1e-10 (its own h^2 and rounding);
+# a wrong factor of 1.001 errs by 1e-3.
+GRADIENT_TOLERANCE = 1e-6
+
+
+def backward_errors(inputs, forward, backward) -> list[float]:
+    """`gradient_error` of backward for each of the inputs, under a random cotangent."""
+    y, cache = forward(*inputs)
+    dy = np.random.default_rng(1).normal(size=np.shape(y))
+    grads = backward(dy, cache)
+    assert len(grads) == len(inputs) > 0
+    return [
+        gradient_error(lambda: np.sum(dy * forward(*inputs)[0]), x, dx)
+        for x, dx in zip(inputs, grads, strict=True)
+    ]

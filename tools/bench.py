@@ -36,7 +36,8 @@ from typing import Any
 
 import numpy as np
 
-from minibule.core.forest import Example, pack
+from minibule.core.counts import Example
+from minibule.core.forest import pack
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
 from minibule.core.objective import OBJECTIVES
@@ -49,6 +50,7 @@ from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.half import widened
 from minibule.machine.threads import memory_gb, peak_memory_gb
+from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
 from minibule.models.huggingface import load_config
 from minibule.models.load import load_model
@@ -110,7 +112,7 @@ def stepper(
 
     def step(examples: list[Example]) -> float:
         grads, metrics, _ = gradients(
-            model, examples, OBJECTIVES[objective], config.pass_tokens, recompute
+            model, examples, LOSSES[objective], config.pass_tokens, recompute
         )
         optimiser.step(grads, LR)
         return metrics["loss"]
@@ -140,7 +142,7 @@ def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> 
     total = 0.0
     for batch in pack(examples, "position", TrainConfig().pass_tokens):
         forwards = 3 if needs_reference else 2
-        total += 2.0 * forwards * (linear * len(batch.ids) + head * len(batch.stream))
+        total += 2.0 * forwards * (linear * len(batch.ids) + head * len(batch.rows_at))
     return total
 
 

@@ -1,4 +1,4 @@
-"""Experiments on the embedded model, one command each; each prints a table of the README.
+"""Experiments on the embedded model, one command each; each prints a table of EXPERIMENTS.md.
 
     python tools/experiments.py objectives      the named objectives, and the prior varied alone
     python tools/experiments.py alpha           the contrast alone (0) to the target alone (1)
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.errors import InputError
 from minibule.evaluate.questions import ACCEPTED, NOISE
 from minibule.program import run

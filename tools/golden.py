@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from torch_reference import step_gradients
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.objective import OBJECTIVES
 
 LR, STEPS, WEIGHT_DECAY = 1e-2, 10, 0.01

@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from minibule.core import ops
-from minibule.core.forest import Example, pack
+from minibule.core.counts import Example
+from minibule.core.forest import pack
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.optim import AdamW, clip_gradients
 from minibule.core.shapes import LlamaConfig
@@ -148,7 +149,7 @@ def language_model_gradients(
     """Mean cross-entropy of the answers' tokens, and the gradient of every weight."""
     (batch,) = pack(examples, "prefix", pass_tokens=10**9)
     rows = batch.rows
-    hidden, cache = forward_batch(model, batch, None, keep=True)
+    hidden, cache = forward_batch(model.base, batch, keep=True)
     times = rows.entry_count.astype(int)
     row, target = rows.entry_row.repeat(times), rows.entry_id.repeat(times)
     logits, head_cache = ops.linear(hidden, model.head)

@@ -1,4 +1,4 @@
-"""What each GGUF type costs in accuracy, measured in llama.cpp; prints the README's table.
+"""What each GGUF type costs in accuracy, measured in llama.cpp; prints a table of EXPERIMENTS.md.
 
     python tools/quantised.py
 

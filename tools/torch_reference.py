@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from peft import PeftModel
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.objective import Objective
 
 

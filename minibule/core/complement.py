@@ -1,6 +1,6 @@
 """The complement distribution and its loss, dense: every token of the vocabulary in the open.
 
-Training does not run this file. It runs `loss.py`, which gives the same numbers from a few entries
+Training does not run this file. It runs `fused.py`, which gives the same numbers from a few entries
 a row and is tested against this one. Read this first: it is the formula, line by line.
 
 A row is one position of one rejected answer. v(i) counts how often token i was rejected there and
@@ -15,8 +15,8 @@ with p the model's distribution. The two refinements, for models that somebody w
 
   prior "reference"   P(i) is proportional to p_ref(i) (T - v(i) + 1), with p_ref the frozen base
                       model's distribution: without rejections the target is the base itself.
-  prior "rate"        P(i) is proportional to p_ref(i) max(.05, (a(i) - v(i) + 1) / (a(i) + 1)),
-                      with a(i) the expected attempts of token i among the sampled answers: the
+  prior "rate"        P(i) is proportional to p_ref(i) max(.05, (m(i) - v(i) + 1) / (m(i) + 1)),
+                      with m(i) the expected attempts of token i among the sampled answers: the
                       bracket estimates the share of its attempts that was not rejected.
   contrast "choice"   w(i) = (1 - p_ref(i)) v(i) / T: where the base had no choice, as inside a
                       word, a rejected token is not to blame.
@@ -29,11 +29,10 @@ from typing import NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minibule.core.objective import OBJECTIVES, Contrast, Prior
+from minibule.core.arguments import numbers, one_of, rejection_counts, required, share
+from minibule.core.objective import MIN_RATE, OBJECTIVES, Contrast, Prior
 from minibule.errors import InputError
 from minibule.machine.matrix import Array
-
-MIN_RATE = 0.05  # no token's acceptance rate is estimated below this: P stays positive
 
 
 def complement_distribution(counts: ArrayLike) -> Array:
@@ -59,8 +58,7 @@ def complement_distribution(counts: ArrayLike) -> Array:
     >>> complement_distribution([0, 2, 1])  # T = 3: weights 4, 2, 3
     array([0.44444444, 0.22222222, 0.33333333])
     """
-    v = _checked_counts(counts)
-    weights = _complement(v)
+    weights = _complement(rejection_counts(counts))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
@@ -70,53 +68,41 @@ def _complement(v: Array) -> Array:
 
 
 def target_distribution(
-    counts: ArrayLike,
-    prior: Prior = OBJECTIVES["literal"].prior,
-    ref_logits: ArrayLike | None = None,
-    attempts: ArrayLike | None = None,
+    v: Array, prior: Prior, ref_logits: Array | None = None, attempts: Array | None = None
 ) -> Array:
-    """P for any prior: counts (n, V), ref_logits (n, V) and attempts (n,) where it needs them.
+    """P (n, V) for any prior: counts v (n, V), and where it needs them ref_logits (n, V), attempts.
 
-    attempts is max(T, total_rounds * p_ref(prefix)): how many of the sampled answers are expected
-    to have come by this row; a(i) = attempts * p_ref(i).
+    attempts (n,) is max(T, total_rounds * p_ref(prefix)): how many of the sampled answers are
+    expected to have come by this row; m(i) = attempts * p_ref(i).
     """
-    q, kept = target_factors(counts, prior, ref_logits, attempts)
+    q, kept = target_factors(v, prior, ref_logits, attempts)
     weights = q * kept
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def target_factors(
-    counts: ArrayLike,
-    prior: Prior = OBJECTIVES["literal"].prior,
-    ref_logits: ArrayLike | None = None,
-    attempts: ArrayLike | None = None,
+    v: Array, prior: Prior, ref_logits: Array | None = None, attempts: Array | None = None
 ) -> tuple[Array, Array]:
-    """The two factors (n, V) whose product P is proportional to; arguments as in `complement_loss`.
+    """The two factors (n, V) whose product P is proportional to; arguments as above.
 
     The prior is p_ref, or 1 where it is uniform. The other says what the rejections leave of it:
-    T - v + 1, or for the rate prior max(.05, (a - v + 1) / (a + 1)).
+    T - v + 1, or for the rate prior max(.05, (m - v + 1) / (m + 1)).
     """
-    v = _checked_counts(counts)
     kept = _complement(v)
-    if prior == "uniform":
-        return np.ones_like(v), kept
-    p_ref = np.exp(log_softmax(_required(ref_logits, "ref_logits", prior, v.shape)))
-    if prior == "rate":
-        a = _required(attempts, "attempts", prior, v.shape[:1])[:, None] * p_ref
-        kept = np.maximum(MIN_RATE, (a - v + 1) / (a + 1))
+    if ref_logits is None or prior == "uniform":
+        return np.ones_like(kept), kept
+    p_ref = np.exp(log_softmax(ref_logits))
+    if prior == "rate" and attempts is not None:
+        m = attempts[:, None] * p_ref
+        kept = np.maximum(MIN_RATE, (m - v + 1) / (m + 1))
     return p_ref, kept
 
 
-def contrast_weights(
-    counts: ArrayLike,
-    contrast: Contrast = OBJECTIVES["literal"].contrast,
-    ref_logits: ArrayLike | None = None,
-) -> Array:
+def contrast_weights(v: Array, contrast: Contrast, ref_logits: Array | None = None) -> Array:
     """w (n, V): v/T, times 1 - p_ref for the choice contrast; 0 in a row without rejections."""
-    v = _checked_counts(counts)
     w = v / np.maximum(v.sum(axis=-1, keepdims=True), 1)
-    if contrast == "choice":
-        w = w * (1 - np.exp(log_softmax(_required(ref_logits, "ref_logits", contrast, v.shape))))
+    if contrast == "choice" and ref_logits is not None:
+        w = w * (1 - np.exp(log_softmax(ref_logits)))
     return w
 
 
@@ -153,18 +139,19 @@ def complement_loss(
     InputError
         If shapes differ, alpha is out of range, or an input that is needed is missing.
     """
-    z, v = _numbers(logits, "logits"), _checked_counts(counts)
+    z, v = numbers(logits, "logits"), rejection_counts(counts)
     if z.ndim != 2 or z.shape != v.shape or len(z) == 0 or z.shape[1] < 2:
         raise InputError(
             f"complement_loss: found logits {z.shape} and counts {v.shape}, "
             "expected one shape (n, V) for both, n >= 1, V >= 2."
         )
-    if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
-        raise InputError(f"complement_loss: found alpha = {alpha!r}, expected 0 to 1.")
-    for name, value, known in (("prior", prior, Prior), ("contrast", contrast, Contrast)):
-        if value not in get_args(known):
-            raise InputError(f"{name}: found {value!r}, expected one of {get_args(known)}.")
-    parts = loss_parts(z, v, prior, contrast, ref_logits, attempts)
+    share(alpha, "complement_loss: found alpha")
+    one_of(prior, "prior", get_args(Prior))
+    one_of(contrast, "contrast", get_args(Contrast))
+    asks = prior if prior != "uniform" else "choice" if contrast == "choice" else None
+    z_ref = required(ref_logits, "ref_logits", asks, v.shape)
+    m = required(attempts, "attempts", prior if prior == "rate" else None, v.shape[:1])
+    parts = loss_parts(z, v, prior, contrast, z_ref, m)
     loss = np.mean(np.sum(alpha * parts.kl + (1 - alpha) * parts.contrast, axis=-1))
     dlogits = (alpha * parts.dkl + (1 - alpha) * parts.dcontrast) / len(z)
     return float(loss), dlogits.astype(z.dtype)
@@ -197,10 +184,10 @@ def loss_parts(
     v: Array,
     prior: Prior,
     contrast: Contrast,
-    ref_logits: ArrayLike | None,
-    attempts: ArrayLike | None,
+    ref_logits: Array | None,
+    attempts: Array | None,
 ) -> LossParts:
-    """The parts of `complement_loss`, from arguments that it has checked; z and v are (n, V)."""
+    """The parts of `complement_loss`, of whose arguments z and v are (n, V)."""
     P = target_distribution(v, prior, ref_logits, attempts)
     w = contrast_weights(v, contrast, ref_logits)
 
@@ -218,7 +205,7 @@ def loss_parts(
     return LossParts(P, w, logp, log_rest, kl, -w * log_rest, a, p - P, w * p - others * p)
 
 
-def optimum(P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
+def optimum(P: Array, w: Array, alpha: float) -> Array:
     """p*, the distribution that minimises the objective of each row, to machine precision.
 
     alpha KL(P || p) - (1 - alpha) sum_i w_i log(1 - p_i) is convex in p. With a = alpha,
@@ -238,10 +225,7 @@ def optimum(P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
     -------
     (n, V) float64, each row summing to 1
     """
-    if not 0 < alpha <= 1:
-        raise InputError(f"optimum: found alpha = {alpha}, expected above 0 and at most 1.")
-    aP = alpha * np.asarray(P, np.float64)
-    c = (1 - alpha) * np.asarray(w, np.float64)
+    aP, c = alpha * P, (1 - alpha) * w
 
     def p_of(lam: Array) -> Array:
         b = lam + c + aP
@@ -260,12 +244,12 @@ def optimum(P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
     return p / p.sum(axis=-1, keepdims=True)
 
 
-def optimality_gap(logits: ArrayLike, P: ArrayLike, w: ArrayLike, alpha: float) -> Array:
+def optimality_gap(logits: Array, P: Array, w: Array, alpha: float) -> Array:
     """Total variation between the model's p and p*, (n,), 0 (optimal) to 1.
 
-    logits, P, w: (n, V); alpha above 0, as in `optimum`, which raises InputError otherwise.
+    logits, P, w: (n, V); alpha above 0, as in `optimum`.
     """
-    p = np.exp(log_softmax(np.asarray(logits)))
+    p = np.exp(log_softmax(logits))
     return np.abs(p - optimum(P, w, alpha)).sum(axis=-1) / 2
 
 
@@ -294,34 +278,3 @@ def _log_one_minus_p(z: Array) -> Array:
     result = np.log1p(-p)
     result[n, top] = -np.logaddexp(0, z_top - log_others)
     return result
-
-
-def _checked_counts(counts: ArrayLike) -> Array:
-    v = _numbers(counts, "counts").astype(np.float64)
-    if v.ndim == 0 or v.shape[-1] == 0:
-        raise InputError(f"counts: found shape {v.shape}, expected (..., V) with V >= 1.")
-    if (v < 0).any() or (v > 1e15).any():  # whole numbers are exact in a float64 up to there
-        raise InputError(f"counts: found {v.min()} to {v.max()}, expected 0 to 1e15.")
-    return v
-
-
-def _required(value: ArrayLike | None, name: str, why: str, shape: tuple[int, ...]) -> Array:
-    if value is None:
-        raise InputError(f"the {why!r} objective needs {name}.")
-    array = _numbers(value, name).astype(np.float64)
-    if array.shape != shape:
-        raise InputError(f"{name}: found shape {array.shape}, expected {shape}.")
-    return array
-
-
-def _numbers(value: ArrayLike, name: str) -> Array:
-    """`value` as an array of finite numbers; whole numbers become float64."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        raise InputError(f"{name}: found rows of different lengths, expected an array.") from None
-    if array.dtype.kind not in "iufb":
-        raise InputError(f"{name}: found {array.dtype}, expected numbers.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{name}: found NaN or infinite numbers, expected finite ones.")
-    return array if array.dtype.kind == "f" else array.astype(np.float64)

@@ -7,10 +7,11 @@ transformer block:
     x = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))   n = rms_norm(x)
     x = x + down_proj(swiglu(gate_proj(n), up_proj(n)))                      n = rms_norm(x)
 
+and these through `project` and `project_backward`, a linear layer with or without its adapter.
 The vocabulary head is not here: it belongs to the loss, which never forms all its logits at once.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,11 +20,17 @@ import numpy as np
 
 from minibule.core import ops
 from minibule.core.forest import Batch
-from minibule.core.lora import Adapter, lora_linear, lora_linear_backward, lora_name, lowest_layer
+from minibule.core.lora import (
+    Adapter,
+    lora_linear,
+    lora_linear_backward,
+    lora_name,
+    lowest_layer,
+)
 from minibule.core.ops import Cache, Segment
 from minibule.core.shapes import LlamaConfig, module_name
 from minibule.errors import InputError
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 
 # attend(layer, q, k, v) -> (out, cache): how queries find their keys and values. Training reads
 # them from the packed stream, generation from its key-value cache.
@@ -37,18 +44,24 @@ class Llama:
     Attributes
     ----------
     config : LlamaConfig
-    weights : dict of str to float32 array
-        Linear weights are (out, in). Read only: nothing here changes them. A large one may be a
-        `narrow.Narrow` that stands for its array.
+    weights : mapping of str to float32 Matrix
+        Linear weights are (out, in), those of the norms arrays (D,). Read only: nothing here
+        changes them.
     adapter : Adapter or None
+        What learns. Without one it is the weights that do.
     """
 
     config: LlamaConfig
-    weights: dict[str, Array]
+    weights: Mapping[str, Matrix]
     adapter: Adapter | None = None
 
     @property
-    def head(self) -> Array:
+    def base(self) -> "Llama":
+        """The same weights without the adapter."""
+        return dataclasses.replace(self, adapter=None)
+
+    @property
+    def head(self) -> Matrix:
         """The vocabulary head (V, D): the embedding again, where the two are tied."""
         tied = self.config.tie_word_embeddings
         return self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
@@ -70,7 +83,7 @@ class Llama:
             If ids is empty, not one-dimensional, not whole numbers, or out of range.
         """
         tokens = check_ids(ids, self.config)
-        hidden, _ = forward(self, tokens, *one_sequence(len(tokens)), adapter=self.adapter)
+        hidden, _ = forward(self, tokens, *one_sequence(len(tokens)))
         return hidden @ self.head.T
 
 
@@ -102,36 +115,45 @@ def attend_to(segments: Sequence[Segment]) -> Attend:
 
 
 def forward_batch(
-    model: Llama,
-    batch: Batch,
-    adapter: Adapter | None,
-    keep: bool = False,
-    recompute: bool = False,
+    model: Llama, batch: Batch, keep: bool = False, recompute: bool = False
 ) -> tuple[Array, "ForwardCache"]:
-    """`forward` on the rows of a packed batch: hidden states (R, D) and cache."""
-    return forward(
-        model,
-        batch.ids,
-        batch.positions,
-        attend_to(batch.segments),
-        adapter=adapter,
-        rows=batch.stream,
-        keep=keep,
-        recompute=recompute,
-    )
+    """`forward` of a packed batch: hidden states (R, D) of its rows, and cache."""
+    attend = attend_to(batch.segments)
+    return forward(model, batch.ids, batch.positions, attend, batch.rows_at, keep, recompute)
 
 
 # -- the whole model -------------------------------------------------------------------------------
 
 
-class ForwardCache(NamedTuple):
-    """What `backward` needs of a forward pass: the blocks from `first` up, and the final norm."""
+class Pass(NamedTuple):
+    """What all blocks of one pass share.
+
+    rotation      cos and sin of RoPE for every token, each (T, 1, hd/2)
+    attend        how queries find their keys and values
+    wanted (R,)   the tokens whose final hidden states are wanted; None: all T
+    """
 
     model: Llama
-    adapter: Adapter | None
+    rotation: tuple[Array, Array]
+    attend: Attend
+    wanted: Array | None
+
+    def wanted_of(self, layer: int) -> Array | None:
+        """The tokens whose output of a block is wanted: below the last one, all are looked at."""
+        return self.wanted if layer == self.model.config.num_hidden_layers - 1 else None
+
+
+class ForwardCache(NamedTuple):
+    """What `backward` needs of a forward pass, of the layers from the lowest that learns up.
+
+    blocks    layer -> its cache; or, to compute these once more,
+    inputs    layer -> what went into it, (T, D)
+    """
+
+    run: Pass
     embedding: Cache
-    first: int
-    blocks: list[Cache | Callable[[], tuple[Array, Cache]]]
+    blocks: dict[int, "BlockCache"]
+    inputs: dict[int, Array]
     norm: Cache
 
 
@@ -140,46 +162,44 @@ def forward(
     ids: Array,
     positions: Array,
     attend: Attend,
-    *,
-    adapter: Adapter | None,
-    rows: Array | None = None,
+    wanted: Array | None = None,
     keep: bool = False,
     recompute: bool = False,
 ) -> tuple[Array, ForwardCache]:
-    """Final hidden states (R, D) of the stream's `rows`; of all its tokens where rows is None.
+    """Final hidden states (R, D) of the `wanted` tokens; of all where it is None.
 
     Parameters
     ----------
-    ids, positions : (T,) integers
-        Tokens, and the place of each in its own sequence.
+    ids, positions : (T,) int
+        Tokens of the stream, and the place of each in its own sequence.
     attend : Attend
-    adapter : Adapter or None
-        None computes the frozen base model.
-    rows : (R,) integers in [0, T), each at most once
+    wanted : (R,) int, places in the stream
     keep : bool
         Whether the cache is to serve `backward`. With an adapter only the blocks from its lowest
         layer up are kept: nothing below them learns.
     recompute : bool
-        Keep little more than what goes into each block, and have `backward` compute the block once
-        more: less memory, more work, the same numbers. Source: Chen et al. 2016, "Training Deep
-        Nets with Sublinear Memory Cost".
+        Keep only what goes into each block, and have `backward` compute the block once more: less
+        memory, more work, the same numbers. Source: Chen et al. 2016, "Training Deep Nets with
+        Sublinear Memory Cost".
     """
     config, weights = model.config, model.weights
-    x, embedding_cache = ops.embedding(ids, weights["model.embed_tokens.weight"])  # (T, D)
+    x, embedding = ops.embedding(ids, weights["model.embed_tokens.weight"])  # (T, D)
     rotation = ops.rope_table(positions, config.head_dim, config.rope_theta, x.dtype)
-    first = lowest_layer(adapter.config.modules) if adapter else 0
-    blocks: list[Cache | Callable[[], tuple[Array, Cache]]] = []
-    last = config.num_hidden_layers - 1
+    run = Pass(model, rotation, attend, wanted)
+    lowest = lowest_layer(model.adapter.config.modules) if model.adapter else 0
+    blocks: dict[int, BlockCache] = {}
+    inputs: dict[int, Array] = {}
     for layer in range(config.num_hidden_layers):
-        wanted = rows if layer == last else None
-        block = functools.partial(block_forward, x, layer, model, adapter, rotation, attend, wanted)
-        x, block_cache = block()
-        if keep and layer >= first:
-            down = block_cache.projections["down_proj"]
-            blocks.append(functools.partial(block, down=down) if recompute else block_cache)
-        del block, block_cache  # else they would live on beside the next block's
-    hidden, norm_cache = ops.rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)
-    return hidden, ForwardCache(model, adapter, embedding_cache, first, blocks, norm_cache)
+        y, block = block_forward(run, layer, x)
+        if keep and layer >= lowest:
+            if recompute:
+                inputs[layer] = x
+            else:
+                blocks[layer] = block
+        x = y
+        del y, block  # else they would live on beside the next block's
+    hidden, norm = ops.rms_norm(x, weights["model.norm.weight"][:], config.rms_norm_eps)
+    return hidden, ForwardCache(run, embedding, blocks, inputs, norm)
 
 
 def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
@@ -189,12 +209,16 @@ def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
     model but the head, which is not part of `forward` (where it is tied, the caller adds its
     share to "model.embed_tokens.weight").
     """
-    grads: dict[str, Array] = {}
+    run, grads = cache.run, dict[str, Array]()
     dx, dw = ops.rms_norm_backward(dhidden, cache.norm)  # (R, D)
-    for block in reversed(cache.blocks):
-        _, block_cache = block() if callable(block) else (None, block)
-        dx = block_backward(dx, block_cache, grads)
-    if cache.adapter is None:
+    for layer in sorted(cache.blocks | cache.inputs, reverse=True):
+        if layer in cache.inputs:
+            block = all_but_the_last_product(run, layer, cache.inputs[layer])
+        else:
+            block = cache.blocks[layer]
+        dx = block_backward(run, layer, dx, block, grads)
+        del block  # else it would live on beside the next one that is recomputed
+    if run.model.adapter is None:
         grads["model.norm.weight"] = dw
         grads["model.embed_tokens.weight"] = ops.embedding_backward(dx, cache.embedding)
     return grads
@@ -206,133 +230,134 @@ def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
 class BlockCache(NamedTuple):
     """What `block_backward` needs of a block, but for what is quickly worked out again.
 
-    rows          of which tokens the block's output is wanted; None: of all
-    norms         the arguments of the two RMSNorms: (x, w, eps)
-    projections   name -> the cache of its linear layer without the layer's input
-    attention     the cache of the attention
-    gate, up      the arguments of SwiGLU
+    x (T, D)         what went in
+    attention        the cache of the attention
+    o (R, H * hd)    its output, of the wanted tokens
+    mid (R, D)       the stream between the two halves, of the wanted tokens
+    gate, up (R, F)  the arguments of SwiGLU
     """
 
-    layer: int
-    trains_base: bool
-    rotation: tuple[Array, Array]
-    rows: Array | None
-    norms: tuple[Cache, Cache]
-    projections: Mapping[str, Cache]
+    x: Array
     attention: Cache
+    o: Array
+    mid: Array
     gate: Array
     up: Array
 
 
-def block_forward(
-    x: Array,
-    layer: int,
-    model: Llama,
-    adapter: Adapter | None,
-    rotation: tuple[Array, Array],
-    attend: Attend,
-    rows: Array | None = None,
-    down: Cache | None = None,
-) -> tuple[Array, BlockCache]:
-    """One transformer block on the stream x (T, D); the equations are at the top of the file.
-
-    rows: (R,), the tokens whose output (R, D) is wanted, in the last block: the others are only
-    looked at, as keys and values.
-
-    down: what an earlier call has cached of down_proj. The block's output is known then, and the
-    call is for the cache alone: it leaves out that last product, and returns x without it.
-    """
-    config, weights = model.config, model.weights
-    prefix = f"model.layers.{layer}."
-    caches: dict[str, Cache] = {}
-
-    def project(x: Array, name: str) -> Array:
-        module = module_name(layer, name)
-        pair = adapter.pair(module) if adapter else None
-        W = weights[f"{module}.weight"]
-        y, (_, *caches[name]) = lora_linear(x, W, *pair) if pair else ops.linear(x, W)
-        return y
-
-    def heads(x: Array) -> Array:
-        return x.reshape(len(x), -1, config.head_dim)  # (T, heads * hd) -> (T, heads, hd)
-
-    norm1 = (x, weights[prefix + "input_layernorm.weight"], config.rms_norm_eps)
-    n, _ = ops.rms_norm(*norm1)
-    q = ops.rope(heads(project(n, "q_proj")), *rotation)  # (T, H, hd)
-    k = ops.rope(heads(project(n, "k_proj")), *rotation)  # (T, K, hd)
-    v = heads(project(n, "v_proj"))  # (T, K, hd)
-    o, attention = attend(layer, q, k, v)
-    o = o.reshape(len(x), -1)
-    if rows is not None:
-        x, o = x[rows], o[rows]  # from here on each token is by itself
-    x = x + project(o, "o_proj")
-
-    norm2 = (x, weights[prefix + "post_attention_layernorm.weight"], config.rms_norm_eps)
-    n, _ = ops.rms_norm(*norm2)
-    gate, up = project(n, "gate_proj"), project(n, "up_proj")  # (T, F)
-    if down is None:
-        a, _ = ops.swiglu(gate, up)
-        x = x + project(a, "down_proj")
-    else:
-        caches["down_proj"] = down
-    return x, BlockCache(
-        layer, adapter is None, rotation, rows, (norm1, norm2), caches, attention, gate, up
-    )
+def block_forward(run: Pass, layer: int, x: Array) -> tuple[Array, BlockCache]:
+    """One transformer block: x (T, D) -> (R, D); the equations are at the top of the file."""
+    cache = all_but_the_last_product(run, layer, x)
+    h, _ = ops.swiglu(cache.gate, cache.up)  # (R, F)
+    return cache.mid + project(run.model, layer, "down_proj", h), cache
 
 
-def block_backward(dx: Array, cache: BlockCache, grads: dict[str, Array]) -> Array:
+def all_but_the_last_product(run: Pass, layer: int, x: Array) -> BlockCache:
+    """The block up to SwiGLU: all that its backward needs, which leaves out down_proj."""
+    model, wanted = run.model, run.wanted_of(layer)
+    n, _ = norm(model, layer, "input_layernorm", x)
+    q = ops.rope(by_head(model, project(model, layer, "q_proj", n)), *run.rotation)  # (T, H, hd)
+    k = ops.rope(by_head(model, project(model, layer, "k_proj", n)), *run.rotation)  # (T, K, hd)
+    v = by_head(model, project(model, layer, "v_proj", n))  # (T, K, hd)
+    o, attention = run.attend(layer, q, k, v)
+    o = flat(o)  # (T, H * hd)
+    mid = x
+    if wanted is not None:  # from here on each token is by itself
+        mid, o = x[wanted], o[wanted]
+    mid = mid + project(model, layer, "o_proj", o)  # (R, D)
+    n, _ = norm(model, layer, "post_attention_layernorm", mid)
+    gate, up = (project(model, layer, name, n) for name in ("gate_proj", "up_proj"))  # (R, F)
+    return BlockCache(x, attention, o, mid, gate, up)
+
+
+def block_backward(
+    run: Pass, layer: int, dx: Array, cache: BlockCache, grads: dict[str, Array]
+) -> Array:
     """`block_forward` upside down: from dx of its output (R, D) to dx of its input (T, D).
 
     Adds the gradients of what this block trains to `grads`.
     """
+    model, wanted = run.model, run.wanted_of(layer)
 
-    def project_backward(dy: Array, x: Array, name: str) -> Array:
-        module = module_name(cache.layer, name)
-        saved = (x, *cache.projections[name])
-        if cache.trains_base:
-            dx, grads[f"{module}.weight"] = ops.linear_backward(dy, saved)
-            return dx
-        if len(saved) == 2:  # a frozen linear layer without an adapter: (x, W)
-            _, W = saved
-            return dy @ W
-        dx, grads[lora_name(module, "A")], grads[lora_name(module, "B")] = lora_linear_backward(
-            dy, saved
-        )
+    # x = mid + down_proj(swiglu(gate_proj(n), up_proj(n)))
+    h, swiglu = ops.swiglu(cache.gate, cache.up)
+    n, norm_cache = norm(model, layer, "post_attention_layernorm", cache.mid)
+    dh = project_backward(model, layer, "down_proj", dx, h, grads)
+    dgate, dup = ops.swiglu_backward(dh, swiglu)
+    dn = project_backward(model, layer, "gate_proj", dgate, n, grads)
+    dn += project_backward(model, layer, "up_proj", dup, n, grads)
+    dx = dx + norm_backward(model, layer, "post_attention_layernorm", dn, norm_cache, grads)
+
+    # mid = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))
+    n, norm_cache = norm(model, layer, "input_layernorm", cache.x)
+    do = project_backward(model, layer, "o_proj", dx, cache.o, grads)
+    if wanted is not None:  # the others had no part in the output
+        do, dx = (scattered(d, wanted, len(cache.x)) for d in (do, dx))
+    dq, dk, dv = ops.attention_backward(by_head(model, do), cache.attention)
+    dq, dk = ops.rope_backward(dq, *run.rotation), ops.rope_backward(dk, *run.rotation)
+    dn = project_backward(model, layer, "q_proj", flat(dq), n, grads)
+    dn += project_backward(model, layer, "k_proj", flat(dk), n, grads)
+    dn += project_backward(model, layer, "v_proj", flat(dv), n, grads)
+    return dx + norm_backward(model, layer, "input_layernorm", dn, norm_cache, grads)
+
+
+# -- its parts -------------------------------------------------------------------------------------
+
+
+def project(model: Llama, layer: int, name: str, x: Array) -> Array:
+    """A projection of a block, with its adapter if it has one: x (T, in) -> (T, out)."""
+    module = module_name(layer, name)
+    W = model.weights[f"{module}.weight"]
+    pair = model.adapter.pair(module) if model.adapter else None
+    y, _ = lora_linear(x, W, *pair) if pair else ops.linear(x, W)
+    return y
+
+
+def project_backward(
+    model: Llama, layer: int, name: str, dy: Array, x: Array, grads: dict[str, Array]
+) -> Array:
+    """dx of `project`; adds what learns to `grads`: W without an adapter, else A and B, or none."""
+    module = module_name(layer, name)
+    W = model.weights[f"{module}.weight"]
+    if model.adapter is None:
+        dx, grads[f"{module}.weight"] = ops.linear_backward(dy, (x, W))
         return dx
+    pair = model.adapter.pair(module)
+    if pair is None:  # frozen
+        return dy @ W
+    dx, dA, dB = lora_linear_backward(dy, (x, W, *pair))
+    grads[lora_name(module, "A")], grads[lora_name(module, "B")] = dA, dB
+    return dx
 
-    def norm_backward(dn: Array, norm: Cache, name: str) -> Array:
-        dx, dw = ops.rms_norm_backward(dn, norm)
-        if cache.trains_base:
-            grads[f"model.layers.{cache.layer}.{name}.weight"] = dw
-        return dx
 
-    def scattered(d: Array) -> Array:
-        full = np.zeros((len(cache.attention[0]), d.shape[1]), d.dtype)
-        full[cache.rows] = d
-        return full  # (R, ...) -> (T, ...): what was not wanted has no gradient
+def norm(model: Llama, layer: int, name: str, x: Array) -> tuple[Array, Cache]:
+    """An RMSNorm of a block, (T, D) -> (T, D), and its cache."""
+    weight = model.weights[f"model.layers.{layer}.{name}.weight"][:]
+    return ops.rms_norm(x, weight, model.config.rms_norm_eps)
 
-    def flat(x: Array) -> Array:
-        return x.reshape(len(x), -1)  # (T, heads, hd) -> (T, heads * hd)
 
-    # x = x + down_proj(swiglu(gate_proj(n), up_proj(n)))
-    a, swiglu = ops.swiglu(cache.gate, cache.up)
-    n, norm = ops.rms_norm(*cache.norms[1])
-    dgate, dup = ops.swiglu_backward(project_backward(dx, a, "down_proj"), swiglu)
-    dn = project_backward(dgate, n, "gate_proj")
-    dn += project_backward(dup, n, "up_proj")
-    dx = dx + norm_backward(dn, norm, "post_attention_layernorm")
+def norm_backward(
+    model: Llama, layer: int, name: str, dn: Array, cache: Cache, grads: dict[str, Array]
+) -> Array:
+    """dx of `norm`; adds its weight's gradient to `grads` where there is no adapter."""
+    dx, dweight = ops.rms_norm_backward(dn, cache)
+    if model.adapter is None:
+        grads[f"model.layers.{layer}.{name}.weight"] = dweight
+    return dx
 
-    # x = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))
-    q, _, _, o, *_ = cache.attention
-    n, norm = ops.rms_norm(*cache.norms[0])
-    if cache.rows is None:
-        do = project_backward(dx, flat(o), "o_proj")
-    else:
-        do = scattered(project_backward(dx, flat(o)[cache.rows], "o_proj"))
-        dx = scattered(dx)
-    dq, dk, dv = ops.attention_backward(do.reshape(q.shape), cache.attention)
-    dq, dk = ops.rope_backward(dq, *cache.rotation), ops.rope_backward(dk, *cache.rotation)
-    dn = project_backward(flat(dq), n, "q_proj")
-    dn += project_backward(flat(dk), n, "k_proj")
-    dn += project_backward(flat(dv), n, "v_proj")
-    return dx + norm_backward(dn, norm, "input_layernorm")
+
+def by_head(model: Llama, x: Array) -> Array:
+    """(T, heads * hd) -> (T, heads, hd)."""
+    return x.reshape(len(x), -1, model.config.head_dim)
+
+
+def flat(x: Array) -> Array:
+    """(T, heads, hd) -> (T, heads * hd)."""
+    return x.reshape(len(x), -1)
+
+
+def scattered(d: Array, places: Array, length: int) -> Array:
+    """(R, n) -> (T, n): the rows of d at their places in the stream, zeros elsewhere."""
+    full = np.zeros((length, d.shape[1]), d.dtype)
+    full[places] = d
+    return full

@@ -12,33 +12,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minibule.core.ops import Cache, times_transposed
+from minibule.core.ops import Cache
 from minibule.core.shapes import LlamaConfig, LoraConfig
-from minibule.machine.half import widened
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 
 BLOCK_ROWS = 64  # of `_add_product`
 
 
-def lora_linear(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, Cache]:
+def lora_linear(x: Array, W: Matrix, A: Array, B: Array, scaling: float) -> tuple[Array, Cache]:
     """y = x W^T + scaling * (x A^T) B^T."""
-    xA = x @ A.T  # (T, r)
-    y = times_transposed(x, W)
-    _add_product(y, scaling * xA, B.T)
-    return y, (x, W, A, B, scaling, xA)
+    y = x @ W.T
+    _add_product(y, scaling * (x @ A.T), B.T)
+    return y, (x, W, A, B, scaling)
 
 
 def lora_linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """dx = dy W + s (dy B) A     dA = s (dy B)^T x     dB = s dy^T (x A^T)      s = scaling
 
-    Each follows from one term of y: W and A see x directly, B sees x A^T. Returns (dx, dA, dB):
-    the frozen W has no gradient.
+    Each follows from one term of y: W and A see x directly, B sees x A^T, which is worked out once
+    more. Returns (dx, dA, dB): the frozen W has no gradient.
     """
-    x, W, A, B, scaling, xA = cache
+    x, W, A, B, scaling = cache
     dyB = scaling * (dy @ B)  # (T, r)
     dx = dy @ W
     _add_product(dx, dyB, A)
-    return dx, dyB.T @ x, scaling * (dy.T @ xA)
+    return dx, dyB.T @ x, scaling * (dy.T @ (x @ A.T))
 
 
 def _add_product(y: Array, narrow: Array, M: Array) -> None:
@@ -103,13 +101,12 @@ def init_adapter(config: LoraConfig, model: LlamaConfig, seed: int) -> Adapter:
     return Adapter(config, params)
 
 
-def merged_weight(W: Array, pair: tuple[Array, Array, float] | None) -> Array:
+def merged_weight(W: Matrix, pair: tuple[Array, Array, float] | None) -> Array:
     """W + scaling * B A, the one matrix that acts like W and its adapter together."""
-    W = widened(W)
     if pair is None:
-        return W
+        return W[:]
     A, B, scaling = pair
-    return W + scaling * (B @ A)
+    return W[:] + scaling * (B @ A)
 
 
 def lowest_layer(modules: Iterable[str]) -> int:

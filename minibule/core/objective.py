@@ -2,13 +2,13 @@
 
 from typing import Literal, NamedTuple
 
+from minibule.core.counts import Counts
+
 Prior = Literal["uniform", "reference", "rate"]
-
-
-Counts = Literal["position", "prefix"]
-
-
 Contrast = Literal["plain", "choice"]
+
+# No token's acceptance rate is estimated below this, so that P of the rate prior stays positive.
+MIN_RATE = 0.05
 
 
 class Objective(NamedTuple):

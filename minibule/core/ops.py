@@ -21,12 +21,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 
 Cache: TypeAlias = Any
-
-# Rows of x, at most, that `times_transposed` takes for few: sequences decoded at once.
-FEW_ROWS = 32
 
 # Numbers of an array that the widest element-wise work takes at once: 128 kB of float32.
 BLOCK_NUMBERS = 2**15
@@ -35,9 +32,9 @@ BLOCK_NUMBERS = 2**15
 # -- linear ----------------------------------------------------------------------------------------
 
 
-def linear(x: Array, W: Array) -> tuple[Array, Cache]:
+def linear(x: Array, W: Matrix) -> tuple[Array, Cache]:
     """y = x W^T, with x (T, in), W (out, in) as Hugging Face stores it, y (T, out)."""
-    return times_transposed(x, W), (x, W)
+    return x @ W.T, (x, W)
 
 
 def linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
@@ -46,20 +43,10 @@ def linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
     return dy @ W, dy.T @ x
 
 
-def times_transposed(x: Array, W: Array) -> Array:
-    """x W^T, and for a few rows of x, where it is faster, as (W x^T)^T.
-
-    BLAS first copies one of the two matrices into an order it likes: here the small one.
-    """
-    if 1 < len(x) <= FEW_ROWS and isinstance(W, np.ndarray):
-        return np.ascontiguousarray((W @ x.T).T)
-    return x @ W.T
-
-
 # -- embedding -------------------------------------------------------------------------------------
 
 
-def embedding(ids: Array, E: Array) -> tuple[Array, Cache]:
+def embedding(ids: Array, E: Matrix) -> tuple[Array, Cache]:
     """x[t] = E[ids[t]], with ids (T,) integers in [0, V), E (V, D), x (T, D)."""
     return E[ids], (ids, E.shape)
 
@@ -136,12 +123,12 @@ def rope_backward(dy: Array, cos: Array, sin: Array) -> Array:
 class Segment(NamedTuple):
     """A run of tokens in the packed stream, and what it may look at.
 
-    rows: slice     where its t tokens lie in the stream
+    tokens: slice   where its t tokens lie in the stream
     keys: (S,) int  positions in the stream of all it attends to: every token of its ancestors,
                     then its own t tokens, the latter causally
     """
 
-    rows: slice
+    tokens: slice
     keys: Array
 
 
@@ -156,14 +143,14 @@ def attention(q: Array, k: Array, v: Array, segments: Sequence[Segment]) -> tupl
     out = np.empty_like(q)  # (T, H, hd)
     kv_heads = k.shape[1]
     lses = []
-    for rows, keys in segments:
-        t = rows.stop - rows.start
-        weights = _scores(_by_group(q[rows], kv_heads), _by_head(k[keys]), t)
+    for tokens, keys in segments:
+        t = tokens.stop - tokens.start
+        weights = _scores(_by_group(q[tokens], kv_heads), _by_head(k[keys]), t)
         highest = weights.max(axis=-1, keepdims=True)
         weights -= highest
         np.exp(weights, out=weights)
         total = weights.sum(axis=-1, keepdims=True)  # (K, G*t, 1)
-        out[rows] = _ungroup(weights @ _by_head(v[keys]) / total, t)
+        out[tokens] = _ungroup(weights @ _by_head(v[keys]) / total, t)
         lses.append(highest + np.log(total))
     return out, (q, k, v, out, lses, segments)
 
@@ -180,18 +167,18 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     q, k, v, out, lses, segments = cache
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
     kv_heads = k.shape[1]
-    for (rows, keys), lse in zip(segments, lses, strict=True):
-        t = rows.stop - rows.start
-        q_g, k_h, v_h = _by_group(q[rows], kv_heads), _by_head(k[keys]), _by_head(v[keys])
-        do = _by_group(dout[rows], kv_heads)  # (K, G*t, hd)
-        inner = np.sum(do * _by_group(out[rows], kv_heads), axis=-1, keepdims=True)  # (K, G*t, 1)
+    for (tokens, keys), lse in zip(segments, lses, strict=True):
+        t = tokens.stop - tokens.start
+        q_g, k_h, v_h = _by_group(q[tokens], kv_heads), _by_head(k[keys]), _by_head(v[keys])
+        do = _by_group(dout[tokens], kv_heads)  # (K, G*t, hd)
+        inner = np.sum(do * _by_group(out[tokens], kv_heads), axis=-1, keepdims=True)  # (K, G*t, 1)
         weights = _scores(q_g, k_h, t)  # (K, G*t, S)
         weights -= lse
         np.exp(weights, out=weights)
         ds = do @ v_h.swapaxes(1, 2)  # (K, G*t, S): dw, made ds in place
         ds -= inner
         ds *= weights
-        dq[rows] = _ungroup(ds @ k_h, t)
+        dq[tokens] = _ungroup(ds @ k_h, t)
         # A segment names each key once, so += on the gathered positions is safe.
         dk[keys] += (ds.swapaxes(1, 2) @ q_g).swapaxes(0, 1)  # (S, K, hd)
         dv[keys] += (weights.swapaxes(1, 2) @ do).swapaxes(0, 1)
@@ -244,31 +231,31 @@ def _ungroup(x: Array, t: int) -> Array:
 
 
 def swiglu(gate: Array, up: Array) -> tuple[Array, Cache]:
-    """a = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
-    a = np.empty_like(gate)
+    """h = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
+    h = np.empty_like(gate)
     for rows in _row_blocks(gate):
         s = _sigmoid(gate[rows])
         s *= gate[rows]
-        np.multiply(s, up[rows], out=a[rows])
-    return a, (gate, up)
+        np.multiply(s, up[rows], out=h[rows])
+    return h, (gate, up)
 
 
-def swiglu_backward(da: Array, cache: Cache) -> tuple[Array, Array]:
+def swiglu_backward(dh: Array, cache: Cache) -> tuple[Array, Array]:
     """With s = sigmoid(g) and silu'(g) = s + g s (1 - s) = s + silu(g) - s silu(g):
 
-    dgate = da up silu'(gate)      dup = da silu(gate)
+    dgate = dh up silu'(gate)      dup = dh silu(gate)
     """
     gate, up = cache
     dgate, dup = np.empty_like(gate), np.empty_like(up)
     for rows in _row_blocks(gate):
         s = _sigmoid(gate[rows])
         silu = gate[rows] * s
-        np.multiply(da[rows], silu, out=dup[rows])
+        np.multiply(dh[rows], silu, out=dup[rows])
         slope = s + silu
         s *= silu
         slope -= s
         slope *= up[rows]
-        np.multiply(slope, da[rows], out=dgate[rows])
+        np.multiply(slope, dh[rows], out=dgate[rows])
     return dgate, dup
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import Batch, Example, pack, total_weight
+from minibule.core.counts import Example, total_weight
+from minibule.core.forest import Batch, pack
 from minibule.core.head import add_metrics, head_metrics
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.objective import Objective
@@ -16,14 +17,14 @@ from minibule.machine.threads import side_by_side, threads
 def evaluate(
     model: Llama, examples: Sequence[Example], objective: Objective, pass_tokens: int
 ) -> dict[str, float]:
-    """Means over the rows of held-out examples; what they are, `loss.row_metrics` says."""
+    """Means over the rows of held-out examples; what they are, `fused.row_metrics` says."""
     count = total_weight(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
-        ref_hidden, _ = forward_batch(model, batch, None)
+        ref_hidden, _ = forward_batch(model.base, batch)
         hidden = ref_hidden
         if model.adapter:
-            hidden, _ = forward_batch(model, batch, model.adapter)
+            hidden, _ = forward_batch(model, batch)
         metrics = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
         return metrics, len(batch.answer_entry)
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core.complement import contrast_weights, log_softmax, optimum, target_distribution
-from minibule.core.forest import Example, pack
+from minibule.core.counts import Example
+from minibule.core.forest import pack
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.objective import Objective
 from minibule.text.chat import Chat
@@ -63,7 +64,7 @@ def telling_position(
     z_ref = np.empty((len(first), model.config.vocab_size))
     for batch in pack(first, objective.counts, pass_tokens):
         examples_there = np.unique(batch.answer[:, 0])
-        z_ref[examples_there] = forward_batch(model, batch, None)[0] @ model.head.T
+        z_ref[examples_there] = forward_batch(model.base, batch)[0] @ model.head.T
     counts = np.zeros(z_ref.shape)
     for row, example in enumerate(first):
         np.add.at(counts[row], [int(a[0]) for a in example.answers], example.counts)
@@ -78,7 +79,7 @@ def telling_position(
     w = contrast_weights(v, objective.contrast, ref)
     p_star = optimum(P, w, objective.alpha)[0] if objective.alpha > 0 else None
     (batch,) = pack([example], objective.counts, pass_tokens=len(example.prompt))
-    hidden, _ = forward_batch(model, batch, model.adapter)
+    hidden, _ = forward_batch(model, batch)
     p = np.exp(log_softmax(hidden @ model.head.T))[0]
 
     likely = [np.argsort(-x, kind="stable")[:TOP_TOKENS] for x in (p_ref[best], p, P[0])]

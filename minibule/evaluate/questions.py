@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibule.core.forest import Batch, Example, pack
-from minibule.core.head import entry_log_probs, path_log_probs
+from minibule.core.counts import Example, path_log_probs
+from minibule.core.forest import Batch, pack
+from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, forward_batch
 from minibule.errors import InputError, listed
 from minibule.generate.decode import answer
@@ -174,7 +175,7 @@ def _answer_log_probs(
     logps = [np.empty(len(a)) for a in answers]
 
     def answer_log_probs(batch: Batch) -> np.ndarray:
-        hidden, _ = forward_batch(model, batch, model.adapter)
+        hidden, _ = forward_batch(model, batch)
         logp = entry_log_probs(hidden, model.head, batch.rows)
         _, path = path_log_probs(batch.rows, logp)
         return path[batch.answer_entry]

@@ -46,7 +46,7 @@ def explain_lora(
 def explain_another(adapter: Adapter, module: str, model: Llama, subject: Subject) -> Iterator[str]:
     """The gradient of another pair, with a loss whose gradient comes from several branches."""
     loss = subject.around
-    tokens, rows = subject.place.position + 1, len(loss.batch.stream)
+    tokens, rows = subject.place.position + 1, len(loss.batch.rows_at)
     yield ""
     yield from prose(
         "The same check further down, where the gradient arrives through attention, RoPE, RMSNorm, "

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,8 +9,7 @@ from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, lora_name
 from minibule.explain.subject import Loss, Pass, one_pass
 from minibule.explain.text import decimals_for, prose, table
-from minibule.machine.half import Narrow
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 
 STEP = 1e-5  # h of the central differences in float64: near the cube root of its precision
 AGREE = 1e-6  # of the largest entry: the error of central differences themselves is h^2 times
@@ -42,33 +40,19 @@ def verdict(numeric: Array, gradient: Array, z: Array) -> str:
 # -- into the adapter ------------------------------------------------------------------------------
 
 
-class _Float64(Narrow):
-    """A matrix that is widened to float64 where it is used: twice the model need not fit in memory.
+class _Float64(dict[str, Matrix]):
+    """Weights widened one by one as they are asked for: twice the model need not fit in memory."""
 
-    What training keeps in 16 bits and widens to float32 is kept in float32 here.
-    """
-
-    dtype = np.dtype(np.float64)  # type: ignore[assignment]
-
-    def __getitem__(self, rows: Any) -> Array:
-        return self.words[rows].astype(np.float64)
-
-
-def _widened(model: Llama) -> Llama:
-    """The model in float64."""
-    weights: dict[str, Any] = {
-        name: w.astype(np.float64) if w.ndim == 1 else _Float64(w)
-        for name, w in model.weights.items()
-    }
-    return Llama(model.config, weights)
+    def __getitem__(self, name: str) -> Array:
+        return super().__getitem__(name)[:].astype(np.float64)
 
 
 class AdapterCheck:
     """The gradient of a loss by LoRA pairs against central differences, the model in float64."""
 
     def __init__(self, model: Llama, loss: Loss) -> None:
-        self.wide, self.loss = _widened(model), loss
-        self.ref_hidden, _ = forward_batch(self.wide, loss.batch, None)
+        self.loss, self.wide = loss, Llama(model.config, _Float64(model.weights))
+        self.ref_hidden, _ = forward_batch(self.wide, loss.batch)
 
     def lines(
         self, adapter: Adapter, module: str, matrices: str, above: Sequence[Sequence[str]] = ()

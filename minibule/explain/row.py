@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core.complement import LossParts, complement_loss, loss_parts, target_factors
-from minibule.core.forest import Rows
-from minibule.core.head import row_losses
+from minibule.core.counts import RowCounts
+from minibule.core.fused import row_losses
 from minibule.core.objective import Objective
 from minibule.explain.check import STEP, central_difference, verdict
 from minibule.explain.text import Show, decimals, decimals_for, heading, prose, table
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     z: Array
     z_ref: Array
     attempts: Array | None
-    counts: Rows
+    counts: RowCounts
     objective: Objective
     name: Callable[[int], str]
 
@@ -242,11 +242,11 @@ def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
     )
     z, z_ref = (x[None].astype(np.float32) for x in (row.z, row.z_ref))
     needed = z_ref if row.objective.needs_reference else None
-    _, (fused,) = row_losses(z, needed, row.attempts, row.counts, row.objective)
+    _, (fused,) = row_losses(z, needed, row.counts._replace(attempts=row.attempts), row.objective)
     error = np.abs(fused - dz).max()
     yield from prose(
         "Training computes the same from one softmax and the rejected tokens, in float32 "
-        f"(core.head.row_losses): all {len(dz):,} of dL/dz to within {error:.1e}."
+        f"(core.fused.row_losses): all {len(dz):,} of dL/dz to within {error:.1e}."
     )
 
 

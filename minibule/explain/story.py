@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from minibule.core.complement import log_softmax
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
@@ -122,7 +122,7 @@ def _whole_story(
     yield from _context(chat, subject)
     yield from _counts(subject, name, chat.decode)
 
-    ref_hidden, _ = forward_batch(model, batch, None)
+    ref_hidden, _ = forward_batch(model.base, batch)
     before = one_pass(model, adapter, subject.alone, ref_hidden)
     attempts = row_attempts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
     z = logits(before.hidden)

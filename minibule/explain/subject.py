@@ -3,12 +3,15 @@
 The passes are those of training, with a weight of 1 for this row and 0 for all others.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.forest import Batch, Example, Rows, pack
-from minibule.core.head import expected_attempts, head_loss
+from minibule.core.counts import Example, RowCounts, expected_attempts
+from minibule.core.forest import Batch, pack
+from minibule.core.fused import ComplementLoss
+from minibule.core.head import head_loss
 from minibule.core.llama import ForwardCache, Llama, forward_batch
 from minibule.core.lora import Adapter
 from minibule.core.objective import Objective
@@ -30,7 +33,7 @@ class Loss(NamedTuple):
     """The mean loss of some rows of a packed stream; a row of weight 0 does not count."""
 
     batch: Batch
-    rows: Rows
+    rows: RowCounts
     objective: Objective
 
 
@@ -48,14 +51,14 @@ class Subject(NamedTuple):
     objective: Objective
 
     @property
-    def counts(self) -> Rows:
+    def counts(self) -> RowCounts:
         """The row alone."""
         return self.batch.rows.part(slice(self.row, self.row + 1))
 
     @property
     def alone(self) -> Loss:
         """The row's loss: of all rows of the batch none but this one counts."""
-        weight = np.zeros(len(self.batch.stream))
+        weight = np.zeros(len(self.batch.rows_at))
         weight[self.row] = 1
         return Loss(self.batch, self.batch.rows._replace(weight=weight), self.objective)
 
@@ -104,8 +107,10 @@ def one_pass(
     model: Llama, adapter: Adapter, loss: Loss, ref_hidden: Array, recompute: bool = False
 ) -> Pass:
     """Forward and loss of a step that consists of these rows."""
-    hidden, cache = forward_batch(model, loss.batch, adapter, keep=True, recompute=recompute)
+    model = dataclasses.replace(model, adapter=adapter)
+    hidden, cache = forward_batch(model, loss.batch, keep=True, recompute=recompute)
+    total = loss.rows.weight.sum()
     metrics, dhidden = head_loss(
-        hidden, model.head, loss.rows, loss.objective, ref_hidden, count=loss.rows.weight.sum()
+        hidden, model.head, loss.rows, ComplementLoss(loss.objective), ref_hidden, count=total
     )
     return Pass(hidden, cache, metrics["loss"], dhidden)

@@ -6,6 +6,7 @@ The prompts are prefilled in packed chunks, one a thread, each prompt computed o
 samples it gets. After that every step computes one token of every sequence that has not ended.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -15,11 +16,11 @@ import numpy as np
 
 from minibule.core import llama
 from minibule.core.llama import Llama
-from minibule.core.ops import Cache, Segment, attention, times_transposed
+from minibule.core.ops import Cache, Segment, attention
 from minibule.errors import InputError
 from minibule.generate.cache import KeyValueCache
 from minibule.generate.sampling import Sampling, choose
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, for_few_rows
 from minibule.machine.threads import side_by_side, threads
 from minibule.text.chat import Chat
 
@@ -64,6 +65,8 @@ def generate(
             f"model's context of {context:,}. Shorten it, or ask for fewer new tokens."
         )
     logits, cache = _prefill(model, prompts, samples, max_new_tokens)
+    few = {name: for_few_rows(W) for name, W in model.weights.items()}
+    model = dataclasses.replace(model, weights=few)
     sequences = np.arange(len(prompts) * samples)  # those still running
     # The draws depend on the prompt too: the same ones for all would make their answers alike.
     draws = [
@@ -134,8 +137,7 @@ def _prefill(
                 ids[chunk],
                 positions,
                 attend,
-                adapter=model.adapter,
-                rows=last - chunk.start,
+                wanted=last - chunk.start,
             )
         finally:  # an error here must not leave the next chunk waiting
             for layer in range(layers):
@@ -168,11 +170,9 @@ def _chunks(tokens: int) -> int:
 
 def _decode(model: Llama, tokens: Array, cache: KeyValueCache) -> Array:
     """Logits (B, V) after one more token of each sequence."""
-    hidden, _ = llama.forward(
-        model, tokens, cache.lengths, cache.next_token(), adapter=model.adapter
-    )
+    hidden, _ = llama.forward(model, tokens, cache.lengths, cache.next_token())
     cache.lengths = cache.lengths + 1
-    return times_transposed(hidden, model.head)
+    return hidden @ model.head.T
 
 
 def answer(model: Llama, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 
 # Numbers from which a matrix is kept narrow: smaller ones take little memory, and time to widen.
 LEAST_SIZE = 2**18
@@ -72,6 +72,6 @@ class _Transposed:
         return y
 
 
-def widened(W: Array | Narrow) -> Array:
+def widened(W: Matrix) -> Array:
     """W as a float32 array; itself if it is one."""
-    return W[:] if isinstance(W, Narrow) else W
+    return W if isinstance(W, np.ndarray) else W[:]

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.optim import AdamW
 from minibule.errors import InputError, listed

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from minibule.core.objective import OBJECTIVES, Contrast, Counts, Objective, Prior
+from minibule.core.counts import Counts
+from minibule.core.objective import OBJECTIVES, Contrast, Objective, Prior
 from minibule.core.optim import Schedule
 from minibule.core.shapes import (
     PROJECTIONS,

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.errors import InputError, listed
 from minibule.records.records import Record
 from minibule.text.chat import Chat

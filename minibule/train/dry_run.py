@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import pack, total_weight
+from minibule.core.counts import total_weight
+from minibule.core.forest import pack
 from minibule.core.llama import Llama
 from minibule.core.optim import AdamW
 from minibule.evaluate.heldout import evaluate

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.forest import total_weight
+from minibule.core.counts import total_weight
+from minibule.core.fused import ComplementLoss
 from minibule.core.optim import AdamW, clip_gradients, learning_rate
 from minibule.core.step import gradients
 from minibule.errors import InputError
@@ -171,7 +172,11 @@ def take_step(job: Job, optimiser: AdamW, step: int) -> dict[str, Any]:
     started = time.perf_counter()
     with np.errstate(all="ignore"):  # what comes of it is looked at
         grads, metrics, tokens = gradients(
-            job.model, examples, objective, config.pass_tokens, recompute=config.memory == "low"
+            job.model,
+            examples,
+            ComplementLoss(objective),
+            config.pass_tokens,
+            recompute=config.memory == "low",
         )
         norm = clip_gradients(grads, config.max_grad_norm)
         lr = learning_rate(step, job.steps, config.lr, config.warmup_steps, config.schedule)

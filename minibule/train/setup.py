@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
 from minibule.core.shapes import LoraConfig

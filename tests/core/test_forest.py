@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 from helpers import random_examples
 
-from minibule.core.forest import MAX_SEGMENT, Example, pack, total_weight
+from minibule.core.counts import Example, total_weight
+from minibule.core.forest import MAX_SEGMENT, pack
 
 
 def seen_by(batch, token):
     """The stream positions that a token attends to, itself last."""
-    (segment,) = (s for s in batch.segments if s.rows.start <= token < s.rows.stop)
+    (segment,) = (s for s in batch.segments if s.tokens.start <= token < s.tokens.stop)
     return [key for key in segment.keys if key <= token]
 
 
 def contexts(batch):
     """For each row: the tokens that stand before what it predicts, prompt included."""
-    return [tuple(batch.ids[seen_by(batch, token)].tolist()) for token in batch.stream]
+    return [tuple(batch.ids[seen_by(batch, token)].tolist()) for token in batch.rows_at]
 
 
 def naive_rows(examples, counts):
@@ -61,7 +62,7 @@ def test_positions_parents_and_completed_answers(seed):
     (batch,) = pack(examples, "prefix", 10**6)
     rows = batch.rows
     assert batch.positions.tolist() == [len(seen_by(batch, t)) - 1 for t in range(len(batch.ids))]
-    assert len(set(batch.stream.tolist())) == len(batch.stream)  # a token is one row at most
+    assert len(set(batch.rows_at.tolist())) == len(batch.rows_at)  # a token is one row at most
     where = contexts(batch)
     for row, parent in enumerate(rows.parent_entry):
         if rows.depth[row] == 0:
@@ -148,7 +149,7 @@ def test_a_record_divided_between_passes_keeps_its_counts():
 def test_long_segments_are_cut_into_a_chain():
     prompt = np.arange(2 * MAX_SEGMENT + 1)
     (batch,) = pack([Example(prompt, (np.array([1]),), (1,), 1)], "position", 10**6)
-    assert [s.rows for s in batch.segments] == [
+    assert [s.tokens for s in batch.segments] == [
         slice(0, MAX_SEGMENT),
         slice(MAX_SEGMENT, 2 * MAX_SEGMENT),
         slice(2 * MAX_SEGMENT, 2 * MAX_SEGMENT + 1),

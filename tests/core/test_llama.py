@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from helpers import ODD, gradient_error, random_adapter, random_examples, random_llama
 
-from minibule.core import llama, lora, ops
-from minibule.core.forest import MAX_SEGMENT, Example, pack, total_weight
+from minibule.core import llama, ops
+from minibule.core.counts import Example, total_weight
+from minibule.core.forest import MAX_SEGMENT, pack
+from minibule.core.fused import ComplementLoss
 from minibule.core.head import head_loss
 from minibule.core.llama import backward, forward_batch
 from minibule.core.objective import OBJECTIVES, Objective
@@ -16,7 +18,7 @@ CHOICES = [*OBJECTIVES.values(), Objective("reference", "position", "plain", 0.3
 
 
 def step_loss(model, examples, objective):
-    return gradients(model, examples, objective, 10**6)[1]["loss"]
+    return gradients(model, examples, ComplementLoss(objective), 10**6)[1]["loss"]
 
 
 @pytest.mark.parametrize("objective", CHOICES, ids=lambda o: "-".join(map(str, o)))
@@ -24,7 +26,7 @@ def test_adapter_gradients_are_the_gradient_of_the_loss(objective):
     model = random_llama(dtype=np.float64)
     model.adapter = random_adapter(dtype=np.float64)
     examples = random_examples()
-    grads, _, _ = gradients(model, examples, objective, 10**6)
+    grads, _, _ = gradients(model, examples, ComplementLoss(objective), 10**6)
     params = model.adapter.params
     assert list(grads) and set(grads) == set(params)
     for name, p in params.items():
@@ -42,9 +44,7 @@ def test_base_gradients_are_the_gradient_of_the_loss():
     positions, attend = llama.one_sequence(len(ids))
 
     def run(keep=False):
-        hidden, cache = llama.forward(
-            model, ids, positions, attend, adapter=None, rows=rows, keep=keep
-        )
+        hidden, cache = llama.forward(model, ids, positions, attend, rows, keep)
         logits, head_cache = ops.linear(hidden, model.head)
         loss, loss_cache = ops.cross_entropy(logits, targets)
         return loss, cache, head_cache, loss_cache
@@ -66,11 +66,11 @@ def test_upper_layers_alone_learn_the_same(layers):
         if int(name.split(".")[2]) not in layers and ".lora_B." in name:
             p[...] = 0  # these layers' adapters do nothing
     examples = random_examples()
-    full, _, _ = gradients(model, examples, OBJECTIVES["literal"], 10**6)
+    full, _, _ = gradients(model, examples, ComplementLoss(OBJECTIVES["literal"]), 10**6)
     upper = random_adapter(layers=layers)
     upper.params = {name: model.adapter.params[name] for name in upper.params}
     model.adapter = upper
-    grads, _, _ = gradients(model, examples, OBJECTIVES["literal"], 10**6)
+    grads, _, _ = gradients(model, examples, ComplementLoss(OBJECTIVES["literal"]), 10**6)
     assert set(grads) == set(upper.params)
     for name, grad in grads.items():
         np.testing.assert_allclose(grad, full[name], rtol=1e-4, atol=1e-7)
@@ -81,7 +81,7 @@ def test_any_subset_of_the_projections_learns_its_own_gradient(targets):
     model = random_llama(dtype=np.float64)
     model.adapter = random_adapter(dtype=np.float64, targets=targets, rslora=True)
     examples = random_examples()
-    grads, _, _ = gradients(model, examples, OBJECTIVES["reference"], 10**6)
+    grads, _, _ = gradients(model, examples, ComplementLoss(OBJECTIVES["reference"]), 10**6)
     assert set(grads) == set(model.adapter.params)
     for name, p in model.adapter.params.items():
         error = gradient_error(
@@ -94,30 +94,6 @@ def test_logits_of_a_prefix_do_not_depend_on_what_follows():
     model = random_llama()
     ids = np.arange(12) * 3 % ODD.vocab_size
     np.testing.assert_allclose(model.logits(ids)[:7], model.logits(ids[:7]), rtol=1e-4, atol=1e-5)
-
-
-def test_merged_weights_act_like_the_adapter():
-    model = random_llama()
-    ids = np.array([5, 6, 7, 8, 9, 10])
-    model.adapter = random_adapter()
-    adapted = model.logits(ids)
-    merged = {
-        name: lora.merged_weight(w, model.adapter.pair(name.removesuffix(".weight")))
-        for name, w in model.weights.items()
-    }
-    np.testing.assert_allclose(
-        llama.Llama(ODD, merged).logits(ids), adapted, rtol=1e-3, atol=1e-4 * np.abs(adapted).max()
-    )
-    model.adapter = None
-    assert np.abs(model.logits(ids) - adapted).max() > 0.1  # the adapter does something
-
-
-def test_an_untrained_adapter_changes_nothing():
-    model = random_llama()
-    ids = np.array([5, 6, 7])
-    base = model.logits(ids)
-    model.adapter = lora.init_adapter(random_adapter().config, ODD, seed=0)
-    np.testing.assert_array_equal(model.logits(ids), base)
 
 
 def separate_runs(model, examples, objective):
@@ -148,9 +124,11 @@ def separate_runs(model, examples, objective):
                 entry_count=counts.astype(float),
                 total=np.bincount(row, counts),
             )
-            ref, _ = forward_batch(model, batch, None)
-            hidden, cache = forward_batch(model, batch, model.adapter, keep=True)
-            metrics, dhidden = head_loss(hidden, model.head, rows, objective, ref, count=count)
+            ref, _ = forward_batch(model.base, batch)
+            hidden, cache = forward_batch(model, batch, keep=True)
+            metrics, dhidden = head_loss(
+                hidden, model.head, rows, ComplementLoss(objective), ref, count=count
+            )
             loss += metrics["loss"]
             for name, grad in backward(dhidden, cache).items():
                 grads[name] = grads.get(name, 0) + grad
@@ -162,7 +140,7 @@ def test_packed_and_shared_equals_separate_runs(objective):
     model = random_llama()
     model.adapter = random_adapter()
     examples = random_examples()
-    grads, metrics, tokens = gradients(model, examples, objective, 10**6)
+    grads, metrics, tokens = gradients(model, examples, ComplementLoss(objective), 10**6)
     loss, expected = separate_runs(model, examples, objective)
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
     apart = sum(len(e.prompt) + len(a) - 1 for e in examples for a in e.answers)
@@ -176,8 +154,8 @@ def test_a_step_cut_into_passes_has_the_gradient_of_the_whole(objective):
     model = random_llama()
     model.adapter = random_adapter()
     examples = random_examples()
-    whole, metrics, _ = gradients(model, examples, objective, 10**6)
-    parts, other, _ = gradients(model, examples, objective, 5)
+    whole, metrics, _ = gradients(model, examples, ComplementLoss(objective), 10**6)
+    parts, other, _ = gradients(model, examples, ComplementLoss(objective), 5)
     assert other["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
     for name, grad in whole.items():
         assert np.abs(grad - parts[name]).max() <= 1e-5 * np.abs(grad).max(), name
@@ -193,8 +171,8 @@ def test_a_long_sequence_is_a_chain_of_segments():
     example = Example(rng.integers(0, config.vocab_size, MAX_SEGMENT + 3), answers, (1, 2), 3)
     (batch,) = pack([example], "position", 10**6)
     assert len(batch.segments) == 5
-    assert max(s.rows.stop - s.rows.start for s in batch.segments) == MAX_SEGMENT
-    hidden, _ = forward_batch(model, batch, model.adapter)
+    assert max(s.tokens.stop - s.tokens.start for s in batch.segments) == MAX_SEGMENT
+    hidden, _ = forward_batch(model, batch)
     ids = np.concatenate([example.prompt, answers[0][:-1]])
     expected = model.logits(ids)[len(example.prompt) - 1 :]
     depth = batch.rows.depth

@@ -2,20 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import gradient_error
+from helpers import GRADIENT_TOLERANCE, backward_errors, normal
 
-from minibule.core import lora, ops
-from minibule.core.lora import lora_linear, lora_linear_backward
+from minibule.core import ops
 from minibule.core.ops import Segment
-
-# A central difference with step 1e-5 in float64 errs by about 1e-10 (its own h^2 and rounding);
-# a wrong factor of 1.001 errs by 1e-3.
-TOLERANCE = 1e-6
-
-
-def normal(*shape):
-    return np.random.default_rng(shape).normal(size=shape)
-
 
 # Two trees in one stream: a root of 4 with two children (3 and 2 tokens), the first of which has a
 # child of its own (2), and a lone root of 3.
@@ -32,37 +22,32 @@ COS, SIN = ops.rope_table(POSITIONS, 4, 10000.0, np.float64)
 
 # name -> (inputs, forward returning (y, cache), backward returning the inputs' gradients)
 PAIRS = {
-    "linear": ((normal(5, 3), normal(7, 3)), ops.linear, ops.linear_backward),
+    "linear": (normal((5, 3), (7, 3)), ops.linear, ops.linear_backward),
     "embedding": (
-        (normal(6, 5),),
+        normal((6, 5)),
         lambda E: ops.embedding(np.array([0, 2, 2, 5, 2]), E),
         lambda dy, cache: (ops.embedding_backward(dy, cache),),
     ),
     "rms_norm": (
-        (normal(5, 7), normal(7)),
+        normal((5, 7), (7,)),
         lambda x, w: ops.rms_norm(x, w, 1e-5),
         ops.rms_norm_backward,
     ),
     "rope": (
-        (normal(14, 3, 4),),
+        normal((14, 3, 4)),
         lambda x: (ops.rope(x, COS, SIN), None),
         lambda dy, cache: (ops.rope_backward(dy, COS, SIN),),
     ),
     "attention": (
-        (normal(14, 6, 4), normal(14, 2, 4), normal(14, 2, 4)),  # H = 6, K = 2
+        normal((14, 6, 4), (14, 2, 4), (14, 2, 4)),  # H = 6, K = 2
         lambda q, k, v: ops.attention(q, k, v, SEGMENTS),
         ops.attention_backward,
     ),
-    "swiglu": ((normal(5, 7), normal(5, 7)), ops.swiglu, ops.swiglu_backward),
+    "swiglu": (normal((5, 7), (5, 7)), ops.swiglu, ops.swiglu_backward),
     "cross_entropy": (
-        (normal(5, 7),),
+        normal((5, 7)),
         lambda z: ops.cross_entropy(z, np.array([0, 6, 3, 3, 1])),
         lambda dy, cache: (dy * ops.cross_entropy_backward(cache),),
-    ),
-    "lora_linear": (
-        (normal(5, 3), normal(2, 3), normal(7, 2)),
-        lambda x, A, B: lora_linear(x, normal(7, 3), A, B, 1.7),
-        lora_linear_backward,
     ),
 }
 
@@ -72,23 +57,30 @@ PAIRS = {
 def test_backward_is_the_gradient(name, blocks, monkeypatch):
     if blocks == "several":  # of the rows that are worked on at once, the last a short one
         monkeypatch.setattr(ops, "BLOCK_NUMBERS", 14)
-        monkeypatch.setattr(lora, "BLOCK_ROWS", 2)
-    inputs, forward, backward = PAIRS[name]
-    y, cache = forward(*inputs)
-    dy = np.random.default_rng(1).normal(size=np.shape(y))
-    grads = backward(dy, cache)
-    assert len(grads) == len(inputs)
-    for x, dx in zip(inputs, grads, strict=True):
-        assert gradient_error(lambda: np.sum(dy * forward(*inputs)[0]), x, dx) < TOLERANCE
+    assert max(backward_errors(*PAIRS[name])) < GRADIENT_TOLERANCE
 
 
 def test_the_check_rejects_a_gradient_that_is_off_by_a_thousandth():
-    inputs, forward, backward = PAIRS["linear"]
-    y, cache = forward(*inputs)
-    dy = np.ones_like(y)
-    dx, _ = backward(dy, cache)
-    error = gradient_error(lambda: np.sum(forward(*inputs)[0]), inputs[0], 1.001 * dx)
-    assert error > 100 * TOLERANCE
+    (x, W), forward, backward = PAIRS["linear"]
+
+    def off(dy, cache):
+        dx, dW = backward(dy, cache)
+        return 1.001 * dx, dW
+
+    first, second = backward_errors((x, W), forward, off)
+    assert first > 100 * GRADIENT_TOLERANCE > second
+
+
+@pytest.mark.parametrize("name", ["attention", "swiglu"])
+def test_the_check_rejects_a_backward_that_takes_one_input_for_another(name):
+    """Keys for values, the gate for up: two inputs of one shape must not be one array."""
+    inputs, forward, backward = PAIRS[name]
+
+    def wrong(dy, _cache):
+        _, cache = forward(*inputs[:-1], inputs[-2])
+        return backward(dy, cache)
+
+    assert max(backward_errors(inputs, forward, wrong)) > 100 * GRADIENT_TOLERANCE
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -106,11 +98,7 @@ def test_backward_leaves_its_cache_alone(name):
 def test_float32_stays_float32(name):
     inputs, forward, backward = PAIRS[name]
     inputs = [x.astype(np.float32) for x in inputs]
-    if name == "lora_linear":
-        W = normal(7, 3).astype(np.float32)
-        y, cache = lora_linear(inputs[0], W, inputs[1], inputs[2], 1.7)
-    else:
-        y, cache = forward(*inputs)
+    y, cache = forward(*inputs)
     assert np.asarray(y).dtype == np.float32 or isinstance(y, float)
     for g in backward(np.ones(np.shape(y), np.float32), cache):
         assert g.dtype == np.float32
@@ -136,7 +124,7 @@ def test_attention_is_the_naive_sum():
 
 
 def test_rope_turns_the_two_halves_of_a_head():
-    x = normal(14, 3, 4)
+    (x,) = normal((14, 3, 4))
     y = ops.rope(x, COS, SIN)
     for token, position in enumerate(POSITIONS):
         for i, theta in enumerate([1.0, 10000 ** (-2 / 4)]):

@@ -2,11 +2,10 @@
 
 import ctypes
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT, random_adapter, random_llama, shared
+from helpers import random_adapter, random_llama, shared
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs pip install '.[interop]'")
 
@@ -134,7 +133,6 @@ def test_lora_file_of_some_layers_with_ranks_and_alphas_of_their_own(tmp_path, e
 
 def test_quantised_files_say_nearly_the_same(tmp_path, embedded):
     """The figures of the README's table, made by tools/quantised.py, kept in their order."""
-    sys.path.insert(0, str(ROOT / "tools"))
     from quantised import measure
 
     figures = {dtype: measure(*embedded, dtype, tmp_path) for dtype in ("f32", "q8_0", "q4_0")}

@@ -1,10 +1,8 @@
 """minibule against torch, transformers and PEFT themselves. Needs the extra `oracle`."""
 
-import sys
-
 import numpy as np
 import pytest
-from helpers import ROOT, random_adapter, random_examples, random_llama
+from helpers import random_adapter, random_examples, random_llama
 
 pytest.importorskip("torch", reason="needs pip install '.[oracle]'")
 pytest.importorskip("transformers", reason="needs pip install '.[oracle]'")
@@ -13,13 +11,12 @@ pytest.importorskip("peft", reason="needs pip install '.[oracle]'")
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
+from torch_reference import step_gradients
 from transformers import LlamaConfig as TransformersConfig
 from transformers import LlamaForCausalLM
 
-sys.path.insert(0, str(ROOT / "tools"))
-from torch_reference import step_gradients
-
 from minibule.core.complement import complement_loss
+from minibule.core.fused import ComplementLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
 from minibule.core.shapes import LlamaConfig
@@ -116,7 +113,7 @@ def test_adapter_gradients_are_those_of_autograd(objective, rslora):
     model.adapter = random_adapter(SMALL, rslora=rslora)
     other, examples = peft_model(model), random_examples()
     loss = step_gradients(other, examples, objective)
-    grads, metrics, _ = gradients(model, examples, objective, 10**6)
+    grads, metrics, _ = gradients(model, examples, ComplementLoss(objective), 10**6)
     worst = 0.0
     for name, p in torch_params(other).items():
         theirs = p.grad.numpy()
@@ -142,7 +139,7 @@ def test_ten_steps_follow_torch_and_peft(objective):
         loss = step_gradients(other, examples, objective)
         torch_optimiser.step()
         theirs.append(loss)
-        grads, metrics, _ = gradients(model, examples, objective, 20)
+        grads, metrics, _ = gradients(model, examples, ComplementLoss(objective), 20)
         optimiser.step(grads, 1e-2)
         ours.append(metrics["loss"])
     error = np.abs(np.divide(ours, theirs) - 1).max()

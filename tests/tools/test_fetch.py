@@ -5,7 +5,6 @@ imported. Only the pinned hash of the weights is exchanged for that of a small s
 """
 
 import hashlib
-import importlib.util
 import os
 import random
 import shlex
@@ -19,10 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-import minibule.errors
-
-TOOL = Path(__file__).parents[2] / "tools" / "fetch.py"
 MODEL_URL = "/HuggingFaceTB/SmolLM2-360M-Instruct/resolve/main/"
 DATA_URL = "/datasets/openbmb/UltraFeedback/resolve/main/"
 MODEL = [
@@ -154,10 +151,7 @@ def fetch(
 
     `before` is Python that runs first, `variables` go into the environment.
     """
-    # Where this process has minibule from, that one finds it too, installed or not.
-    paths = [str(TOOL.parent), str(Path(minibule.errors.__file__).parents[1])]
     program = (
-        f"import sys; sys.path[:0] = {paths}\n"
         f"import fetch\n"
         f"fetch.PINS['model.safetensors'] = ({len(weights)}, '{sha256(weights)}')\n"
         f"{before}\n"
@@ -170,6 +164,7 @@ def fetch(
         [sys.executable, "-B", "-c", program, "--output", str(tmp_path / "out"), *args],
         env={
             **clean,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")]),
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(tmp_path / "hf_home"),
             "HOME": str(tmp_path),
@@ -197,13 +192,8 @@ def model_folder(tmp_path: Path) -> Path:
 
 def test_the_real_table_is_the_published_one(monkeypatch):
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")  # the tool would set it, and leave it set
-    spec = importlib.util.spec_from_file_location("fetch_tool", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules["fetch_tool"] = tool  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(tool)
-    finally:
-        del sys.modules["fetch_tool"]
+    import fetch as tool
+
     sha = "e6bffe7435d7ddc10fd3b9a9efd429dafbacb1cb17015fb5562664e7532bf86e"
     assert list(tool.PINS.items()) == [("model.safetensors", (723_674_912, sha))]
     model, data = tool.SOURCES["model"], tool.SOURCES["data"]
@@ -297,7 +287,8 @@ def test_wrong_records_never_get_their_name(tmp_path, hub):
     message = refused(fetch(tmp_path, hub.endpoint, "data"))
     assert hub.claims[path] in message
     assert sha256(hub.files[path]) in message
-    assert not list((tmp_path / "out" / "ultrafeedback").glob("flan.jsonl*"))
+    folder = tmp_path / "out" / "ultrafeedback"
+    assert (folder / "truthful_qa.jsonl").exists() and not list(folder.glob("flan.jsonl*"))
 
 
 def test_weights_of_another_size_are_not_fetched_at_all(tmp_path, hub):

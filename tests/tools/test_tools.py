@@ -4,12 +4,17 @@ experiments print their tables."""
 import json
 import re
 
+import bench as bench_tool
+import experiments
+import make_tiny
 import numpy as np
 import pytest
+import random_model
+import world
 from helpers import ROOT
 from safetensors import safe_open
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.errors import InputError
 from minibule.evaluate.questions import read_questions
 from minibule.files import embedded_folder
@@ -18,16 +23,7 @@ from minibule.models.load import load_model
 from minibule.records.records import read_records
 
 
-@pytest.fixture
-def tools(monkeypatch):
-    """The tools folder on the path, as it is when a tool runs."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-
-
-def test_the_embedded_models_maker_repeats_itself(tools, tmp_path):
-    import make_tiny
-    import world
-
+def test_the_embedded_models_maker_repeats_itself(tmp_path):
     def make(seed):
         rng = np.random.default_rng(seed)
         folder = tmp_path / "tiny"
@@ -44,20 +40,17 @@ def test_the_embedded_models_maker_repeats_itself(tools, tmp_path):
         assert "norm" in name or (w != other[name]).any()
 
 
-def test_the_tokenizer_in_the_tree_is_the_one_the_maker_makes(tools):
-    import make_tiny
-
+def test_the_tokenizer_in_the_tree_is_the_one_the_maker_makes():
     made = make_tiny.make_tokenizer(np.random.default_rng(0)).to_str()
     kept = (embedded_folder() / "tokenizer.json").read_text()
     assert json.loads(made) == json.loads(kept)
 
 
-def test_the_embedded_records_were_rejected_and_heldout_prompts_never_asked(tools):
-    import world
-
+def test_the_embedded_records_were_rejected_and_heldout_prompts_never_asked():
     table = {prompt.text: prompt for prompt in world.prompts()}
     records = read_records(embedded_folder() / "records.jsonl")
     questions = read_questions(embedded_folder() / "heldout.jsonl")
+    assert len(questions) > 50
     assert not {r.prompt for r in records} & {q.prompt for q in questions}
     # A prompt all of whose answers were accepted has no record.
     assert {r.prompt for r in records} | {q.prompt for q in questions} <= set(table)
@@ -72,9 +65,7 @@ def test_the_embedded_records_were_rejected_and_heldout_prompts_never_asked(tool
             assert {world.judge(table[question.prompt], text) for text in texts} == {expected}
 
 
-def test_a_random_model_has_the_shapes_of_its_model(tools, tmp_path, capsys):
-    import random_model
-
+def test_a_random_model_has_the_shapes_of_its_model(tmp_path, capsys):
     source = ROOT / "tests" / "golden" / "model"
     random_model.main(["--like", str(source), "--output", str(tmp_path / "out")])
     model = load_model(tmp_path / "out")
@@ -111,10 +102,8 @@ def small_flags(tmp_path):
     ],
 )
 def test_each_experiment_prints_a_table_with_its_rows(
-    tools, small_flags, capsys, monkeypatch, table, labels
+    small_flags, capsys, monkeypatch, table, labels
 ):
-    import experiments
-
     def measure_here(runs):  # without workers, and equal runs once
         outcomes = {
             repr(run): experiments.measure(*run) for run in {repr(r): r for r in runs}.values()
@@ -145,10 +134,8 @@ def test_each_experiment_prints_a_table_with_its_rows(
 
 
 def test_an_experiments_seeds_and_data_are_runs_of_their_own_in_worker_processes(
-    tools, small_flags, capfd, monkeypatch
+    small_flags, capfd, monkeypatch
 ):
-    import experiments
-
     rows = {
         "some": experiments.vary("steps=1", records=1, answers=1),
         "all": experiments.vary("steps=1"),
@@ -164,9 +151,7 @@ def test_an_experiments_seeds_and_data_are_runs_of_their_own_in_worker_processes
     assert "5/5" in err and "step" not in err  # the runs' own progress bars are not shown
 
 
-def test_fewer_records_are_some_of_more_and_fewer_answers_the_first(tools):
-    import experiments
-
+def test_fewer_records_are_some_of_more_and_fewer_answers_the_first():
     examples = [
         Example(np.array([n]), (np.array([1]), np.array([2, n])), (3, 1), 8) for n in range(20)
     ]
@@ -182,9 +167,7 @@ def test_fewer_records_are_some_of_more_and_fewer_answers_the_first(tools):
     assert first.counts == (3,) and [a.tolist() for a in first.answers] == [[1]]
 
 
-def test_an_experiment_shows_the_mean_the_spread_and_the_commonest_answer(tools):
-    import experiments
-
+def test_an_experiment_shows_the_mean_the_spread_and_the_commonest_answer():
     assert experiments.cell([0.1, 0.3], ".3f") == ".200 (.100-.300)"
     assert experiments.cell([0.12341, 0.12339], ".3f") == ".123"
     assert experiments.cell([1.0, 1.5], ".2f") == "1.25 (1.00-1.50)"
@@ -197,9 +180,7 @@ def test_an_experiment_shows_the_mean_the_spread_and_the_commonest_answer(tools)
 @pytest.mark.parametrize(
     "worse", [{"greedy accepted": 0.9}, {"noise": 0.031}, {"KL(base, p)": 0.021}]
 )
-def test_a_row_that_misses_one_demand_on_one_seed_is_not_named_for_every_seed(tools, capsys, worse):
-    import experiments
-
+def test_a_row_that_misses_one_demand_on_one_seed_is_not_named_for_every_seed(capsys, worse):
     good = {"greedy accepted": 1.0, "noise": 0.01, "KL(base, p)": 0.01}
     both = [experiments.Outcome(good, ""), experiments.Outcome(good | worse, "")]
     experiments.print_rule({"good": both[:1], "half": both, "bad": both[1:]})
@@ -207,9 +188,7 @@ def test_a_row_that_misses_one_demand_on_one_seed_is_not_named_for_every_seed(to
     assert "in the mean: good; half\n" in out and "on every seed: good\n" in out
 
 
-def test_an_experiment_needs_a_seed(tools):
-    import experiments
-
+def test_an_experiment_needs_a_seed():
     with pytest.raises(InputError, match="--seeds 0: expected at least 1"):
         experiments.main(["data", "--seeds", "0"])
 
@@ -218,16 +197,15 @@ def test_an_experiment_needs_a_seed(tools):
 
 
 @pytest.fixture
-def bench(tools, monkeypatch):
+def bench(monkeypatch):
     """The bench whose measurements run in this process: their figures mean nothing then."""
-    import bench
 
     def measure_here(engine, argv):
-        args = bench.parse([*argv, "--engine", engine])
-        return json.loads(json.dumps(bench.BENCHES[args.case][1](engine)(args)))
+        args = bench_tool.parse([*argv, "--engine", engine])
+        return json.loads(json.dumps(bench_tool.BENCHES[args.case][1](engine)(args)))
 
-    monkeypatch.setattr(bench, "measure", measure_here)
-    return bench
+    monkeypatch.setattr(bench_tool, "measure", measure_here)
+    return bench_tool
 
 
 def table_rows(printed):
@@ -308,13 +286,11 @@ def test_the_bench_draws_its_growth(bench, capsys, tmp_path):
     assert picture.read_text().startswith("<?xml")
 
 
-def test_a_measurement_is_a_process_of_its_own_and_its_failure_is_told(tools, tmp_path):
-    import bench
-
+def test_a_measurement_is_a_process_of_its_own_and_its_failure_is_told(tmp_path):
     argv = ["growth", "--model", TINY]
-    assert bench.measure("rank=4", argv)["s/step"] > 0
+    assert bench_tool.measure("rank=4", argv)["s/step"] > 0
     with pytest.raises(InputError, match=r"rank=4 failed:\n.*no such"):
-        bench.measure("rank=4", ["growth", "--model", str(tmp_path / "none")])
+        bench_tool.measure("rank=4", ["growth", "--model", str(tmp_path / "none")])
 
 
 @pytest.mark.parametrize(
@@ -326,21 +302,17 @@ def test_a_measurement_is_a_process_of_its_own_and_its_failure_is_told(tools, tm
         ["generate", "--model", TINY, "--engine", "torch-float32"],
     ],
 )
-def test_a_bench_refuses_what_it_does_not_know(tools, arguments, capsys):
-    import bench
-
+def test_a_bench_refuses_what_it_does_not_know(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
-        bench.main(arguments)
+        bench_tool.main(arguments)
     assert exit.value.code == 2 and "error:" in capsys.readouterr().err
 
 
-def test_a_cell_is_the_median_and_the_range_and_ratios_stay_within_a_round(tools, capsys):
-    import bench
-
+def test_a_cell_is_the_median_and_the_range_and_ratios_stay_within_a_round(capsys):
     results = {"a": [{"s": 2.0}, {"s": 4.0}, {"s": 9.0}], "b": [{"s": 1.0}, {"s": 8.0}, {"s": 9.0}]}
-    assert bench.spread(results["a"], "s") == "4.00 (2.00-9.00)"
-    assert bench.spread(results["a"][:1], "s") == "2.00" and bench.spread([], "s") == ""
-    bench.print_table(results, ["s"], {"time": ("a", "s")})
+    assert bench_tool.spread(results["a"], "s") == "4.00 (2.00-9.00)"
+    assert bench_tool.spread(results["a"][:1], "s") == "2.00" and bench_tool.spread([], "s") == ""
+    bench_tool.print_table(results, ["s"], {"time": ("a", "s")})
     rows = table_rows(capsys.readouterr().out)
     assert rows["b"] == {
         "engine": "b",

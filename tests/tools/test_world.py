@@ -1,25 +1,11 @@
 """The small world is a table of probabilities; these tests say which table it must be."""
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import world
 
-
-def load_tool(name: str) -> ModuleType:
-    """Import tools/{name}.py by its path: tools is a folder of programs, not a package."""
-    path = Path(__file__).parents[2] / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, f"no tool at {path}"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-world = load_tool("world")
 WORLD = world.prompts()
 BY_TEXT = {prompt.text: prompt for prompt in WORLD}
 

@@ -681,8 +681,7 @@ def test_training_opens_no_socket(settings, monkeypatch):
 # -- tools/survive.py ------------------------------------------------------------------------------
 
 
-def test_survive(monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_survive(tmp_path, capsys):
     import survive
 
     assert survive.kill(2, 4, 2, tmp_path / "") is True

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 from safetensors.numpy import load_file
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
 from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.models.load import load_model

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers import ODD, random_adapter, random_llama
 
-from minibule.core.forest import Example
+from minibule.core.counts import Example
+from minibule.core.fused import ComplementLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.step import gradients
 from minibule.files import write_json
@@ -55,7 +56,7 @@ def test_a_model_loaded_narrow_is_the_same_model(dtype, tmp_path, monkeypatch):
     steps = []
     for model in models:
         model.adapter = random_adapter(model.config)
-        steps.append(gradients(model, EXAMPLES, OBJECTIVES["reference"], 512))
+        steps.append(gradients(model, EXAMPLES, ComplementLoss(OBJECTIVES["reference"]), 512))
     for name, grad in steps[0][0].items():
         scale = np.abs(grad).max()
         np.testing.assert_allclose(steps[1][0][name], grad, rtol=1e-4, atol=1e-5 * scale)
@@ -66,7 +67,7 @@ def test_recomputed_blocks_give_the_same_bits(pass_tokens):
     model = random_llama(ODD)
     model.adapter = random_adapter(model.config)
     kept, again = (
-        gradients(model, EXAMPLES, OBJECTIVES["reference"], pass_tokens, recompute)
+        gradients(model, EXAMPLES, ComplementLoss(OBJECTIVES["reference"]), pass_tokens, recompute)
         for recompute in (False, True)
     )
     assert kept[1] == again[1]

@@ -1,0 +1,77 @@
+"""What a loss is: an object with one method, in one of two shapes.
+
+A `RowLoss` looks at one position at a time: the logits there, those of the frozen base, and what
+was rejected. An `AnswerLoss` looks at whole answers: log p of each, log p_ref, and which of them
+belong together; all its gradients have the form c (p - onehot), with one c for an answer.
+
+`head` and `step` run either. `methods/table.py` lists them by name.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from minibule.core.counts import Counts, RowCounts
+from minibule.machine.matrix import Array
+
+Values = dict[str, Array]  # "loss" and other metrics, a number for each row or answer
+
+
+class RowLoss(ABC):
+    """A loss of a row."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> Counts:
+        """Which answers a row counts: those at its position, or those with its prefix."""
+
+    @property
+    @abstractmethod
+    def needs_reference(self) -> bool:
+        """Whether `rows` is given the base model's logits."""
+
+    @property
+    def needs_attempts(self) -> bool:
+        """Whether the counts that `rows` is given have `attempts`."""
+        return False
+
+    @abstractmethod
+    def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
+        """Values (n,) and the gradient dz (n, V) of each row's loss.
+
+        z, z_ref: (n, V) logits of the model and of its base, which may be overwritten.
+        """
+
+
+class Answers(NamedTuple):
+    """The A answers of a step.
+
+    logp, ref_logp (A,) float64    log p of each answer's tokens together; of the base, where asked
+    length (A,) int                its tokens
+    times (A,) float64             how often it was rejected
+    record (A,) int                which of the step's records it belongs to
+    """
+
+    logp: Array
+    ref_logp: Array | None
+    length: Array
+    times: Array
+    record: Array
+
+
+class AnswerLoss(ABC):
+    """A loss of answers."""
+
+    @property
+    @abstractmethod
+    def needs_reference(self) -> bool:
+        """Whether `answers` is given log p_ref."""
+
+    @abstractmethod
+    def answers(self, answers: Answers) -> tuple[Values, Array]:
+        """Values (A,) and dlogp (A,), the gradient of each answer's loss by its log p.
+
+        An answer's loss may depend on the others of its record; dlogp is that of their sum.
+        """
+
+
+Loss = RowLoss | AnswerLoss

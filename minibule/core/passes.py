@@ -1,0 +1,88 @@
+"""How a step is divided into passes: a scheduler, and no part of the lesson."""
+
+import heapq
+import itertools
+import math
+from collections.abc import Sequence
+
+from minibule.core.counts import Example
+
+# What a pass costs beside its tokens, as so many tokens more, and how much of a pass is its matrix
+# products: those alone use all threads when it is by itself. Both as measured with the shapes of
+# SmolLM2-360M on two cores; they only decide how a step is divided.
+PASS_COST = 64
+PRODUCTS = 0.6
+
+
+# A tree to compute: the example's number, and which of its answers.
+Tree = tuple[int, list[int]]
+
+
+def deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[list[Tree]]:
+    """Deal the examples out to passes so that the threads are done soonest.
+
+    Few passes leave threads idle at the end of the step. Many cost more, each something of its own,
+    and an example divided between two costs its prompt again. So some numbers of passes are tried.
+    """
+    fewest = math.ceil(sum(map(_tokens, examples)) / pass_tokens)
+    numbers = range(fewest, fewest + 2 * threads + 1)
+    plans = [_plan(examples, number, pass_tokens) for number in numbers]
+    best = min(plans, key=lambda plan: _duration([load for load, _ in plan], threads))
+    return [trees for _, trees in best]
+
+
+def _tokens(example: Example) -> int:
+    """Tokens of an example's tree, were none of its answers to begin alike."""
+    return len(example.prompt) + sum(len(answer) - 1 for answer in example.answers)
+
+
+def _plan(
+    examples: Sequence[Example], number: int, pass_tokens: int
+) -> list[tuple[int, list[Tree]]]:
+    """Deal the examples out to `number` passes: (tokens, trees) of each, the largest first.
+
+    The largest example comes first, each goes to the pass that has least so far. It goes there as a
+    whole unless that pass would then exceed `pass_tokens`, or its share by more than the prompt:
+    beyond that it is cheaper to compute the prompt again for the rest of the answers. Where none of
+    the passes has room for so much as one answer, they become more.
+    """
+    share = sum(map(_tokens, examples)) / number
+    passes: list[list[Tree]] = [[] for _ in range(number)]
+    loads = [(0, i) for i in range(number)]  # a heap
+    for i in sorted(range(len(examples)), key=lambda i: -_tokens(examples[i])):
+        prompt = len(examples[i].prompt)
+        up_to = [0, *itertools.accumulate(len(answer) - 1 for answer in examples[i].answers)]
+        begin, end = 0, len(examples[i].answers)
+        while begin < end:
+            load, emptiest = loads[0]
+            if load and load + prompt + up_to[begin + 1] - up_to[begin] > pass_tokens:
+                load, emptiest = 0, len(passes)
+                passes.append([])
+                heapq.heappush(loads, (load, emptiest))
+            part, whole = end, load + prompt + up_to[end] - up_to[begin]
+            if whole > min(pass_tokens, share + prompt):
+                share += prompt / number  # the prompt once more adds to the share of all
+                room, limit = share - load - prompt, pass_tokens - load - prompt
+                part = begin + 1
+                while (
+                    part < end
+                    and (up_to[part] + up_to[part + 1]) / 2 - up_to[begin] <= room
+                    and up_to[part + 1] - up_to[begin] <= limit
+                ):
+                    part += 1  # an answer goes where its middle lies
+            load += prompt + up_to[part] - up_to[begin]
+            passes[emptiest].append((i, list(range(begin, part))))
+            heapq.heapreplace(loads, (load, emptiest))
+            begin = part
+    dealt = sorted(loads, key=lambda pair: (-pair[0], pair[1]))
+    return [(load, sorted(passes[i])) for load, i in dealt if passes[i]]
+
+
+def _duration(loads: Sequence[int], threads: int) -> float:
+    """How long the passes take, side by side in this order, in the time of one thread's token."""
+    if len(loads) == 1:
+        return (loads[0] + PASS_COST) * (1 - PRODUCTS + PRODUCTS / threads)
+    busy = [0] * threads
+    for load in loads:
+        heapq.heapreplace(busy, busy[0] + load + PASS_COST)
+    return max(busy)
