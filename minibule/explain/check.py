@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,7 +9,6 @@ from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, lora_name
 from minibule.explain.subject import Loss, Pass, one_pass
 from minibule.explain.text import decimals_for, prose, table
-from minibule.machine.half import Narrow
 from minibule.machine.matrix import Array, Matrix
 
 STEP = 1e-5  # h of the central differences in float64: near the cube root of its precision
@@ -42,37 +40,18 @@ def verdict(numeric: Array, gradient: Array, z: Array) -> str:
 # -- into the adapter ------------------------------------------------------------------------------
 
 
-class _Float64(Narrow):
-    """A matrix that is widened to float64 where it is used: twice the model need not fit in memory.
+class _Float64(dict[str, Matrix]):
+    """Weights widened one by one as they are asked for: twice the model need not fit in memory."""
 
-    What training keeps in 16 bits and widens to float32 is kept in float32 here.
-    """
-
-    dtype = np.dtype(np.float64)  # type: ignore[assignment]
-
-    def __init__(self, W: Matrix) -> None:
-        self.words: Any = W
-        self.shape, self.size = W.shape, W.size
-
-    def __getitem__(self, rows: Any) -> Array:
-        wide: Array = self.words[rows].astype(np.float64)
-        return wide
-
-
-def _widened(model: Llama) -> Llama:
-    """The model in float64."""
-    weights: dict[str, Matrix] = {
-        name: w[:].astype(np.float64) if len(w.shape) == 1 else _Float64(w)
-        for name, w in model.weights.items()
-    }
-    return Llama(model.config, weights)
+    def __getitem__(self, name: str) -> Array:
+        return super().__getitem__(name)[:].astype(np.float64)
 
 
 class AdapterCheck:
     """The gradient of a loss by LoRA pairs against central differences, the model in float64."""
 
     def __init__(self, model: Llama, loss: Loss) -> None:
-        self.wide, self.loss = _widened(model), loss
+        self.loss, self.wide = loss, Llama(model.config, _Float64(model.weights))
         self.ref_hidden, _ = forward_batch(self.wide, loss.batch)
 
     def lines(

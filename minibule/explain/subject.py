@@ -109,6 +109,8 @@ def one_pass(
     """Forward and loss of a step that consists of these rows."""
     model = dataclasses.replace(model, adapter=adapter)
     hidden, cache = forward_batch(model, loss.batch, keep=True, recompute=recompute)
-    complement, count = ComplementLoss(loss.objective), loss.rows.weight.sum()
-    metrics, dhidden = head_loss(hidden, model.head, loss.rows, complement, ref_hidden, count=count)
+    total = loss.rows.weight.sum()
+    metrics, dhidden = head_loss(
+        hidden, model.head, loss.rows, ComplementLoss(loss.objective), ref_hidden, count=total
+    )
     return Pass(hidden, cache, metrics["loss"], dhidden)

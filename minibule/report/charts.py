@@ -152,7 +152,7 @@ def course(run: Run) -> list[str]:
         _not_drawn(few),
         f"<details{'' if drawn else ' open'}><summary>The same as a table</summary>{numbers}"
         "</details>",
-        source("train/loop.py", "core/head.py", "evaluate/heldout.py"),
+        source("train/loop.py", "core/fused.py", "evaluate/heldout.py"),
     ]
 
 

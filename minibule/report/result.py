@@ -143,7 +143,7 @@ def comparison(run: Run) -> list[str]:
         return []
     return [
         f'<div class="columns">{"".join(tables)}</div>',
-        source("evaluate/questions.py", "evaluate/heldout.py", "core/head.py"),
+        source("evaluate/questions.py", "evaluate/heldout.py", "core/fused.py"),
     ]
 
 

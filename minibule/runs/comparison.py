@@ -50,8 +50,8 @@ MEASURES = {
 }
 
 GREEDY = Measure("greedy answer accepted", "always the likeliest token", "higher")
-EXACT = Measure("P(accepted)", "at temperature 1: the exact sum over accepted answers", "higher")
-GREEDY_NOISE = Measure("greedy answer is noise", "of no known style", "lower")
+EXACT = Measure("P(accepted answer), exact", "at temperature 1: summed over all of them", "higher")
+GREEDY_NOISE = Measure("greedy noise", "of no known style", "lower")
 PERPLEXITY = Measure("perplexity of accepted answers", "a token; 1 is certainty", "lower")
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from helpers import ODD, random_adapter, random_examples, random_llama
 
-from minibule.core.forest import Example, pack
-from minibule.core.head import row_metrics
+from minibule.core.counts import Example
+from minibule.core.forest import pack
+from minibule.core.fused import row_metrics
 from minibule.core.objective import OBJECTIVES
 from minibule.evaluate.heldout import evaluate
 from minibule.evaluate.position import Position
@@ -51,7 +52,7 @@ def test_the_mean_p_of_a_rejected_token_is_the_mean_and_no_sum():
         [Example(np.array([0]), (np.array([0]), np.array([1])), (1, 1), 2)], "prefix", 9
     )
     z = np.log([[0.3, 0.2, 0.5]])
-    values = row_metrics(z.copy(), z.copy(), None, batch.rows, OBJECTIVES["reference"])
+    values = row_metrics(z.copy(), z.copy(), batch.rows, OBJECTIVES["reference"])
     assert values["rejected_mass"] == pytest.approx([0.25])
     assert MEASURES["rejected_mass"].label == "mean p of a rejected token"
 
