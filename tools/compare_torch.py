@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from minibule.machine.threads import peak_memory_gb
 from minibule.models.peft import save_adapter
 from minibule.program import run
-from minibule.runs.settings import resolve
+from minibule.runs.settings import read_settings
 from minibule.train.setup import prepare
 
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN")
     folder = parser.parse_args(argv).run
-    config = resolve({"config": str(folder / "config.toml")})
+    config = read_settings(folder / "config.toml")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     job = prepare(config)
     base = LlamaForCausalLM.from_pretrained(job.source, dtype=torch.float32)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from minibule.errors import InputError
 from minibule.files import existing_folder
 from minibule.runs.metrics import read_metrics
-from minibule.runs.settings import TrainConfig, resolve
+from minibule.runs.settings import TrainConfig, read_settings
 from minibule.runs.snapshot import Snapshot, load_snapshot
 
 
@@ -36,12 +36,9 @@ def read_run(folder: str | Path) -> Run:
             f"{folder}: not the folder of a training run: it has no config.toml. Expected what "
             "`python -m minibule.train` has written, such as runs/tiny."
         )
-    config = resolve({"config": str(folder / "config.toml")})
+    config = read_settings(folder / "config.toml")
     before, after = (
         load_snapshot(path) if (path := folder / f"{when}.json").exists() else None
         for when in ("before", "after")
     )
     return Run(folder, config, read_metrics(folder / "metrics.jsonl"), before, after)
-
-
-# -- metrics over the steps ------------------------------------------------------------------------

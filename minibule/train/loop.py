@@ -33,8 +33,9 @@ from minibule.runs.folder import check_space, exports, output_folder, take_over
 from minibule.runs.lock import locked
 from minibule.runs.manifest import Manifest
 from minibule.runs.metrics import open_metrics, write_line
-from minibule.runs.settings import TrainConfig, to_toml
+from minibule.runs.settings import TrainConfig
 from minibule.runs.snapshot import print_comparison, save_snapshot
+from minibule.settings import to_toml
 from minibule.train.observe import check_questions, observe
 from minibule.train.resume import find_checkpoint, resume_hint
 from minibule.train.setup import Job, describe, expected_bytes, prepare

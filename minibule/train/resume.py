@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from minibule.errors import InputError, listed
 from minibule.files import remove_stale
-from minibule.runs.checkpoint import MAY_CHANGE, Checkpoint, newest_checkpoint
-from minibule.runs.settings import TrainConfig, given_settings, resolve
+from minibule.runs.checkpoint import Checkpoint, newest_checkpoint
+from minibule.runs.settings import MAY_CHANGE, TrainConfig, given_settings, read_settings
 from minibule.train.setup import Job
 
 
@@ -25,7 +25,7 @@ def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
     file = Path(arguments["output"]) / "config.toml"
     if not file.exists():
         raise InputError(f"{file}: not there, so there is no run to go on with. Omit --resume.")
-    stored, given = resolve({"config": str(file)}), given_settings(arguments)
+    stored, given = read_settings(file), given_settings(arguments)
     differences = [
         f"{name}: {getattr(stored, name)!r} there, {value!r} now"
         for name, value in given.items()

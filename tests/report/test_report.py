@@ -24,7 +24,8 @@ from minibule.report.charts import charts, sparkline
 from minibule.report.sections import token_name, write_report
 from minibule.runs import snapshot
 from minibule.runs.read import read_run
-from minibule.runs.settings import resolve, to_toml
+from minibule.runs.settings import read_settings
+from minibule.settings import to_toml
 from minibule.train.__main__ import main as train
 
 SCRIPT = "<script>alert('x')</script>"
@@ -234,7 +235,7 @@ def hostile(run):
 
     for when in ("before", "after"):
         edit(run / f"{when}.json", change)
-    config = resolve({"config": str(run / "config.toml")})
+    config = read_settings(run / "config.toml")
     config = dataclasses.replace(config, probe=SCRIPT, model=f"a/{SCRIPT}", data=f'"{word}')
     (run / "config.toml").write_text(to_toml(config))
     moved = run.with_name("<b>&amp; 'q' \"")
