@@ -9,9 +9,9 @@
     add_flags(parser, Tea)                     # --minutes X  --kind green|black
     tea = from_flags(Tea, vars(parser.parse_args(["--minutes", "4"])))
 
-What a field is annotated with says what it may hold: bool, int, float, str, a Literal of texts, one
-of these or None, or a tuple of texts, which is written with commas between. Everything else, its
-default, range and help among it, stands beside the field in `setting`, and nowhere else.
+What a field is annotated with says what it may hold: bool, int, float, str, a Path, a Literal of
+texts, one of these or None, or a tuple of texts, which is written with commas between. Everything
+else, its default, range and help among it, stands beside the field in `setting`, and nowhere else.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def setting(default: Any, help: str, low: float = 0, high: float | None = None, 
 class Setting(NamedTuple):
     """A field of a settings dataclass, its annotation understood.
 
-    kind      bool, int, float, str, or tuple for a list of texts
+    kind      bool, int, float, str, Path, or tuple for a list of texts
     choices   what a text may be; empty: anything
     """
 
@@ -81,7 +81,7 @@ class Setting(NamedTuple):
         """What stands for the value in --help."""
         if self.kind is str and self.choices:
             return "|".join(self.choices)
-        return {int: "N", float: "X"}.get(self.kind, "TEXT")
+        return {int: "N", float: "X", Path: "PATH"}.get(self.kind, "TEXT")
 
     def convert(self, value: Any, is_text: bool) -> Any:
         """`value` as the field holds it; ValueError says what was expected.
@@ -105,6 +105,10 @@ class Setting(NamedTuple):
             if not isinstance(value, bool):
                 raise ValueError("expected true or false")
             return value
+        if self.kind is Path:  # any that the system can name, UTF-8 or not
+            if not isinstance(value, str) or (self.about.required and not value):
+                raise ValueError("expected a path")
+            return Path(value) if value else None
         if self.kind is str:
             if not isinstance(value, str):
                 raise ValueError("expected a text")
@@ -260,7 +264,7 @@ def _check_utf8(value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError("expected UTF-8 text, which config.toml can hold") from None
+        raise ValueError("expected UTF-8 text") from None
 
 
 def show(value: Any) -> str:

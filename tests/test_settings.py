@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -32,6 +33,7 @@ class Tea:
     with_: tuple[str, ...] = setting(("milk",), "beside it", choices=("milk", "lemon"))
     hot: bool = setting(False, "hot or cold")
     n: int = setting(1, "pots", 1)
+    shelf: Path | None = setting(None, "where it stands")
 
 
 def tea(*argv):
@@ -54,6 +56,8 @@ def test_flags_become_values_of_their_types():
         "tin", 4.0, 5, scent="rose", sugar=0, with_=("lemon", "milk"), hot=True, n=3
     )
     assert type(given.minutes) is float
+    assert tea("--pot=tin", "--shelf=\udcff").shelf == Path("\udcff")  # a name that is no text
+    assert tea("--pot=tin", "--shelf=").shelf is None
 
 
 @pytest.mark.parametrize(
