@@ -45,9 +45,10 @@ from minibule.files import embedded_folder, write_json
 from minibule.models import gguf_file
 from minibule.models.chat_files import load_chat
 from minibule.models.gguf_write import export_gguf
-from minibule.models.huggingface import COMPANIONS, config_json, save_weights
+from minibule.models.huggingface import COMPANIONS, config_json
 from minibule.models.load import load_model
 from minibule.models.peft import save_adapter
+from minibule.models.save import save_weights
 from minibule.program import run
 from minibule.records.records import read_records
 from minibule.runs.settings import read_settings, resolve

@@ -11,8 +11,7 @@ from typing import Any
 
 from minibule.errors import InputError, listed
 from minibule.files import read_json, whole_file, write_json, writing
-
-MANIFEST = "manifest.json"
+from minibule.runs.folder import RunFolder
 
 
 class Manifest:
@@ -23,7 +22,7 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / MANIFEST
+        self.path = RunFolder(folder).manifest
         self.exists = self.path.exists()
         self.files: dict[str, int | None] = {}
         if self.exists:

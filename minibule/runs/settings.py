@@ -15,6 +15,7 @@ from minibule.core.optim import Schedule
 from minibule.core.shapes import PROJECTIONS, LoraConfig, module_names
 from minibule.errors import InputError
 from minibule.files import embedded_folder
+from minibule.models.exports import EXPORTS, Export
 from minibule.settings import (
     Source,
     add_flags,
@@ -26,9 +27,6 @@ from minibule.settings import (
     show,
 )
 from minibule.text.examples import Order
-
-# Types a GGUF file's matrices can have.
-GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 # The headings of --help, in their order.
 DATA, OBJECTIVE, ADAPTER, OPTIMISER, RECORDS, MEASURING, MACHINE, RUN = GROUPS = (
@@ -70,7 +68,7 @@ class TrainConfig:
         "what to write beside the adapter, separated by commas: hf (the merged Hugging Face "
         "folder), gguf:TYPE (the merged model for llama.cpp), gguf-lora (the adapter for "
         "llama.cpp); or none",
-        choices=("none", "hf", "gguf-lora", *(f"gguf:{kind}" for kind in GGUF_TYPES)),
+        choices=("none", *EXPORTS),
         group=DATA,
         may_change=True,
     )
@@ -203,6 +201,11 @@ class TrainConfig:
             Path(self.data or embedded / "records.jsonl"),
             Path(self.heldout) if self.heldout else usual,
         )
+
+    @property
+    def exports(self) -> list[Export]:
+        """What `export` names."""
+        return [EXPORTS[name] for name in self.export if name != "none"]
 
     def resolved_lora(self, layers: int) -> LoraConfig:
         """The shape of a fresh adapter for a model of so many layers.
