@@ -42,6 +42,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from minibule.core.complement import complement_distribution, complement_loss
     from minibule.errors import InputError

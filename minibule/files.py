@@ -11,6 +11,9 @@ from typing import Any
 
 from minibule.errors import InputError, Terminated
 
+# What `whole_file` and `whole_folder` call what is not whole yet: .NAME.PID.partial
+_PARTIAL = re.compile(r"\..+\.(\d{1,9})\.partial")
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; InputError where there is none."""
@@ -118,10 +121,15 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def is_partial(path: Path) -> bool:
+    """Whether the name is one of ours for a file or folder that is still being written."""
+    return _PARTIAL.fullmatch(path.name) is not None
+
+
 def remove_stale(folder: Path) -> None:
     """Remove what processes that were killed left half-written in `folder`."""
     for path in folder.glob(".*.partial"):
-        found = re.fullmatch(r"\..+\.(\d{1,9})\.partial", path.name)
+        found = _PARTIAL.fullmatch(path.name)
         if found and not _is_another_process(int(found[1])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -5,6 +5,7 @@ pytest --only-skipped FILE      what FILE names and what is marked `extra`; now 
 """
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +24,67 @@ OF_THE_MACHINE = (
 def matplotlib_in_tmp(tmp_path_factory):
     """matplotlib keeps a list of the machine's fonts: tests write nothing outside tmp."""
     os.environ["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
+
+
+# -- what the extras change ------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("minibule")
+    group.addoption("--write-skipped", metavar="FILE", help="write to FILE what was skipped")
+    group.addoption("--only-skipped", metavar="FILE", help="run what FILE names, and skip nothing")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Skipped(config), "skipped")
+
+
+class Skipped:
+    """The tests that were skipped, by their names; a whole file's where it was not collected."""
+
+    def __init__(self, config):
+        self.write, self.only = config.getoption("write_skipped"), config.getoption("only_skipped")
+        self.reasons = {}
+
+    def pytest_collection_modifyitems(self, config, items):
+        if not self.only:
+            return
+        before = set(Path(self.only).read_text(encoding="utf-8").splitlines())
+        names = {item: {item.nodeid, item.nodeid.partition("::")[0]} for item in items}
+        lost = before.difference(*names.values()) - self.reasons.keys()
+        if lost:
+            raise pytest.UsageError(f"skipped before, and no tests now: {sorted(lost)}")
+        chosen = [i for i in items if names[i] & before or i.get_closest_marker("extra")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+    def pytest_collectreport(self, report):
+        if report.skipped:
+            self.reasons[report.nodeid] = str(report.longrepr[2])
+
+    def pytest_runtest_logreport(self, report):
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.reasons[report.nodeid] = str(report.longrepr[2])
+
+    def wanting(self):
+        """What is skipped although it should not be: name -> reason."""
+        if not self.only:
+            return {}
+        return {
+            name: reason
+            for name, reason in self.reasons.items()
+            if not any(thing in reason for thing in OF_THE_MACHINE)
+        }
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        if self.write:
+            Path(self.write).write_text(
+                "".join(f"{name}\n" for name in self.reasons), encoding="utf-8"
+            )
+        if self.wanting() and session.exitstatus in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for name, reason in self.wanting().items():
+            terminalreporter.line(f"STILL SKIPPED {name}: {reason}", red=True)

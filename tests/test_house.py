@@ -48,7 +48,6 @@ PLACE = {folder: i for i, row in enumerate(ORDER) for folder in row.split()}
 MODULE_LINES, FUNCTION_LINES = 400, 60
 # What is longer, and why it reads better so.
 LONG = {
-    "generate.__main__.main": "half of it are the flags, each with its help",
     "generate.decode.generate": "an answer from its prompt to its end, one token at a time",
     "generate.decode._prefill": "threads that wait for each other, told in one place",
     "models.huggingface.load_config": "one check after another, in the order of config.json",

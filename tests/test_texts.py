@@ -18,8 +18,11 @@ from helpers import ROOT
 
 import minibule
 from minibule.core import llama
+from minibule.generate.__main__ import GenerateConfig
+from minibule.models.gguf_write import GGUF_TYPES
 from minibule.records.formats import FORMATS, parse_row
-from minibule.runs.settings import FIELDS, GGUF_TYPES, PRESETS
+from minibule.runs.settings import FIELDS, PRESETS
+from minibule.settings import Parser, settings_of
 
 PYTHON = ("python", "py")  # GitHub colours both; `py` needs an extra and runs where that is there
 
@@ -167,7 +170,8 @@ def test_every_command_line_parses(command, monkeypatch):
     def parse_only(parser, args=None, namespace=None):
         raise Parsed(parse(parser, args, namespace))
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for parser in (argparse.ArgumentParser, Parser):  # ours has its own words for a wrong flag
+        monkeypatch.setattr(parser, "parse_args", parse_only)
     with pytest.raises(Parsed):
         main(argv)
 
@@ -181,7 +185,8 @@ def test_a_marked_table_shows_its_command():
 
 
 def known_flags() -> set[str]:
-    flags = {"--help"} | {"--" + name.replace("_", "-") for name in FIELDS}
+    settings = {*FIELDS, *settings_of(GenerateConfig)}
+    flags = {"--help"} | {"--" + name.replace("_", "-") for name in settings}
     for folder in ("minibule", "tools"):
         for path in (ROOT / folder).rglob("*.py"):
             flags |= set(re.findall(r'"(--[\w-]+)"', path.read_text(encoding="utf-8")))
@@ -202,9 +207,11 @@ def test_every_flag_named_is_one(text):
 
 
 def labels(lines: list[str]) -> list[str]:
-    """Lines with their numbers masked, and the model's answers, which depend on them."""
+    """Lines with their numbers masked; without the words and answers that depend on them."""
     masked = [re.sub(r"(before|after): .*", r"\1:", line) for line in lines]
-    return [" ".join(re.sub(r"-?[\d.,]*\d", "#", line).split()) for line in masked]
+    said = r"(Less|More|As) likely.*|At temperature 1.*|  [\w ]*\(x[\d.]+\).*"
+    kept = [line for line in masked if not re.fullmatch(said, line)]
+    return [" ".join(re.sub(r"[+-]?[\d.,]*\d", "#", line).split()) for line in kept]
 
 
 def test_a_run_prints_and_leaves_what_the_readme_says(tmp_path, monkeypatch, capsys):
@@ -254,7 +261,7 @@ def test_a_training_run_proves_nothing(tmp_path, monkeypatch, capsys):
 def demo_figures() -> dict[str, list[float]]:
     """label -> the numbers beside it, in the demo's table as the README shows it."""
     rows = [
-        re.fullmatch(r"  (\S.*?)((?:\s+-?\d+\.\d{4}){2,3})", line)
+        re.fullmatch(r"  (\S.*?)((?:\s+[+-]?\d+\.\d{4}){2,3})(?:   (?:higher|lower))?", line)
         for line in shown(README, "python -m minibule.train")
     ]
     return {row[1]: [float(number) for number in row[2].split()] for row in rows if row}
@@ -263,7 +270,9 @@ def demo_figures() -> dict[str, list[float]]:
 def test_every_label_of_the_demo_is_explained():
     """The table under "How to read what it prints" has all labels, and no others."""
     (table,) = re.findall(r"^\| printed \| meaning \|\n\|.*?\n(.*?)\n\n", README.whole, re.M | re.S)
-    explained = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()]
+    explained = [
+        line.split(" | ")[0].removeprefix("| ").replace("\\|", "|") for line in table.splitlines()
+    ]
     explained = [
         name
         for cell in explained

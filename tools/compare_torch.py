@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from minibule.machine.threads import peak_memory_gb
 from minibule.models.peft import save_adapter
 from minibule.program import run
-from minibule.runs.settings import resolve
+from minibule.runs.settings import read_settings
 from minibule.train.setup import prepare
 
 
@@ -29,14 +29,14 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN")
     folder = parser.parse_args(argv).run
-    config = resolve({"config": str(folder / "config.toml")})
+    config = read_settings(folder / "config.toml")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    job = prepare(config)
-    base = LlamaForCausalLM.from_pretrained(job.source, dtype=torch.float32)
+    setup = prepare(config)
+    base = LlamaForCausalLM.from_pretrained(setup.source, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as start:
-        save_adapter(job.model.adapter, job.model.config, Path(start) / "adapter", "base")
+        save_adapter(setup.model.adapter, setup.model.config, Path(start) / "adapter", "base")
         model = PeftModel.from_pretrained(base, Path(start) / "adapter", is_trainable=True)
-    job.model.weights.clear()  # torch has its own copy
+    setup.model.weights.clear()  # torch has its own copy
     params = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(params, weight_decay=config.weight_decay)
     objective = config.resolved_objective()
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     for line in lines:
         started = time.perf_counter()
         step = line["step"]
-        examples = job.examples_of(step)
+        examples = setup.examples_of(step)
         optimiser.zero_grad()
         loss = step_gradients(model, examples, objective)
         if config.max_grad_norm:

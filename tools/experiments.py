@@ -25,7 +25,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ from minibule.core.counts import Example
 from minibule.errors import InputError
 from minibule.evaluate.questions import ACCEPTED, NOISE
 from minibule.program import run
+from minibule.runs.folder import RunFolder
 from minibule.runs.settings import TrainConfig, add_arguments, resolve
 from minibule.runs.snapshot import Snapshot
 from minibule.train.loop import run_steps
@@ -163,13 +163,13 @@ class Outcome(NamedTuple):
 
 def measure(config: TrainConfig, row: Row) -> Outcome:
     """Train one run of a row, in memory, and ask the model."""
-    job = prepare(config)
-    examples = fewer(job.examples, row.records, row.answers, config.seed)
-    job = dataclasses.replace(job, examples=examples)
+    setup = prepare(config)
+    examples = fewer(setup.examples, row.records, row.answers, config.seed)
+    setup = dataclasses.replace(setup, examples=examples)
     if row.trained:
         with tempfile.TemporaryDirectory() as folder:
-            run_steps(job, Path(folder))
-    return outcome_of(observe(job, job.adapter), row.trained)
+            run_steps(setup, RunFolder(folder))
+    return outcome_of(observe(setup, setup.adapter), row.trained)
 
 
 def fewer(examples: Sequence[Example], records: int, answers: int, seed: int) -> list[Example]:

@@ -31,8 +31,9 @@ from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
 from minibule.models.chat_files import load_chat
-from minibule.models.huggingface import config_json, save_weights
+from minibule.models.huggingface import config_json
 from minibule.models.load import load_model
+from minibule.models.save import save_weights
 from minibule.program import run
 from minibule.text.chat import CHATML, SYSTEM_MESSAGE, Chat
 

@@ -45,12 +45,14 @@ from minibule.files import embedded_folder, write_json
 from minibule.models import gguf_file
 from minibule.models.chat_files import load_chat
 from minibule.models.gguf_write import export_gguf
-from minibule.models.huggingface import COMPANIONS, config_json, save_weights
+from minibule.models.huggingface import COMPANIONS, config_json
 from minibule.models.load import load_model
 from minibule.models.peft import save_adapter
+from minibule.models.save import save_weights
 from minibule.program import run
 from minibule.records.records import read_records
-from minibule.runs.settings import resolve, to_toml
+from minibule.runs.settings import read_settings, resolve
+from minibule.settings import to_toml
 from minibule.text.chat import CHATML, Chat
 from minibule.text.examples import tokenize
 
@@ -631,10 +633,10 @@ def use_heldout(path: Path, model: Llama, chat: Chat) -> None:
 
 
 def use_toml(path: Path) -> None:
-    config = resolve({"config": str(path)})
+    config = read_settings(path)
     again = path.with_name("again.toml")
     again.write_text(to_toml(config), encoding="utf-8")
-    check(resolve({"config": str(again)}) == config, "settings that are not read back alike")
+    check(read_settings(again) == config, "settings that are not read back alike")
 
 
 # -- the good files --------------------------------------------------------------------------------

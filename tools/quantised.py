@@ -19,9 +19,8 @@ from minibule.core.llama import Llama
 from minibule.evaluate.questions import ACCEPTED, read_questions
 from minibule.files import embedded_folder
 from minibule.models.chat_files import load_chat
-from minibule.models.gguf_write import export_gguf
+from minibule.models.gguf_write import GGUF_TYPES, export_gguf
 from minibule.models.load import load_model
-from minibule.runs.settings import GGUF_TYPES
 from minibule.text.chat import Chat
 
 

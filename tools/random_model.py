@@ -15,7 +15,8 @@ import numpy as np
 from minibule.core.llama import Llama
 from minibule.errors import InputError
 from minibule.files import whole_folder
-from minibule.models.huggingface import COMPANIONS, load_config, save_weights
+from minibule.models.huggingface import COMPANIONS, load_config
+from minibule.models.save import save_weights
 from minibule.program import run
 
 

@@ -1,25 +1,32 @@
 """How the next token is chosen."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from minibule.machine.matrix import Array
+from minibule.settings import setting
+
+SAMPLING = "sampling"  # the heading in --help
 
 
-class Sampling(NamedTuple):
-    """How the next token is chosen.
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the same seed and prompt give the same answer."""
 
-    temperature   0 takes the likeliest token (greedy); 1 samples from the model itself
-    top_k         sample among the k likeliest tokens only; 0 = all
-    top_p         sample among the likeliest tokens that together have this probability
-    seed          the draw; the same seed and prompt give the same answer
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: float = setting(
+        0.0, "0 = always the likeliest token, 1 = sample from the model itself", 0, group=SAMPLING
+    )
+    top_k: int = setting(0, "sample among the K likeliest tokens only; 0 = all", 0, group=SAMPLING)
+    top_p: float = setting(
+        1.0,
+        "sample among the likeliest tokens that together have this probability; 1 = all",
+        0,
+        1,
+        above=True,
+        group=SAMPLING,
+    )
+    seed: int = setting(0, "of the draws", 0, group=SAMPLING)
 
 
 def choose(logits: Array, sampling: Sampling, u: Array) -> Array:

@@ -1,6 +1,7 @@
 """GGUF in: the model's shapes and weights, its tokenizer and its chat template."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr  # values of a damaged file may be as long as the file
 from typing import Any
@@ -10,10 +11,12 @@ from tokenizers import Tokenizer
 
 from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
 from minibule.errors import InputError, listed
-from minibule.files import native_parser
+from minibule.files import native_parser, write_json
 from minibule.machine.matrix import Array
 from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
+from minibule.models.huggingface import config_json, save_chat
 from minibule.models.safetensors import check_finite, check_shapes
+from minibule.text.chat import Chat, default_template
 
 _BYTE_LEVEL = {
     "type": "ByteLevel",
@@ -33,6 +36,38 @@ PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
 }
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # values of tokenizer.ggml.token_type
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A GGUF file that holds a model: see `models.source`."""
+
+    file: Gguf
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    def config(self) -> LlamaConfig:
+        return gguf_config(self.file)
+
+    def weights(self, config: LlamaConfig, narrow: bool) -> dict[str, Array]:
+        return gguf_weights(self.file, config)  # of types of its own, which are widened all
+
+    def chat(self) -> Chat:
+        return _chat(self.file)
+
+    def companions(self) -> list[Path]:
+        return []
+
+    def save_companions(self, folder: Path, config: LlamaConfig, dtype: str) -> None:
+        chat = self.chat()
+        save_chat(chat, folder)
+        ids = {f"{name}_id": number for name, number in chat.special_ids.items()}
+        write_json(folder / "config.json", config_json(config, dtype) | ids)
+
+
+# -- shapes and weights ----------------------------------------------------------------------------
 
 
 def gguf_config(file: Gguf) -> LlamaConfig:
@@ -119,6 +154,24 @@ def _array(file: Gguf, name: str) -> Array:
         ) from None
 
 
+# -- tokenizer and chat template -------------------------------------------------------------------
+
+
+def _chat(file: Gguf) -> Chat:
+    tokenizer = gguf_tokenizer(file)
+    ids = gguf_special_ids(file)
+    special_texts = {name: str(tokenizer.id_to_token(number)) for name, number in ids.items()}
+    if "eos_token" not in ids:
+        raise InputError(
+            f"{file.path}: no end-of-turn token. Expected tokenizer.ggml.eos_token_id."
+        )
+    template = file.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        template = default_template(tokenizer)
+    vocab_size = gguf_config(file).vocab_size
+    return Chat(tokenizer, template, special_texts, [ids["eos_token"]], file.path, vocab_size)
+
+
 def gguf_tokenizer(file: Gguf) -> Tokenizer:
     """The byte-level BPE that the file's metadata describes."""
     model, pre = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre")
@@ -199,8 +252,3 @@ def gguf_special_ids(file: Gguf) -> dict[str, int]:
 def _decimal(x: float) -> float:
     """The shortest decimal number that a float32 stands for: 9.999999747e-06 is 1e-05."""
     return float(str(np.float32(x)))
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Whether a path is to be read as a GGUF file and not as a folder."""
-    return Path(path).suffix == ".gguf" or Path(path).is_file()

@@ -22,16 +22,17 @@ from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import whole_file
 from minibule.machine.matrix import Array
-from minibule.models.gguf_file import Metadata, gguf_name, permute, permuted_heads, read_gguf
+from minibule.models.gguf_file import Gguf, Metadata, gguf_name, permute, permuted_heads
 from minibule.models.gguf_read import (
     CONTROL,
     NORMAL,
     PRE_TOKENIZERS,
     UNUSED,
     USER_DEFINED,
-    is_gguf,
+    GgufModel,
 )
-from minibule.models.huggingface import merged_tensor
+from minibule.models.save import merged_tensor
+from minibule.models.source import open_source
 from minibule.text.chat import Chat
 
 # dtype -> the type of the matrices (norms stay F32), and what general.file_type calls such a file.
@@ -45,6 +46,7 @@ _TYPES = {
     "q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
     "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
+GGUF_TYPES = tuple(_TYPES)
 
 
 def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
@@ -68,7 +70,7 @@ def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
     """
     kind, file_type = _TYPES[dtype]
     check_gguf(model.config, chat, dtype)
-    base = read_gguf(chat.source) if is_gguf(chat.source) else None
+    base = _base(chat)
     shapes = model.config.tensor_shapes()
     metadata = dict(base.metadata) if base else model_metadata(model.config, chat)
     metadata["general.file_type"] = _u32(int(file_type))
@@ -98,8 +100,14 @@ def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
 def check_gguf(config: LlamaConfig, chat: Chat, dtype: str) -> None:
     """InputError where `export_gguf` would fail on this model: to be known before a long run."""
     _check_blocks(config.tensor_shapes(), _TYPES[dtype][0])
-    if not is_gguf(chat.source):
+    if not _base(chat):
         tokenizer_metadata(chat, config.vocab_size)
+
+
+def _base(chat: Chat) -> Gguf | None:
+    """The GGUF file that a chat came from, whose metadata and order a new one takes over."""
+    source = open_source(chat.source)
+    return source.file if isinstance(source, GgufModel) else None
 
 
 def gguf_bytes(parameters: int, dtype: str) -> int:

@@ -1,38 +1,26 @@
-"""Models as Hugging Face folders, in and out.
+"""A model as a Hugging Face folder: config.json, safetensors, tokenizer and chat template.
 
 Everything is checked before anything is used: all missing, unknown and misshapen tensors of a
-checkpoint are listed in one error. Folders are written whole or not at all.
+checkpoint are listed in one error. How a folder is written is in `save`.
 """
 
 import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr  # values of a damaged file may be as long as the file
 from typing import Any
 
-import numpy as np
+from tokenizers import Tokenizer
 
-from minibule.core.llama import Llama
-from minibule.core.lora import merged_weight
-from minibule.core.shapes import (
-    MAX_LAYERS,
-    RMS_NORM_EPS,
-    ROPE_THETA,
-    LlamaConfig,
-)
+from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
 from minibule.errors import InputError, listed
-from minibule.files import read_json, whole_folder, write_json
+from minibule.files import native_parser, read_json, write_json
 from minibule.machine.matrix import Array
-from minibule.models.chat_files import load_chat, save_chat
-from minibule.models.gguf_read import is_gguf
-from minibule.models.safetensors import (
-    TORCH_DTYPE,
-    narrowed,
-    write_safetensors,
-)
+from minibule.models.safetensors import TORCH_DTYPE, read_tensors, stored_tensors
+from minibule.text.chat import Chat, default_template
 
 # What a model folder holds beside its weights; copied as it is into a merged model's folder.
 COMPANIONS = (
@@ -44,7 +32,42 @@ COMPANIONS = (
 )
 
 
-MAX_SHARD_BYTES = 2 * 10**9
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """A model folder, of which nothing is read before it is asked for: see `models.source`."""
+
+    path: Path
+
+    def config(self) -> LlamaConfig:
+        return load_config(self.path)
+
+    def weights(self, config: LlamaConfig, narrow: bool) -> dict[str, Array]:
+        stored = {
+            name: tensor
+            for name, tensor in stored_tensors(weight_files(self.path)).items()
+            if not is_derived(name, config)
+        }
+        return read_tensors(stored, config.tensor_shapes(), self.path, narrow)
+
+    def chat(self) -> Chat:
+        return _chat(self.path)
+
+    def companions(self) -> list[Path]:
+        files = [self.path / name for name in COMPANIONS if (self.path / name).exists()]
+        for file in files:
+            if not file.is_file() or not os.access(file, os.R_OK):
+                raise InputError(f"{file}: expected a file that can be copied beside the weights.")
+        return files
+
+    def save_companions(self, folder: Path, config: LlamaConfig, dtype: str) -> None:
+        for file in self.companions():
+            shutil.copy(file, folder / file.name)
+        raw = read_json(self.path / "config.json") | {"torch_dtype": TORCH_DTYPE[dtype]}
+        raw.pop("dtype", None)  # the newer name of the same
+        write_json(folder / "config.json", raw)
+
+
+# -- shapes and weights ----------------------------------------------------------------------------
 
 
 def load_config(folder: Path) -> LlamaConfig:
@@ -139,57 +162,6 @@ def is_derived(name: str, config: LlamaConfig) -> bool:
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
-def save_model(model: Llama, folder: Path, source: Path, dtype: str = "F32") -> None:
-    """Write a Hugging Face folder of the model, its adapter merged into its weights.
-
-    Parameters
-    ----------
-    source : folder or GGUF file the base model came from
-        Its config and tokenizer files are taken over, or made from the GGUF's metadata.
-    dtype : "F32", "F16" or "BF16"
-        Only F32 keeps a merged adapter's small changes to the last digit.
-    """
-    chat = load_chat(source) if is_gguf(source) else None
-    if chat:
-        ids = {f"{name}_id": number for name, number in chat.special_ids.items()}
-        config = config_json(model.config, dtype) | ids
-    else:
-        config = read_json(source / "config.json") | {"torch_dtype": TORCH_DTYPE[dtype]}
-        config.pop("dtype", None)  # the newer name of the same
-    with whole_folder(folder) as partial:
-        if chat:
-            save_chat(chat, partial)
-        for file in companions(source):
-            shutil.copy(file, partial / file.name)
-        write_json(partial / "config.json", config)
-        save_weights(model, partial, dtype)
-
-
-def companions(source: Path) -> list[Path]:
-    """The files beside a model's weights that go along with it; InputError for one that cannot."""
-    files = [source / name for name in COMPANIONS if (source / name).exists()]
-    for file in files:
-        if not file.is_file() or not os.access(file, os.R_OK):
-            raise InputError(f"{file}: expected a file that can be copied beside the weights.")
-    return files
-
-
-def save_weights(model: Llama, folder: Path, dtype: str) -> None:
-    """Write model.safetensors, or shards of at most MAX_SHARD_BYTES and their index."""
-    shards = _shards(model.config.tensor_shapes(), 4 if dtype == "F32" else 2)
-    weight_map: dict[str, str] = {}
-    for number, tensors in enumerate(shards, start=1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        arrays = {name: narrowed(merged_tensor(model, name), dtype) for name in tensors}
-        write_safetensors(folder / file, arrays, TORCH_DTYPE[dtype])
-        weight_map |= dict.fromkeys(tensors, file)
-    if len(shards) > 1:
-        index = {"metadata": {}, "weight_map": weight_map}
-        write_json(folder / "model.safetensors.index.json", index)
-
-
 def config_json(config: LlamaConfig, dtype: str) -> dict[str, Any]:
     """The config.json of a model of these shapes."""
     return {
@@ -204,21 +176,69 @@ def config_json(config: LlamaConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def merged_tensor(model: Llama, name: str) -> Array:
-    """A weight of the model by its Hugging Face name, with its adapter's share added."""
-    pair = model.adapter.pair(name.removesuffix(".weight")) if model.adapter else None
-    return merged_weight(model.weights[name], pair)
+# -- tokenizer and chat template -------------------------------------------------------------------
 
 
-def _shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
-    """Tensor names, cut where a file would exceed MAX_SHARD_BYTES."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        tensor_size = itemsize * int(np.prod(shape))
-        if shards[-1] and size + tensor_size > MAX_SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += tensor_size
-    return shards
+def _chat(folder: Path) -> Chat:
+    file = folder / "tokenizer.json"
+    read_json(file)  # for its errors: tokenizers' own do not name the file
+    with native_parser(f"{file}: not a tokenizer that can be used"):
+        tokenizer = Tokenizer.from_file(str(file))
+    settings = _optional_json(folder / "tokenizer_config.json")
+    texts = {
+        name: text.get("content") if isinstance(text, dict) else text
+        for name, text in settings.items()
+        if name.endswith("_token")
+    }
+    special_texts = {name: text for name, text in texts.items() if isinstance(text, str)}
+    eos = _stop_tokens(folder, tokenizer, special_texts)
+    template = _template(folder, settings, tokenizer)
+    size = _optional_json(folder / "config.json").get("vocab_size")
+    vocab_size = size if type(size) is int else None
+    return Chat(tokenizer, template, special_texts, eos, folder, vocab_size)
+
+
+def save_chat(chat: Chat, folder: Path) -> None:
+    """Write the tokenizer files of a Hugging Face folder."""
+    chat.tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {**chat.special_texts, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if chat.template:
+        settings["chat_template"] = chat.template
+    write_json(folder / "tokenizer_config.json", settings)
+    ids = {f"{name}_id": number for name, number in chat.special_ids.items()}
+    write_json(folder / "generation_config.json", ids | {"eos_token_id": chat.end_of_turn})
+
+
+def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> str:
+    file = folder / "chat_template.jinja"
+    template = settings.get("chat_template")
+    if file.is_file():
+        try:
+            template = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: not UTF-8 text ({error}).") from None
+    if isinstance(template, list):  # several named templates
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if isinstance(template, str):
+        return template
+    return default_template(tokenizer)
+
+
+def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, str]) -> list[int]:
+    for file in ("generation_config.json", "config.json"):
+        eos = _optional_json(folder / file).get("eos_token_id")
+        ids = [i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int]
+        if ids and all(0 <= i < 2**32 and tokenizer.id_to_token(i) is not None for i in ids):
+            return ids
+    token = tokenizer.token_to_id(special_texts.get("eos_token", "<|im_end|>"))
+    if token is None:
+        raise InputError(
+            f"{folder}: no end-of-turn token. Expected eos_token_id in generation_config.json or "
+            "config.json, or eos_token in tokenizer_config.json."
+        )
+    return [token]
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}

@@ -1,23 +1,10 @@
-"""Models and adapters on disk: Hugging Face folders in and out, PEFT adapters in and out.
-
-Everything is checked before anything is used: all missing, unknown and misshapen tensors of a
-checkpoint are listed in one error. Folders are written whole or not at all.
-"""
+"""A model in: from a Hugging Face folder or a GGUF file, with an adapter on top if asked for."""
 
 from pathlib import Path
 
 from minibule.core.llama import Llama
-from minibule.files import existing_folder
-from minibule.models.gguf_file import read_gguf
-from minibule.models.gguf_read import gguf_config, gguf_weights, is_gguf
-from minibule.models.huggingface import is_derived, load_config, weight_files
 from minibule.models.peft import load_adapter
-from minibule.models.safetensors import (
-    read_tensors,
-    stored_tensors,
-)
-
-# -- models in -------------------------------------------------------------------------------------
+from minibule.models.source import open_source
 
 
 def load_model(
@@ -45,26 +32,9 @@ def load_model(
         If the folder is missing, holds another architecture or one with features this code does
         not compute, or if its tensors are not exactly the expected ones, or not finite.
     """
-    if is_gguf(path):
-        file = read_gguf(path)
-        config = gguf_config(file)
-        weights = gguf_weights(file, config)
-    else:
-        folder = existing_folder(path, "a Hugging Face model folder, or a GGUF file")
-        config = load_config(folder)
-        stored = {
-            name: tensor
-            for name, tensor in stored_tensors(weight_files(folder)).items()
-            if not is_derived(name, config)
-        }
-        weights = read_tensors(stored, config.tensor_shapes(), folder, narrow)
-    model = Llama(config, weights)
+    source = open_source(path)
+    config = source.config()
+    model = Llama(config, source.weights(config, narrow))
     if adapter is not None:
         model.adapter = load_adapter(adapter, config)
     return model
-
-
-# -- models out ------------------------------------------------------------------------------------
-
-
-# -- PEFT adapters ---------------------------------------------------------------------------------

@@ -92,9 +92,7 @@ def _parquet(stream: io.BufferedIOBase) -> Rows:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise InputError(
-            "reading .parquet needs pyarrow: pip install 'minibule[parquet]'"
-        ) from None
+        raise InputError("reading .parquet needs pyarrow: pip install '.[parquet]'") from None
     row = 0
     try:
         for batch in parquet.ParquetFile(stream).iter_batches(batch_size=256):

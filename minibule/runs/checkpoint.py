@@ -26,22 +26,11 @@ from minibule.files import whole_file, writing
 from minibule.machine.half import widened
 from minibule.machine.matrix import Array
 from minibule.models.safetensors import check_finite
-from minibule.runs.settings import TrainConfig
+from minibule.runs.settings import MAY_CHANGE, TrainConfig
 
 VERSION = 1
 UNSIGNED = "0" * 64  # stands in the checksum's place while the checksum is worked out
 MAX_HEADER = 16 * 2**20  # bytes of a file beside its numbers, at most
-
-# What may change when a run goes on, because nothing that is computed depends on it; or, for
-# `threads` and `pass_tokens`, only its last digits: a run that was short of memory or of
-# processors must be able to go on. `model`, `data` and `heldout` may have moved, their content is
-# compared.
-MAY_CHANGE = frozenset(
-    [
-        *("output", "overwrite", "export", "save_every", "keep", "model", "data", "heldout"),
-        *("threads", "pass_tokens", "memory"),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -264,6 +253,3 @@ def _verified(path: Path) -> tuple[dict[str, Any], int]:
     if digest.hexdigest() != claimed:
         raise DamagedError("its checksum does not fit its bytes: the disk or a copy changed it")
     return json.loads(metadata["minibule"]), 8 + size
-
-
-# -- metrics.jsonl ---------------------------------------------------------------------------------

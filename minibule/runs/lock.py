@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minibule.errors import InputError
-
-LOCK = ".lock"
+from minibule.runs.folder import RunFolder
 
 if sys.platform == "win32":
     import msvcrt
@@ -41,7 +40,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    file = _take(folder / LOCK)
+    path = RunFolder(folder).lock
+    file = _take(path)
     try:
         holder = {
             "pid": os.getpid(),
@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
         if os.name == "nt":
             file.close()  # Windows removes no open file
         with suppress(OSError):
-            (folder / LOCK).unlink()
+            path.unlink()
         file.close()
         if made:
             with suppress(OSError):
@@ -66,8 +66,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 def refuse_if_locked(folder: Path) -> None:
     """InputError where another run holds the folder; nothing is made or left there."""
-    if (folder / LOCK).exists():
-        _take(folder / LOCK).close()
+    path = RunFolder(folder).lock
+    if path.exists():
+        _take(path).close()
 
 
 def _take(path: Path) -> BinaryIO:

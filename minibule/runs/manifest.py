@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minibule.errors import InputError, listed
-from minibule.files import read_json, whole_file, write_json, writing
-
-MANIFEST = "manifest.json"
+from minibule.files import is_partial, read_json, whole_file, write_json, writing
+from minibule.runs.folder import RunFolder
 
 
 class Manifest:
@@ -23,7 +22,7 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / MANIFEST
+        self.path = RunFolder(folder).manifest
         self.exists = self.path.exists()
         self.files: dict[str, int | None] = {}
         if self.exists:
@@ -78,6 +77,8 @@ class Manifest:
         """
         foreign = []
         for file in dict.fromkeys(file for target in targets for file in _files_in(target)):
+            if is_partial(file):  # of a run that died: none of the user's
+                continue
             claims = [n for n in (self._name(file), self._name(file.parent)) if n in self.files]
             if not claims:
                 foreign.append(f"{file}: not in the list of what a run wrote, {self.path.name}")

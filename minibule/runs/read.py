@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from minibule.errors import InputError
 from minibule.files import existing_folder
+from minibule.runs.folder import RunFolder
 from minibule.runs.metrics import read_metrics
-from minibule.runs.settings import TrainConfig, resolve
+from minibule.runs.settings import TrainConfig, read_settings
 from minibule.runs.snapshot import Snapshot, load_snapshot
 
 
@@ -25,23 +26,24 @@ class Run(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        return self.after is not None and (self.folder / "adapter").is_dir()
+        return self.after is not None and self.files.adapter.is_dir()
+
+    @property
+    def files(self) -> RunFolder:
+        """Where each of its files is."""
+        return RunFolder(self.folder)
 
 
 def read_run(folder: str | Path) -> Run:
     """Read a run's folder, finished or not."""
     folder = existing_folder(folder, "the output folder of a training run")
-    if not (folder / "config.toml").is_file():
+    files = RunFolder(folder)
+    if not files.settings.is_file():
         raise InputError(
-            f"{folder}: not the folder of a training run: it has no config.toml. Expected what "
-            "`python -m minibule.train` has written, such as runs/tiny."
+            f"{folder}: not the folder of a training run: it has no {files.settings.name}. "
+            "Expected what `python -m minibule.train` has written, such as runs/tiny."
         )
-    config = resolve({"config": str(folder / "config.toml")})
     before, after = (
-        load_snapshot(path) if (path := folder / f"{when}.json").exists() else None
-        for when in ("before", "after")
+        load_snapshot(path) if path.exists() else None for path in (files.before, files.after)
     )
-    return Run(folder, config, read_metrics(folder / "metrics.jsonl"), before, after)
-
-
-# -- metrics over the steps ------------------------------------------------------------------------
+    return Run(folder, read_settings(files.settings), read_metrics(files.metrics), before, after)

@@ -35,6 +35,11 @@ CHATML = (
 )
 
 
+def default_template(tokenizer: Tokenizer) -> str:
+    """ChatML for a model that names no template but knows ChatML's tokens; else ""."""
+    return CHATML if tokenizer.token_to_id("<|im_start|>") is not None else ""
+
+
 def render_chatml(messages: Sequence[Message]) -> str:
     """What CHATML makes of the messages, with the assistant's turn opened.
 

@@ -38,7 +38,7 @@ class Template:
         if importlib.util.find_spec("jinja2") is None:
             raise InputError(
                 "is not the built-in ChatML and needs jinja2. "
-                "Install it: pip install 'minibule[templates]'."
+                "Install it: pip install '.[templates]'."
             )
         # It is to find minibule and jinja2 where this process found them, and nowhere else.
         found = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100

@@ -1,30 +1,31 @@
 """`python -m minibule.train`."""
 
-import argparse
-
+from minibule.errors import InputError
 from minibule.program import run
 from minibule.runs.settings import add_arguments, resolve
+from minibule.settings import Parser
 from minibule.train.dry_run import dry_run
 from minibule.train.loop import train
 from minibule.train.resume import resumed_settings
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m minibule.train",
+        usage="%(prog)s [FLAGS]",
         description="Train a LoRA adapter from rejection records. "
         "Without arguments: the embedded model on its embedded records.",
     )
-    add_arguments(parser)
-    parser.add_argument(
+    heading = add_arguments(parser)
+    heading.add_argument(
         "--resume", action="store_true", help="go on with the run in --output, with its settings"
     )
-    parser.add_argument(
+    heading.add_argument(
         "--dry-run", action="store_true", help="check everything, try a few steps, write nothing"
     )
     arguments = vars(parser.parse_args(argv))
     if arguments["resume"] and arguments["dry_run"]:
-        parser.error("--dry-run rehearses a new run, --resume goes on with an old one")
+        raise InputError("--dry-run rehearses a new run, --resume goes on with an old one.")
     if arguments["dry_run"]:
         dry_run(resolve(arguments), arguments["config"])
     elif arguments["resume"]:

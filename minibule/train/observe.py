@@ -1,7 +1,4 @@
-"""What a model does at one moment: observed before and after training, saved, compared.
-
-A run's folder keeps both as before.json and after.json, from which `report` draws its page.
-"""
+"""What a model does at one moment: everything that is asked of it before and after training."""
 
 import dataclasses
 
@@ -10,41 +7,41 @@ import numpy as np
 from minibule.core.lora import Adapter
 from minibule.errors import InputError
 from minibule.evaluate.heldout import evaluate
-from minibule.evaluate.position import (
-    telling_position,
-)
+from minibule.evaluate.position import telling_position
 from minibule.evaluate.questions import ask, check_fit
 from minibule.generate.decode import answer
-from minibule.runs.snapshot import (
-    Snapshot,
-)
-from minibule.train.setup import Job
+from minibule.runs.snapshot import Snapshot
+from minibule.train.setup import Setup
 
 PROBE_TOKENS = 48  # of the answer to --probe
 
 
-def check_questions(job: Job) -> None:
+def check_questions(setup: Setup) -> None:
     """InputError where the probe or a held-out prompt does not fit: to be known before a run."""
-    context = job.model.config.max_position_embeddings
-    if job.config.probe:
-        length = len(job.chat.encode_prompt(job.config.probe))
+    context = setup.model.config.max_position_embeddings
+    if setup.config.probe:
+        length = len(setup.chat.encode_prompt(setup.config.probe))
         if length + PROBE_TOKENS > context:
             raise InputError(
                 f"--probe: found a prompt of {length:,} tokens; with an answer of {PROBE_TOKENS} "
                 f"it exceeds the model's context of {context:,}. Shorten it, or leave it empty."
             )
-    if job.questions:
-        check_fit(job.chat, job.questions, context)
+    if setup.questions:
+        check_fit(setup.chat, setup.questions, context)
 
 
 @np.errstate(all="ignore")  # a model whose numbers overflow is measured as it is
-def observe(job: Job, adapter: Adapter | None) -> Snapshot:
-    """Ask the job's model with `adapter`, or without one, everything there is to ask."""
-    model, chat, config = dataclasses.replace(job.model, adapter=adapter), job.chat, job.config
-    examples, heldout, questions = job.examples, job.heldout, job.questions
+def observe(setup: Setup, adapter: Adapter | None) -> Snapshot:
+    """Ask the model with `adapter`, or without one, everything there is to ask."""
+    model, chat, config = (
+        dataclasses.replace(setup.model, adapter=adapter),
+        setup.chat,
+        setup.config,
+    )
+    examples, heldout, questions = setup.examples, setup.heldout, setup.questions
     sizes = {
         "parameters": model.config.parameters,
-        "trained": sum(p.size for p in job.adapter.params.values()),
+        "trained": sum(p.size for p in setup.adapter.params.values()),
         "records": len(examples),
         "answers": sum(len(example.answers) for example in examples),
         "heldout": len(heldout),
@@ -52,7 +49,7 @@ def observe(job: Job, adapter: Adapter | None) -> Snapshot:
     probe = None
     if config.probe:
         (probe,) = answer(model, chat, [config.probe], PROBE_TOKENS)
-    objective, pass_tokens = config.resolved_objective(), config.pass_tokens
+    objective, pass_tokens = setup.objective, config.pass_tokens
     return Snapshot(
         sizes,
         probe,
@@ -60,12 +57,3 @@ def observe(job: Job, adapter: Adapter | None) -> Snapshot:
         evaluate(model, heldout, objective, pass_tokens) if heldout else None,
         telling_position(model, chat, heldout or examples, objective, pass_tokens),
     )
-
-
-# -- one position ----------------------------------------------------------------------------------
-
-
-# -- saved and read back ---------------------------------------------------------------------------
-
-
-# -- compared --------------------------------------------------------------------------------------

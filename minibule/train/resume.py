@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from minibule.errors import InputError, listed
 from minibule.files import remove_stale
-from minibule.runs.checkpoint import MAY_CHANGE, Checkpoint, newest_checkpoint
-from minibule.runs.settings import TrainConfig, given_settings, resolve
-from minibule.train.setup import Job
+from minibule.runs.checkpoint import Checkpoint, newest_checkpoint
+from minibule.runs.folder import RunFolder
+from minibule.runs.settings import MAY_CHANGE, TrainConfig, given_settings, read_settings
+from minibule.train.setup import Setup
 
 
 def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
@@ -22,10 +23,10 @@ def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
         raise InputError("--resume without --output: expected the folder of the run to go on with.")
     if arguments.get("overwrite"):
         raise InputError("--resume goes on with a run, --overwrite replaces it: expected one.")
-    file = Path(arguments["output"]) / "config.toml"
+    file = RunFolder(arguments["output"]).settings
     if not file.exists():
         raise InputError(f"{file}: not there, so there is no run to go on with. Omit --resume.")
-    stored, given = resolve({"config": str(file)}), given_settings(arguments)
+    stored, given = read_settings(file), given_settings(arguments)
     differences = [
         f"{name}: {getattr(stored, name)!r} there, {value!r} now"
         for name, value in given.items()
@@ -40,20 +41,23 @@ def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(stored, **changed)
 
 
-def find_checkpoint(job: Job, output: Path) -> Checkpoint | None:
+def find_checkpoint(setup: Setup, folder: RunFolder) -> Checkpoint | None:
     """Where to go on from, None for the start; prints it, and which checkpoints are damaged."""
-    folder = output / "checkpoint"
-    remove_stale(output)
-    remove_stale(folder)
-    checkpoint, damaged = newest_checkpoint(folder, job.identity, job.adapter.params)
+    remove_stale(folder.path)
+    remove_stale(folder.checkpoints)
+    checkpoint, damaged = newest_checkpoint(
+        folder.checkpoints, setup.identity, setup.adapter.params
+    )
     for note in damaged:
         print(f"damaged    {note}")
     if checkpoint is None:
         print("resume     no checkpoint yet: from step 1")
-    elif checkpoint.progress.step == job.steps:
-        print(f"resume     all {job.steps} steps are done: what comes after them is done again")
+    elif checkpoint.progress.step == setup.steps:
+        print(f"resume     all {setup.steps} steps are done: what comes after them is done again")
     else:
-        print(f"resume     from {checkpoint.path}, step {checkpoint.progress.step} of {job.steps}")
+        print(
+            f"resume     from {checkpoint.path}, step {checkpoint.progress.step} of {setup.steps}"
+        )
     return checkpoint
 
 

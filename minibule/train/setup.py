@@ -11,13 +11,12 @@ from typing import cast
 from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
+from minibule.core.objective import Objective
 from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError, listed
 from minibule.evaluate.questions import Question, read_questions
 from minibule.machine.threads import set_threads, threads
 from minibule.models.chat_files import load_chat
-from minibule.models.gguf_write import check_gguf, gguf_bytes
-from minibule.models.huggingface import companions
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter
 from minibule.records.records import Record, read_file
@@ -38,7 +37,7 @@ def planned_steps(config: TrainConfig, examples: int) -> int:
 
 
 @dataclass(frozen=True)
-class Job:
+class Setup:
     """A model with its adapter, and what it is to be taught.
 
     source      folder or GGUF file that the base model came from
@@ -47,6 +46,7 @@ class Job:
     questions   prompts with known answers, to ask before and after
     start       the adapter before its first step, given by `init_adapter`; None: a fresh one, which
                 changes nothing
+    objective   as the settings name it, each knob of `config` being set to what it says
     """
 
     config: TrainConfig
@@ -57,6 +57,7 @@ class Job:
     heldout: list[Example]
     questions: list[Question]
     start: Adapter | None
+    objective: Objective
 
     @property
     def steps(self) -> int:
@@ -68,7 +69,7 @@ class Job:
 
     @functools.cached_property
     def identity(self) -> Identity:
-        """What a checkpoint must be of to go on with this job."""
+        """What a checkpoint must be of to go on with this setup."""
         return identity(self.model, self.examples, self.config)
 
     @functools.cached_property
@@ -87,18 +88,15 @@ class Job:
         ]
 
 
-def prepare(config: TrainConfig) -> Job:
-    """Read and check everything that the settings name; the job has all of them settled."""
+def prepare(config: TrainConfig) -> Setup:
+    """Read and check everything that the settings name; the set-up has all of them settled."""
     set_threads(config.threads)
     source, data, questions_file = config.resolved_files()
     model, chat = load_model(source, narrow=True), load_chat(source)
     if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
         set_threads(1)
-    for kind in config.export:
-        if kind == "hf":
-            companions(source)
-        if kind.startswith("gguf:"):
-            check_gguf(model.config, chat, kind.removeprefix("gguf:"))
+    for export in config.exports:
+        export.check(model, chat)
     lora = config.resolved_lora(model.config.num_hidden_layers)
     start = load_adapter(config.init_adapter, model.config) if config.init_adapter else None
     if start:
@@ -125,9 +123,9 @@ def prepare(config: TrainConfig) -> Job:
             f"{data}: no record is left to train on. Raise --max-length, or check that the "
             "answers are in a language the model's tokenizer knows."
         )
-    knobs = config.resolved_objective()._asdict()
-    return Job(
-        dataclasses.replace(config, **knobs),
+    objective = config.resolved_objective()
+    return Setup(
+        dataclasses.replace(config, **objective._asdict()),
         source,
         model,
         chat,
@@ -135,6 +133,7 @@ def prepare(config: TrainConfig) -> Job:
         examples(held_records) if held_records else [],
         read_questions(questions_file) if questions_file else [],
         start,
+        objective,
     )
 
 
@@ -159,11 +158,11 @@ def _check_start(config: TrainConfig, wanted: LoraConfig, start: LoraConfig) -> 
         )
 
 
-def describe(job: Job) -> None:
+def describe(setup: Setup) -> None:
     """Print what is about to be trained."""
-    config, adapter, model = job.config, job.adapter, job.model
+    config, adapter, model = setup.config, setup.adapter, setup.model
     trained = sum(p.size for p in adapter.params.values())
-    answers = sum(len(example.answers) for example in job.examples)
+    answers = sum(len(example.answers) for example in setup.examples)
     name = config.model or "embedded"
     print(f"model      {name}: {model.config.parameters:,} parameters, frozen")
     print(
@@ -171,23 +170,16 @@ def describe(job: Job) -> None:
         f"{trained:,} parameters, trained"
     )
     print(
-        f"records    {len(job.examples):,} prompts with {answers:,} rejected answers, "
-        f"{len(job.heldout):,} more held out"
+        f"records    {len(setup.examples):,} prompts with {answers:,} rejected answers, "
+        f"{len(setup.heldout):,} more held out"
     )
-    print(f"objective  {config.objective}: {config.resolved_objective()}")
+    print(f"objective  {config.objective}: {setup.objective}")
 
 
-def expected_bytes(job: Job) -> int:
+def expected_bytes(setup: Setup) -> int:
     """About how much the run will write: checkpoints, adapter, exports."""
-    config, parameters = job.config, job.model.config.parameters
-    adapter = 4 * sum(p.size for p in job.adapter.params.values())
-    saved = 1 + (job.steps // config.save_every if config.save_every else 0)
+    config = setup.config
+    adapter = 4 * sum(p.size for p in setup.adapter.params.values())
+    saved = 1 + (setup.steps // config.save_every if config.save_every else 0)
     total = adapter + 3 * adapter * (min(saved, config.keep) + 1)  # one is there before one goes
-    for kind in config.export:
-        if kind == "hf":
-            total += 4 * parameters
-        elif kind.startswith("gguf:"):
-            total += gguf_bytes(parameters, kind.removeprefix("gguf:"))
-        elif kind == "gguf-lora":
-            total += adapter
-    return total
+    return total + sum(export.size(setup.model) for export in config.exports)

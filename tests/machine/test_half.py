@@ -16,9 +16,10 @@ from minibule.files import write_json
 from minibule.machine import half as narrow
 from minibule.machine.half import Narrow, widened
 from minibule.models import safetensors as tensors
-from minibule.models.huggingface import config_json, save_weights
+from minibule.models.huggingface import config_json
 from minibule.models.load import load_model
 from minibule.models.safetensors import narrowed
+from minibule.models.save import save_weights
 from minibule.train.__main__ import main
 
 EXAMPLES = [

@@ -21,10 +21,9 @@ from minibule.export import main
 from minibule.files import embedded_folder, write_json
 from minibule.models.chat_files import load_chat
 from minibule.models.gguf_file import gguf_name, permute, read_gguf, unpermute
-from minibule.models.gguf_write import export_gguf, export_gguf_lora
+from minibule.models.gguf_write import GGUF_TYPES, export_gguf, export_gguf_lora
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter, save_adapter
-from minibule.runs.settings import GGUF_TYPES
 
 TEXTS = [
     "hello",

@@ -22,9 +22,10 @@ from minibule.core.optim import AdamW
 from minibule.core.shapes import LlamaConfig
 from minibule.core.step import gradients
 from minibule.files import write_json
-from minibule.models.huggingface import config_json, save_model, save_weights
+from minibule.models.huggingface import config_json
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter, save_adapter
+from minibule.models.save import save_model, save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles' own deprecations
 

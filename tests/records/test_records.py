@@ -223,7 +223,7 @@ def test_parquet(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # makes the import fail
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    assert "pip install 'minibule[parquet]'" in refusal(tmp_path / "a.parquet")
+    assert "pip install '.[parquet]'" in refusal(tmp_path / "a.parquet")
 
 
 # --- Merging and skipping ------------------------------------------------------------------------

@@ -28,7 +28,8 @@ from minibule.report.sections import write_report
 from minibule.runs import snapshot
 from minibule.runs.comparison import MEASURES
 from minibule.runs.read import read_run
-from minibule.runs.settings import resolve, to_toml
+from minibule.runs.settings import read_settings
+from minibule.settings import to_toml
 from minibule.train.__main__ import main as train
 
 # Of a run of a few steps: three lines, three small ones, the bars of a position.
@@ -249,7 +250,7 @@ def hostile(run):
 
     for when in ("before", "after"):
         edit(run / f"{when}.json", change)
-    config = resolve({"config": str(run / "config.toml")})
+    config = read_settings(run / "config.toml")
     config = dataclasses.replace(config, probe=SCRIPT, model=f"a/{SCRIPT}", data=f'"{word}')
     (run / "config.toml").write_text(to_toml(config))
     moved = run.with_name("<b>&amp; 'q' \"")

@@ -120,7 +120,7 @@ def test_another_template_is_rendered_by_jinja(folder):
 def test_another_template_without_jinja_says_how_to_get_it(folder, monkeypatch):
     set_template(folder, "{{ messages }}")
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(InputError, match=r"pip install 'minibule\[templates\]'"):
+    with pytest.raises(InputError, match=r"pip install '.\[templates\]'"):
         load_chat(folder).encode_prompt("x")
 
 

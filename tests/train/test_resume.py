@@ -15,24 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, random_llama
+from helpers import ROOT
 from safetensors.numpy import load_file, save_file
 
 from minibule import files, program
-from minibule.core.lora import init_adapter
-from minibule.core.optim import AdamW
-from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.machine import threads as machine
-from minibule.machine.half import Narrow
 from minibule.report.sections import write_report
-from minibule.runs import checkpoint as run_state
-from minibule.runs.lock import LOCK, locked, refuse_if_locked
+from minibule.runs.lock import refuse_if_locked
 from minibule.runs.read import read_run
 from minibule.train import loop as train_module
 from minibule.train.__main__ import main
-from minibule.train.dry_run import _merged_gb
 
 FEW = ["--heldout=", "--probe=", "--eval-fraction=0.02", "--export=none", "--lora-r=2"]
 # 12 records, 2 batches of 2 a step: an epoch ends in the middle of every third step.
@@ -79,10 +73,10 @@ def stop_after(monkeypatch, steps):
     """Make training break down, as by a power cut, when that many steps are done."""
     take_step = train_module.take_step
 
-    def limited(job, optimiser, step):
+    def limited(setup, optimiser, step):
         if step > steps:
             raise RuntimeError("power cut")
-        return take_step(job, optimiser, step)
+        return take_step(setup, optimiser, step)
 
     monkeypatch.setattr(train_module, "take_step", limited)
 
@@ -215,101 +209,6 @@ def test_another_model_is_refused(settings, monkeypatch):
     main(["--resume", "--output=cut", "--model=moved"])  # elsewhere, but the same
 
 
-# -- the file --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """A small checkpoint, what it was made of, and a way to read it again."""
-    rng = np.random.default_rng(0)
-    optimiser = AdamW({"a": rng.normal(size=(3, 2)).astype(np.float32)}, 0.0)
-    optimiser.step({"a": np.ones((3, 2), np.float32)}, 0.1)
-    run = run_state.Identity({"lr": 0.1, "targets": ["q"]}, "m", "d")
-    progress = run_state.Progress(5, 1, 123, 4.5)
-    path = run_state.save_checkpoint(tmp_path / "c", run, progress, optimiser, keep=2)
-    return path, optimiser, run, progress
-
-
-def test_a_checkpoint_holds_everything(saved):
-    path, optimiser, run, progress = saved
-    found, damaged = run_state.newest_checkpoint(path.parent, run, optimiser.params)
-    assert found.progress == progress and found.path == path and not damaged
-    other = AdamW({"a": np.zeros((3, 2), np.float32)}, 0.0)
-    other.restore(found.state, found.updates)
-    assert other.steps == 1
-    for name, array in optimiser.state().items():
-        np.testing.assert_array_equal(other.state()[name], array)
-    assert run_state.newest_checkpoint(path.parent / "no", run, optimiser.params) == (None, [])
-
-
-def test_every_flipped_bit_and_every_cut_is_noticed(saved):
-    path, optimiser, run, _ = saved
-    whole = path.read_bytes()
-
-    def noticed(data):
-        path.write_bytes(data)
-        with pytest.raises(InputError, match="no checkpoint can be used"):
-            run_state.newest_checkpoint(path.parent, run, optimiser.params)
-
-    for place in range(len(whole)):
-        noticed(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-    for length in range(0, len(whole), 37):
-        noticed(whole[:length])
-    noticed(whole + b"\0")
-    rng = np.random.default_rng(0)
-    for length in (1, 8, 9, 100, 5000):
-        noticed(rng.bytes(length))
-    noticed((40).to_bytes(8, "little") + b"[" * 40)
-    noticed((2).to_bytes(8, "little") + b"{}")
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(InputError, match="no checkpoint can be used"):
-        run_state.newest_checkpoint(path.parent, run, optimiser.params)
-
-
-@pytest.mark.parametrize(
-    "about",
-    [[], {}, {"version": 1}, {"version": 1, "identity": {}, "progress": {}, "updates": 1}],
-)
-def test_a_signed_checkpoint_that_says_something_else(saved, about, monkeypatch):
-    path, optimiser, run, progress = saved
-    dumps = json.dumps
-    monkeypatch.setattr(json, "dumps", lambda value, **_: dumps(about))
-    run_state.save_checkpoint(path.parent, run, progress, optimiser, keep=1)
-    monkeypatch.undo()
-    with pytest.raises(InputError, match=r"no checkpoint can be used|version None"):
-        run_state.newest_checkpoint(path.parent, run, optimiser.params)
-
-
-def test_old_checkpoints_go_only_when_the_new_one_is_there(saved, monkeypatch):
-    path, optimiser, run, _ = saved
-    for step in (6, 7):
-        run_state.save_checkpoint(path.parent, run, run_state.Progress(step), optimiser, keep=2)
-    two = ["step-00000006.safetensors", "step-00000007.safetensors"]
-    assert names(path.parent) == two
-
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match=r"step-00000008.*No space left"):
-        run_state.save_checkpoint(path.parent, run, run_state.Progress(8), optimiser, keep=2)
-    assert names(path.parent) == two
-
-
-def test_half_written_files_of_the_dead_are_removed(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    stale = tmp_path / f".x.safetensors.{dead.pid}.partial"
-    alive = tmp_path / ".x.safetensors.1.partial"
-    own = tmp_path / f".folder.{os.getpid()}.partial"
-    stale.write_text("")
-    alive.write_text("")
-    own.mkdir()
-    files.remove_stale(tmp_path)
-    assert list(tmp_path.iterdir()) == [alive]
-
-
 # -- signals and the lock --------------------------------------------------------------------------
 
 
@@ -359,7 +258,7 @@ def test_a_signal_lets_the_step_end_and_saves(settings, number, started):
     assert "python -m minibule.train --resume --output run" in out
     (name,) = checkpoints("run")
     assert int(name[5:13]) == len(metrics.read_text().splitlines())
-    assert not Path("run", LOCK).exists()
+    assert not Path("run/.lock").exists()
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.6, 1.0])
@@ -409,19 +308,9 @@ def test_two_runs_into_one_folder(settings, started):
         assert f"process {process.pid} on " in message and "started 20" in message
     process.kill()
     process.communicate()
-    assert Path("run", LOCK).exists()  # left, but it holds nobody up
+    assert Path("run/.lock").exists()  # left, but it holds nobody up
     refuse_if_locked(Path("run"))
     assert Path("run/config.toml").stat().st_mtime == before.st_mtime
-
-
-def test_the_lock_removes_itself_and_a_folder_that_stayed_empty(tmp_path):
-    with locked(tmp_path / "new"), pytest.raises(InputError, match=f"process {os.getpid()} on"):
-        refuse_if_locked(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    (tmp_path / LOCK).write_text("not JSON")
-    with locked(tmp_path):
-        pass
-    assert not (tmp_path / LOCK).exists()
 
 
 # -- steps that are not finite ---------------------------------------------------------------------
@@ -539,7 +428,7 @@ def test_a_full_disk(settings, monkeypatch, what):
         )
     message = fails([*settings, "--output=run"])
     assert what in message and "No space left" in message
-    assert not list(Path("run").rglob("*.partial")) and not Path("run", LOCK).exists()
+    assert not list(Path("run").rglob("*.partial")) and not Path("run/.lock").exists()
 
 
 @pytest.fixture
@@ -651,17 +540,6 @@ def test_a_dry_run_knows_the_memory(capsys, started):
     expected = float(dry.partition("memory     ")[2].split()[0])
     measured = float(real.partition("peak memory ")[2].split()[0])
     assert expected == pytest.approx(measured, rel=0.15)
-
-
-def test_merging_takes_a_copy_of_what_is_changed_or_narrow():
-    model = random_llama()
-    module = "model.layers.1.self_attn.q_proj"
-    lora = LoraConfig(r=2, lora_alpha=2.0, modules=(module,), use_rslora=False)
-    model.adapter = init_adapter(lora, model.config, seed=0)
-    embedding = model.weights["model.embed_tokens.weight"]
-    model.weights["model.embed_tokens.weight"] = Narrow(embedding.astype(np.float16))
-    copied = embedding.size + model.weights[f"{module}.weight"].size
-    assert _merged_gb(model) == 4 * copied / 1e9
 
 
 # -- the outside world -----------------------------------------------------------------------------

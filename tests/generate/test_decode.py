@@ -174,23 +174,47 @@ def test_command(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "says"),
     [
-        [],
-        ["--prompt", "x", "--top-p", "0"],
-        ["--prompt", "x", "--top-p", "1.5"],
-        ["--prompt", "x", "--temperature", "-1"],
-        ["--prompt", "x", "--temperature", "nan"],
-        ["--prompt", "x", "-n", "0"],
-        ["--prompt", "x", "--max-new-tokens", "0"],
-        ["--prompt", "x", "--unknown"],
+        ([], "--prompt: not given, expected what the user says"),
+        (["--top-p", "0"], "top_p = 0 (command line): expected a number above 0 and at most 1"),
+        (["--top-p", "1.5"], "expected a number above 0 and at most 1"),
+        (["--temperature", "-1"], "temperature = -1 (command line): expected a number of at least"),
+        (["--temperature", "nan"], "expected a number of at least 0"),
+        (["--seed", "-1"], "expected a whole number of at least 0"),
+        (["-n", "0"], "n = 0 (command line): expected a whole number of at least 1"),
+        (["--max-new-tokens", "0"], "expected a whole number of at least 1"),
+        (["--promt", "hello"], "--promt: no such flag; did you mean --prompt?"),
     ],
 )
-def test_bad_arguments(arguments, capsys):
-    with pytest.raises(SystemExit) as exit:
+def test_bad_arguments(arguments, says):
+    with pytest.raises(InputError) as error:
         main(arguments)
-    assert exit.value.code == 2
-    assert "error:" in capsys.readouterr().err
+    assert says in str(error.value)
+
+
+def test_bad_arguments_are_a_line_and_status_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "minibule.generate", "--prompt", "x", "-n", "none"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.splitlines() == [
+        "error: settings that cannot be used:",
+        "  n = none (command line): expected a whole number of at least 1",
+    ]
+
+
+def test_the_defaults_stand_once(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of the answer (default: 128)" in shown and "(default: 1.0)" in shown
+    assert Sampling() == Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 
 
 def test_a_prompt_that_is_no_text():

@@ -1,6 +1,6 @@
 """Disks that are full and folders that may not be written: a command says so and spoils nothing.
 
-The train command's own files are tested in test_train.py.
+The train command's own files are tested in train/test_resume.py.
 """
 
 import ctypes

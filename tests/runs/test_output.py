@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ import pytest
 from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.machine import threads as machine
-from minibule.runs.manifest import MANIFEST, Manifest
+from minibule.models.exports import HuggingFaceExport
+from minibule.runs.manifest import Manifest
 from minibule.runs.settings import TrainConfig
-from minibule.train import loop as train_module
+from minibule.train import loop
 from minibule.train.__main__ import main
 from minibule.train.loop import train
 
@@ -51,7 +54,7 @@ def everything(folder="."):
 
 # What a run writes, and what a user may keep under the same names.
 OWN = ("config.toml", "report.html", "before.json", "after.json", "adapter/notes", "merged/notes",
-       "checkpoint/notes", MANIFEST)  # fmt: skip
+       "checkpoint/notes", "manifest.json")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -107,7 +110,7 @@ def test_a_run_is_replaced_whole():
     assert first - second == {p for p in first if p.parent.name == "merged" or p.suffix == ".gguf"}
     assert second < first and not Path("out/merged").exists()
     assert set(Manifest(Path("out")).files) == {
-        p.relative_to("out").as_posix() for p in second if p.name != MANIFEST
+        p.relative_to("out").as_posix() for p in second if p.name != "manifest.json"
     }
 
 
@@ -143,28 +146,41 @@ def test_a_link_in_a_run_leads_no_removal_out_of_it():
 def test_a_list_names_files_of_its_folder_only(name):
     run("--output=out")
     files = {name: None}
-    Path("out", MANIFEST).write_text(json.dumps({"files": files}))
+    Path("out/manifest.json").write_text(json.dumps({"files": files}))
     assert "not the list" in refuses("--output=out", "--overwrite")
 
 
 def test_a_run_that_died_while_writing_can_be_replaced(monkeypatch):
-    for broken in ("save_adapter", "export", "save_snapshot", "write_report", "take_step"):
+    where = dict.fromkeys(("save_adapter", "save_snapshot", "write_report", "take_step"), loop)
+    for broken, module in (where | {"write": HuggingFaceExport}).items():
         with monkeypatch.context() as patch:
-            patch.setattr(train_module, broken, lambda *_: 1 / 0)
+            patch.setattr(module, broken, lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 run("--output=out", "--overwrite")
     run("--output=out", "--overwrite")
     assert Path("out/report.html").exists()
 
 
+@pytest.mark.parametrize("flags", [["--resume"], ["--overwrite"]])
+def test_what_a_killed_run_left_half_written_is_swept(flags):
+    """Killed in the middle of a checkpoint, or of its list: nobody's file, and in nobody's way."""
+    run("--output=out")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for place in ("out/checkpoint/.step-00000009.safetensors", "out/.manifest.json"):
+        Path(f"{place}.{dead.pid}.partial").write_text("half")
+    main([*flags, "--output=out"]) if flags == ["--resume"] else run(*flags, "--output=out")
+    assert not list(Path("out").rglob("*.partial"))
+
+
 def test_a_run_of_an_earlier_version_goes_on_and_is_not_replaced():
     run("--output=out")
-    Path("out", MANIFEST).unlink()
+    Path("out/manifest.json").unlink()
     before = everything()
     assert "out/metrics.jsonl: not in the list" in refuses("--output=out", "--overwrite")
     assert everything() == before
     main(["--resume", "--output=out"])
-    assert set(everything()) == {*before, Path("out", MANIFEST)}
+    assert set(everything()) == {*before, Path("out/manifest.json")}
 
 
 # -- all that can fail fails before anything is touched --------------------------------------------

@@ -1,0 +1,64 @@
+"""What is said of a value from outside that cannot be: what was expected, what may be meant."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+LIMIT = 2**63  # no count is as large, and NumPy's whole numbers end here
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it is expected: of which kind, and in which range.
+
+    kind    int for a whole number, float for any, among them whole ones
+    low     the least, or with `above` the one that it must exceed
+    high    the greatest; None: anything below LIMIT
+
+    >>> str(Number(int, 1, 1000)), str(Number(float, 0)), str(Number(float, 0, 1, above=True))
+    ('a whole number from 1 to 1,000', 'a number of at least 0', 'a number above 0 and at most 1')
+    """
+
+    kind: type[int] | type[float]
+    low: float = 0
+    high: float | None = None
+    above: bool = False
+
+    def __str__(self) -> str:
+        what = "a whole number" if self.kind is int else "a number"
+        low, high = _shown(self.low), None if self.high is None else _shown(self.high)
+        if self.above:
+            return f"{what} above {low}" + (f" and at most {high}" if high else "")
+        return f"{what} from {low} to {high}" if high else f"{what} of at least {low}"
+
+    def check(self, value: object) -> Any:
+        """The value as it is; ValueError says what was expected, if it is none of these numbers.
+
+        True is no number here, nor are NaN and the infinities, and 2.0 is no whole one.
+        """
+        if isinstance(value, bool) or not isinstance(value, (int, self.kind)):
+            raise ValueError(f"expected {self}")
+        most = float("inf") if self.high is None else self.high
+        in_range = self.low <= value <= most and not (self.above and value == self.low)
+        if not in_range or value == float("inf"):
+            raise ValueError(f"expected {self}")
+        if value >= LIMIT:
+            raise ValueError("expected less than 2^63")
+        return value
+
+
+def _shown(x: float) -> str:
+    """A bound as people write it: 1,000, but 1e+12 and 0.9."""
+    return f"{x:,}" if isinstance(x, int) else f"{x:g}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean NAME?", or nothing where no known name is like it.
+
+    >>> did_you_mean("trian", ["train", "export"])
+    '; did you mean train?'
+    """
+    import difflib  # only needed on this way out
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

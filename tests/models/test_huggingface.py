@@ -1,0 +1,187 @@
+"""Models as Hugging Face folders, and every way in which one can be broken."""
+
+import struct
+
+import numpy as np
+import pytest
+from broken import change_json, change_tensors, model_folder
+from helpers import ODD, random_llama
+from safetensors.numpy import load_file, save_file
+
+from minibule.errors import InputError
+from minibule.files import write_json
+from minibule.models.load import load_model
+from minibule.models.peft import load_adapter
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return model_folder(tmp_path)
+
+
+def test_what_is_written_is_read_back_to_the_bit(folder):
+    weights = load_model(folder).weights
+    for name, w in random_llama().weights.items():
+        np.testing.assert_array_equal(weights[name], w)
+        assert weights[name].dtype == np.float32
+
+
+def test_a_tied_head_and_derived_buffers_in_the_file_are_passed_over(folder):
+    change_json(folder / "config.json", tie_word_embeddings=True)
+    change_tensors(
+        folder / "model.safetensors",
+        lambda t: t.update({"model.rotary_emb.inv_freq": np.ones(2, np.float32)}),
+    )
+    model = load_model(folder)
+    assert model.head is model.weights["model.embed_tokens.weight"]
+
+
+def test_rope_theta_in_the_newer_place(folder):
+    change_json(
+        folder / "config.json",
+        rope_theta="absent",
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    )
+    assert load_model(folder).config.rope_theta == 5000.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM.*expected LlamaForCausal"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope scaling: found 'llama3'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling: found 'linear'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": "absent"}, "hidden_size: found None, expected a whole number"),
+        ({"hidden_size": 10.5}, "hidden_size: found 10.5"),
+        ({"num_attention_heads": 0}, "num_attention_heads: found 0"),
+        ({"num_key_value_heads": 4}, "multiple of num_key_value_heads"),
+        ({"head_dim": 3}, "head_dim: found 3, expected an even"),
+        ({"rms_norm_eps": True}, "rms_norm_eps: found True"),
+        ({"vocab_size": "37"}, "vocab_size: found '37'"),
+        ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers: found 2147483647.*at most 1,000"),
+        ({"rope_theta": 1e-30}, "rope_theta: found 1e-30, expected a number from 1.0"),
+        ({"rms_norm_eps": 1e-300}, "rms_norm_eps: found 1e-300"),
+    ],
+)
+def test_configs_that_are_not_supported_are_refused_by_name(folder, changes, message):
+    change_json(folder / "config.json", **changes)
+    with pytest.raises(InputError, match=message) as error:
+        load_model(folder)
+    assert "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", "[" * 100_000, '"x"', '{"a": "\\ud800"}', "9" * 5000]
+)
+def test_a_config_that_is_no_json_object(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_model(folder)
+
+
+def test_all_wrong_tensors_are_listed_at_once(folder):
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.layers.9.mlp.up_proj.weight"] = np.ones((2, 2), np.float32)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1]
+
+    change_tensors(folder / "model.safetensors", change)
+    with pytest.raises(InputError) as error:
+        load_model(folder)
+    for line in (
+        "model.norm.weight: missing",
+        "model.layers.1.mlp.up_proj.weight: missing",
+        "model.layers.9.mlp.up_proj.weight: unknown",
+        "lm_head.weight: found shape (36, 10), expected (37, 10)",
+    ):
+        assert line in str(error.value)
+
+
+def test_numbers_of_another_kind(folder):
+    def change(tensors):
+        tensors["model.layers.0.mlp.up_proj.weight"] = np.ones((13, 10), np.int32)
+
+    change_tensors(folder / "model.safetensors", change)
+    with pytest.raises(InputError, match=r"up_proj\.weight: found I32 numbers, expected F32, F16"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(folder, broken):
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = broken
+
+    change_tensors(folder / "model.safetensors", change)
+    with pytest.raises(InputError, match=r"up_proj\.weight: 1 numbers are NaN or infinite"):
+        load_model(folder)
+
+
+def test_a_number_no_model_has(folder):
+    """A flipped bit of an exponent: finite, but the forward pass would not be."""
+
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 2.0**120
+
+    change_tensors(folder / "model.safetensors", change)
+    with pytest.raises(InputError, match=r"up_proj\.weight: 1 numbers are .*larger than 65,504"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 200, -1000, -1])
+def test_a_truncated_safetensors_file(folder, length):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_model(folder)
+
+
+def test_a_header_that_claims_to_be_huge(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_model(folder)
+
+
+OUTSIDE = ["../model.safetensors", "/etc/passwd", "..", ".", "", "a/b", "C:b", "a\\b", "a\0b"]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "x" * 300, 3, None, ["a"]])
+def test_an_index_cannot_reach_outside_its_folder(folder, name):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": name}}
+    write_json(folder / "model.safetensors.index.json", index)
+    with pytest.raises(InputError, match="expected plain file names"):
+        load_model(folder)
+
+
+def test_a_tensor_in_two_shards(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for name in ("one.safetensors", "two.safetensors"):
+        save_file(tensors, folder / name)
+    names = ("one.safetensors", "two.safetensors")
+    write_json(
+        folder / "model.safetensors.index.json",
+        {"weight_map": dict(zip(tensors, names * len(tensors), strict=False))},
+    )
+    with pytest.raises(InputError, match=r"two\.safetensors: .* is in one\.safetensors too"):
+        load_model(folder)
+
+
+def test_missing_folders_and_files(tmp_path, folder):
+    with pytest.raises(InputError, match="no such folder"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"config\.json: not a whole GGUF file"):
+        load_model(folder / "config.json")
+    with pytest.raises(InputError, match="found a file, expected a folder"):
+        load_adapter(folder / "config.json", ODD)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="expected the model's weights there"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        load_model(folder)

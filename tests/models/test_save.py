@@ -1,0 +1,73 @@
+"""Models out: rounded to 16 bits, in shards, merged, and whole or not there."""
+
+import numpy as np
+import pytest
+from broken import model_folder
+from helpers import ODD, random_adapter, random_llama
+
+from minibule.core.lora import init_adapter
+from minibule.core.shapes import LoraConfig
+from minibule.machine.half import Narrow
+from minibule.models.load import load_model
+from minibule.models.peft import save_adapter
+from minibule.models.save import merged_bytes, save_model, save_weights
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return model_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [("F16", 11), ("BF16", 8)])
+def test_sixteen_bits_round_to_the_nearest(folder, dtype, digits):
+    save_weights(random_llama(), folder, dtype)
+    weights = load_model(folder).weights
+    for name, w in random_llama().weights.items():
+        # Half a unit in the last of `digits` binary digits.
+        assert (np.abs(weights[name] - w) <= np.abs(w) * 2.0**-digits).all()
+        again = weights[name]
+        assert dtype != "BF16" or not (again.view(np.uint32) & 0xFFFF).any()
+
+
+def test_shards_and_their_index(folder, monkeypatch):
+    monkeypatch.setattr("minibule.models.save.MAX_SHARD_BYTES", 3000)
+    (folder / "model.safetensors").unlink()
+    save_weights(random_llama(), folder, "F32")
+    assert len(list(folder.glob("model-*.safetensors"))) > 3
+    ids = np.arange(9)
+    np.testing.assert_array_equal(load_model(folder).logits(ids), random_llama().logits(ids))
+
+
+def test_a_merged_folder_acts_like_model_and_adapter(folder, tmp_path):
+    model = load_model(folder)
+    model.adapter = random_adapter()
+    (folder / "tokenizer.json").write_text('{"kept": true}')
+    save_model(model, tmp_path / "merged", folder)
+    assert (tmp_path / "merged" / "tokenizer.json").read_text() == '{"kept": true}'
+    ids = np.arange(9)
+    merged, adapted = load_model(tmp_path / "merged").logits(ids), model.logits(ids)
+    np.testing.assert_allclose(merged, adapted, atol=1e-4 * np.abs(adapted).max())
+
+
+def test_a_folder_that_fails_midway_leaves_nothing(folder, tmp_path, monkeypatch):
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minibule.models.safetensors.serialize_file", full_disk)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space"):
+        save_model(load_model(folder), tmp_path / "merged", folder)
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(random_adapter(), ODD, tmp_path / "out", "base")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_merging_takes_a_copy_of_what_is_changed_or_narrow():
+    model = random_llama()
+    module = "model.layers.1.self_attn.q_proj"
+    lora = LoraConfig(r=2, lora_alpha=2.0, modules=(module,), use_rslora=False)
+    model.adapter = init_adapter(lora, model.config, seed=0)
+    embedding = model.weights["model.embed_tokens.weight"]
+    model.weights["model.embed_tokens.weight"] = Narrow(embedding.astype(np.float16))
+    copied = embedding.size + model.weights[f"{module}.weight"].size
+    assert merged_bytes(model) == 4 * copied
