@@ -38,7 +38,7 @@ def test_adapter_gradients_are_the_gradient_of_the_loss(objective):
     params = model.adapter.params
     assert list(grads) and set(grads) == set(params)
     for name, p in params.items():
-        error = slope_error(lambda: step_loss(model, examples, objective), p, grads[name])
+        error = slope_error(lambda: step_loss(model, examples, objective), [p], [grads[name]])
         assert error < SLOPE_TOLERANCE, name
 
 
@@ -91,7 +91,7 @@ def test_any_subset_of_the_projections_learns_its_own_gradient(targets):
     assert set(grads) == set(model.adapter.params)
     for name, p in model.adapter.params.items():
         error = slope_error(
-            lambda: step_loss(model, examples, OBJECTIVES["reference"]), p, grads[name]
+            lambda: step_loss(model, examples, OBJECTIVES["reference"]), [p], [grads[name]]
         )
         assert error < SLOPE_TOLERANCE, name
 

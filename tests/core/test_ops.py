@@ -83,7 +83,7 @@ def test_the_slope_of_all_entries_shows_one_that_is_off_by_a_thousandth():
     def error(off):
         dx = w * np.cos(x)
         dx[7, 3] += off * np.abs(dx).max()
-        return slope_error(lambda: np.sum(w * np.sin(x)), x, dx)
+        return slope_error(lambda: np.sum(w * np.sin(x)), [x], [dx])
 
     assert error(0) < SLOPE_TOLERANCE / 10 < 10 * SLOPE_TOLERANCE < error(1e-3)
 
