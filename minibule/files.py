@@ -1,5 +1,6 @@
-"""Reading JSON with clear errors, and writing files that are either whole or not there."""
+"""JSON in and out with clear errors, and files that are either whole or not there."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,7 +8,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from minibule.errors import InputError, Terminated
 
@@ -55,6 +57,40 @@ def native_parser(refusal: str) -> Iterator[None]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object for people to read."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def to_json(value: Any) -> Any:
+    """What JSON can hold: named tuples and dataclasses become objects, tuples lists."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_json(part) for name, part in value.items()}
+    return [to_json(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_json(hint: Any, value: Any, where: str) -> Any:
+    """The way back: `value` as the type that `hint` names.
+
+    Raises ValueError, which names the field by `where`, for a value that is not of it.
+    """
+    if get_origin(hint) is UnionType:  # ... | None
+        return None if value is None else from_json(get_args(hint)[0], value, where)
+    if isinstance(hint, type) and (hasattr(hint, "_fields") or dataclasses.is_dataclass(hint)):
+        hints = get_type_hints(hint)
+        if isinstance(value, dict) and set(value) == set(hints):
+            return hint(**{name: from_json(hints[name], value[name], name) for name in hints})
+        hint = f"an object of {', '.join(hints)}"
+    elif get_origin(hint) is list and isinstance(value, list):
+        return [from_json(get_args(hint)[0], part, where) for part in value]
+    elif get_origin(hint) in (dict, Mapping) and isinstance(value, dict):
+        return {name: from_json(get_args(hint)[1], part, name) for name, part in value.items()}
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif hint is Any or type(value) is hint:
+        return value
+    raise ValueError(f"{where}: found a {type(value).__name__}, expected {hint}")
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

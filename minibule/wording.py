@@ -1,5 +1,6 @@
 """What is said of a value from outside that cannot be: what was expected, what may be meant."""
 
+import reprlib  # values of a damaged file may be as long as the file
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,14 @@ class Number:
         if value >= LIMIT:
             raise ValueError("expected less than 2^63")
         return value
+
+    def noted(self, value: object, name: str, problems: list[str]) -> Any:
+        """The value as `check` gives it; or 1, and a line of what is wrong among the problems."""
+        try:
+            return self.check(value)
+        except ValueError as error:
+            problems.append(f"{name}: found {reprlib.repr(value)}, {error}")
+            return 1
 
 
 def _shown(x: float) -> str:

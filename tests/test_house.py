@@ -50,7 +50,6 @@ MODULE_LINES, FUNCTION_LINES = 400, 60
 LONG = {
     "generate.decode.generate": "an answer from its prompt to its end, one token at a time",
     "generate.decode._prefill": "threads that wait for each other, told in one place",
-    "models.huggingface.load_config": "one check after another, in the order of config.json",
 }
 
 

@@ -72,6 +72,22 @@ class LlamaConfig:
             "down_proj": (D, F),
         }[projection]
 
+    def problems(self) -> list[str]:
+        """Why no model has these shapes: for each reason the field, what was found and expected."""
+        found = {
+            "num_attention_heads": (
+                self.num_attention_heads % self.num_key_value_heads == 0,
+                f"a multiple of num_key_value_heads, {self.num_key_value_heads}",
+            ),
+            "head_dim": (self.head_dim % 2 == 0, "an even number, as RoPE turns pairs"),
+            "vocab_size": (self.vocab_size >= 2, "at least 2"),
+        }
+        return [
+            f"{name}: found {getattr(self, name)}, expected {expected}"
+            for name, (fits, expected) in found.items()
+            if not fits
+        ]
+
     @property
     def parameters(self) -> int:
         """How many numbers the model has."""

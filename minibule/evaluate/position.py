@@ -87,7 +87,7 @@ def telling_position(
     tokens = [
         Token(
             int(i),
-            _token_text(chat, int(i)),
+            chat.token_text(int(i)),
             float(v[0, i]),
             float(p_ref[best, i]),
             float(p[i]),
@@ -98,11 +98,3 @@ def telling_position(
     ]
     text = str(chat.tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False))
     return Position(text[-CONTEXT_LETTERS:], total, tokens)
-
-
-def _token_text(chat: Chat, token: int) -> str:
-    """A token's text; where it is only a part of a character, its name in the vocabulary."""
-    text = str(chat.tokenizer.decode([token], skip_special_tokens=False))
-    if text and "\ufffd" not in text:
-        return text
-    return str(chat.tokenizer.id_to_token(token) or f"token {token}")

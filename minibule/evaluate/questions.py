@@ -10,10 +10,9 @@ temperature 1, ending its turn there) is an exact sum, not a sample; what is lef
 an answer of no known style.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from minibule.core.llama import Llama, forward_batch
 from minibule.errors import InputError, listed
 from minibule.generate.decode import answer
 from minibule.machine.threads import side_by_side, threads
+from minibule.records.readers import json_lines
 from minibule.text.chat import Chat
 
 ACCEPTED = "accepted"
@@ -59,18 +59,18 @@ class Answers(NamedTuple):
 def read_questions(path: str | Path) -> list[Question]:
     """Read a heldout file; InputError lists the rows that are none."""
     path = Path(path)
-    try:
-        # Not splitlines(): that also cuts at U+2028, which may stand within a JSON text.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
     questions, problems = [], []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            questions.append(_question(row))
-        except (ValueError, RecursionError) as error:
-            problems.append(f"line {number}: {error}")
+    try:
+        with path.open("rb") as file:
+            for where, row in json_lines(file):
+                try:
+                    questions.append(_question(row))
+                except (InputError, ValueError) as error:
+                    problems.append(f"{where}: {error}")
+    except (OSError, ValueError) as error:  # a name with a NUL is no OSError
+        raise InputError(f"{path}: cannot be read ({error}).") from None
+    if not questions and not problems:
+        problems = ["no line that is not blank"]
     if problems:
         raise InputError(
             f"{path}: not a heldout file. Expected lines of "
@@ -80,7 +80,9 @@ def read_questions(path: str | Path) -> list[Question]:
     return questions
 
 
-def _question(row: Any) -> Question:
+def _question(row: object) -> Question:
+    if isinstance(row, InputError):
+        raise row
     if not isinstance(row, dict) or set(row) != {"prompt", "accepted", "rejected"}:
         raise ValueError("expected the fields prompt, accepted and rejected")
     if not isinstance(row["rejected"], dict) or {ACCEPTED, NOISE} & set(row["rejected"]):

@@ -17,6 +17,7 @@ from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
 from minibule.models.huggingface import config_json, save_chat
 from minibule.models.safetensors import check_finite, check_shapes
 from minibule.text.chat import Chat, default_template
+from minibule.wording import Number
 
 _BYTE_LEVEL = {
     "type": "ByteLevel",
@@ -80,19 +81,16 @@ def gguf_config(file: Gguf) -> LlamaConfig:
         )
     problems: list[str] = []
 
-    def number(
-        key: str, kind: type, default: Any = None, low: float = 1, high: float = 2**31 - 1
-    ) -> Any:
-        value: Any = file.get(f"llama.{key}", default)
-        numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if not numeric or not low <= value <= high:
-            expected = f"a number from {low:g} to {high:g}"
-            problems.append(f"llama.{key}: found {repr(value)}, expected {expected}")
-            return 1
-        return value
+    def whole(key: str, default: Any = None, most: int = 2**31 - 1) -> Any:
+        name = f"llama.{key}"
+        return Number(int, 1, most).noted(file.get(name, default), name, problems)
 
-    heads, hidden = number("attention.head_count", int), number("embedding_length", int)
-    head_dim = number("attention.key_length", int, hidden // heads)
+    def real(key: str, default: Any, low: float, high: float) -> float:
+        name = f"llama.{key}"
+        return _decimal(Number(float, low, high).noted(file.get(name, default), name, problems))
+
+    heads, hidden = whole("attention.head_count"), whole("embedding_length")
+    head_dim = whole("attention.key_length", hidden // heads)
     for key, expected in {
         "attention.value_length": head_dim,
         "rope.dimension_count": head_dim,
@@ -104,24 +102,20 @@ def gguf_config(file: Gguf) -> LlamaConfig:
             problems.append(f"llama.{key}: found {repr(value)}, minibule computes only {expected}")
     tokens = file.get("tokenizer.ggml.tokens")
     vocab = len(tokens) if isinstance(tokens, list) else None
-    kv_heads = number("attention.head_count_kv", int, heads)
-    if heads % kv_heads or head_dim % 2:
-        problems.append(f"{heads} heads of {head_dim} numbers do not fit {kv_heads} key heads")
     config = LlamaConfig(
         hidden_size=hidden,
-        num_hidden_layers=number("block_count", int, high=MAX_LAYERS),
+        num_hidden_layers=whole("block_count", most=MAX_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        num_key_value_heads=whole("attention.head_count_kv", heads),
         head_dim=head_dim,
-        intermediate_size=number("feed_forward_length", int),
-        vocab_size=number("vocab_size", int, vocab),
-        max_position_embeddings=number("context_length", int),
-        rms_norm_eps=_decimal(
-            number("attention.layer_norm_rms_epsilon", float, None, *RMS_NORM_EPS)
-        ),
-        rope_theta=_decimal(number("rope.freq_base", float, 10000.0, *ROPE_THETA)),
+        intermediate_size=whole("feed_forward_length"),
+        vocab_size=whole("vocab_size", vocab),
+        max_position_embeddings=whole("context_length"),
+        rms_norm_eps=real("attention.layer_norm_rms_epsilon", None, *RMS_NORM_EPS),
+        rope_theta=real("rope.freq_base", 10000.0, *ROPE_THETA),
         tie_word_embeddings="output.weight" not in file.tensors,
     )
+    problems = problems or config.problems()  # of fields that are numbers, each by itself
     if vocab is not None and vocab > config.vocab_size:
         problems.append(f"llama.vocab_size: found {config.vocab_size} for {vocab} tokens")
     if problems:

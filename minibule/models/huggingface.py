@@ -21,6 +21,7 @@ from minibule.files import native_parser, read_json, write_json
 from minibule.machine.matrix import Array
 from minibule.models.safetensors import TORCH_DTYPE, read_tensors, stored_tensors
 from minibule.text.chat import Chat, default_template
+from minibule.wording import Number
 
 # What a model folder holds beside its weights; copied as it is into a merged model's folder.
 COMPANIONS = (
@@ -97,27 +98,17 @@ def load_config(folder: Path) -> LlamaConfig:
     ]
     raw = {"rope_theta": rope.get("rope_theta", 10000.0), **raw}
 
-    def whole(name: str, default: int | None = None, high: int = 2**31 - 1) -> int:
+    def whole(name: str, default: int | None = None, most: int = 2**31 - 1) -> Any:
         value = raw.get(name, default)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= high:
-            expected = f"a whole number above 0 and at most {high:,}"
-            problems.append(f"{name}: found {repr(value)}, expected {expected}")
-            return 1
-        return value
+        return Number(int, 1, most).noted(default if value is None else value, name, problems)
 
     def real(name: str, low: float, high: float) -> float:
-        value: Any = raw.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
-            problems.append(f"{name}: found {repr(value)}, expected a number from {low} to {high}")
-            return 1.0
-        return float(value)
+        return float(Number(float, low, high).noted(raw.get(name), name, problems))
 
     heads, hidden = whole("num_attention_heads"), whole("hidden_size")
     config = LlamaConfig(
         hidden_size=hidden,
-        num_hidden_layers=whole("num_hidden_layers", high=MAX_LAYERS),
+        num_hidden_layers=whole("num_hidden_layers", most=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=whole("num_key_value_heads", heads),
         head_dim=whole("head_dim", hidden // heads),
@@ -128,12 +119,7 @@ def load_config(folder: Path) -> LlamaConfig:
         rope_theta=real("rope_theta", *ROPE_THETA),
         tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
     )
-    if config.num_attention_heads % config.num_key_value_heads:
-        problems.append("num_attention_heads: expected a multiple of num_key_value_heads")
-    if config.head_dim % 2:
-        problems.append(f"head_dim: found {config.head_dim}, expected an even number")
-    if config.vocab_size < 2:
-        problems.append(f"vocab_size: found {config.vocab_size}, expected at least 2")
+    problems = problems or config.problems()  # of fields that are numbers, each by itself
     if problems:
         raise InputError(f"{path}: not a model minibule can compute:\n{listed(problems)}")
     return config

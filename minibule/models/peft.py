@@ -13,11 +13,8 @@ from minibule.core.lora import Adapter, adapter_shapes
 from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 from minibule.errors import InputError, listed
 from minibule.files import existing_folder, read_json, whole_folder, write_json
-from minibule.models.safetensors import (
-    read_tensors,
-    stored_tensors,
-    write_safetensors,
-)
+from minibule.models.safetensors import read_tensors, stored_tensors, write_safetensors
+from minibule.wording import Number
 
 PEFT_PREFIX = "base_model.model."
 
@@ -99,22 +96,18 @@ def _lora_config(
         if raw.get(name) and raw[name] != plain
     ]
 
-    def checked(name: str, value: Any, kind: type, patterned: bool = False) -> Any:
-        if patterned:
-            if not isinstance(value or {}, dict):
-                problems.append(f"{name}: found {repr(value)}, expected an object")
-                return {}
-            for key, entry in (value or {}).items():
-                if not re.fullmatch(r"[\w.]+", key):
-                    problems.append(f"{name}: found {repr(key)}, expected a module's name")
-                checked(f"{name}[{key[:40]}]", entry, kind)
-            return value or {}
-        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if not number or not 0 < value < 1e9:
-            what = "a whole number" if kind is int else "a number"
-            problems.append(f"{name}: found {repr(value)}, expected {what} above 0, below 1e9")
-            return 1
-        return value
+    rank, alpha = Number(int, 1, 10**9), Number(float, 0, 1e9, above=True)
+
+    def pattern(name: str, expected: Number) -> dict[str, Any]:
+        entries = raw.get(name) or {}
+        if not isinstance(entries, dict):
+            problems.append(f"{name}: found {repr(entries)}, expected an object")
+            return {}
+        for module, entry in entries.items():
+            if not re.fullmatch(r"[\w.]+", module):
+                problems.append(f"{name}: found {repr(module)}, expected a module's name")
+            expected.noted(entry, f"{name}[{module[:40]}]", problems)
+        return entries
 
     layers = raw.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
@@ -122,12 +115,12 @@ def _lora_config(
         problems.append(f"layers_to_transform: found {repr(layers)}, expected a list of layers")
         layers = None
     config = LoraConfig(
-        r=checked("r", raw.get("r"), int),
-        lora_alpha=checked("lora_alpha", raw.get("lora_alpha"), float),
+        r=rank.noted(raw.get("r"), "r", problems),
+        lora_alpha=alpha.noted(raw.get("lora_alpha"), "lora_alpha", problems),
         modules=_adapted_modules(raw.get("target_modules"), layers, model, stored),
         use_rslora=raw.get("use_rslora", False) is True,
-        rank_pattern=checked("rank_pattern", raw.get("rank_pattern"), int, patterned=True),
-        alpha_pattern=checked("alpha_pattern", raw.get("alpha_pattern"), float, patterned=True),
+        rank_pattern=pattern("rank_pattern", rank),
+        alpha_pattern=pattern("alpha_pattern", alpha),
     )
     if not config.modules:
         problems.append(

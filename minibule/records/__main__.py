@@ -9,7 +9,7 @@ from minibule.records.formats import KNOWN
 from minibule.records.records import (
     Record,
     Summary,
-    _check_output,
+    check_output,
     read_file,
     shown,
     write_records,
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     if args.output:
-        _check_output(args.output)  # now, not after minutes of reading
+        check_output(args.output)
         if args.output.resolve() in [path.resolve() for path in args.files]:
             raise InputError(f"{shown(args.output)}: is an input too, expected another name")
 

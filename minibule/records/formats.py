@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import NamedTuple, TypedDict
 
 from minibule.errors import InputError
+from minibule.wording import Number
 
 
 class Message(TypedDict):
@@ -57,10 +58,11 @@ def _text(value: object, where: str) -> str:
 
 
 def _whole(value: object, where: str, least: int = 1) -> int:
-    # To Python True is an int and 2.0 equals 2; neither is a count.
-    if type(value) is not int or not least <= value < 2**31:
-        raise _wrong(where, value, f"a whole number from {least:,} to {2**31 - 1:,}")
-    return value
+    expected = Number(int, least, 2**31 - 1)
+    try:
+        return int(expected.check(value))
+    except ValueError:
+        raise _wrong(where, value, str(expected)) from None
 
 
 def _items(value: object, where: str, expected: str) -> list[object]:

@@ -29,7 +29,8 @@ def _not_json(error: Exception, start: int = 0) -> InputError:
     return InputError("found a number with too many digits to read")  # int() has a limit
 
 
-def _json_lines(stream: io.BufferedIOBase) -> Rows:
+def json_lines(stream: io.BufferedIOBase) -> Rows:
+    """Each line that is not blank as ("line 1", value), or with an InputError for its value."""
     for number, line in enumerate(stream, start=1):
         where = f"line {number:,}"
         if number == 1:
@@ -103,7 +104,7 @@ def _parquet(stream: io.BufferedIOBase) -> Rows:
         yield f"after row {row:,}", InputError(f"not readable as parquet: {error}")
 
 
-_READERS = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
+_READERS = {".jsonl": json_lines, ".json": _json_array, ".parquet": _parquet}
 
 
 def read_rows(path: Path, progress: bool) -> Rows:

@@ -182,7 +182,7 @@ def shown(path: Path) -> str:
 def write_records(records: Sequence[Record], path: str | Path) -> None:
     """Write canonical JSON lines to `path`, which is untouched until all of them are written."""
     path = Path(path)
-    _check_output(path)
+    check_output(path)
     try:
         with whole_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
             for record in records:
@@ -197,7 +197,8 @@ def write_records(records: Sequence[Record], path: str | Path) -> None:
         raise InputError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
 
 
-def _check_output(path: Path) -> None:
+def check_output(path: Path) -> None:
+    """InputError where `write_records` could not write: to be known before minutes of reading."""
     if path.is_dir():
         raise InputError(f"{shown(path)}: found a folder, expected the name of a file to write")
     if not path.parent.is_dir():

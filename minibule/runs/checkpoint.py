@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.optim import AdamW
 from minibule.errors import InputError, listed
-from minibule.files import whole_file, writing
+from minibule.files import from_json, to_json, whole_file, writing
 from minibule.machine.half import widened
 from minibule.machine.matrix import Array
 from minibule.models.safetensors import check_finite
 from minibule.runs.settings import MAY_CHANGE, TrainConfig
+from minibule.wording import Number
 
 VERSION = 1
 UNSIGNED = "0" * 64  # stands in the checksum's place while the checksum is worked out
@@ -82,7 +83,7 @@ class DamagedError(Exception):
 
 def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> Identity:
     """Digests of all that is trained with; the settings as JSON would give them back."""
-    settings = {name: v for name, v in asdict(config).items() if name not in MAY_CHANGE}
+    settings = {name: v for name, v in to_json(config).items() if name not in MAY_CHANGE}
     shapes = [model.config, model.adapter.config if model.adapter else None]
     digest = hashlib.blake2b(repr(shapes).encode(), digest_size=32)
     for name, weight in sorted(model.weights.items()):
@@ -94,7 +95,7 @@ def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> 
         lengths = [len(ids) for ids in texts]
         data.update(repr((lengths, example.counts, example.total_rounds)).encode())
         data.update(np.concatenate(texts).astype("<i8").data)
-    return Identity(json.loads(json.dumps(settings)), digest.hexdigest(), data.hexdigest())
+    return Identity(settings, digest.hexdigest(), data.hexdigest())
 
 
 def _check_same(path: Path, found: Identity, expected: Identity) -> None:
@@ -132,8 +133,8 @@ def save_checkpoint(
         ) from None
     about = {
         "version": VERSION,
-        "identity": asdict(run),
-        "progress": asdict(progress),
+        "identity": to_json(run),
+        "progress": to_json(progress),
         "updates": optimiser.steps,
     }
     data = save(state, {"minibule": json.dumps(about), "checksum": UNSIGNED})
@@ -205,12 +206,11 @@ def _read(path: Path, run: Identity, shapes: Mapping[str, tuple[int, ...]]) -> C
                 f"{path}: found version {about.get('version')!r} of the checkpoint format, "
                 f"expected {VERSION}. Go on with the minibule that wrote it, or start a new run."
             )
-        found, progress = Identity(**about["identity"]), Progress(**about["progress"])
+        found = from_json(Identity, about["identity"], "identity")
+        progress = from_json(Progress, about["progress"], "progress")
         updates = about["updates"]
-        numbers = (progress.step, progress.skipped, progress.metrics_bytes, updates)
-        whole = all(type(n) is int and n >= 0 for n in numbers)
-        if not whole or not isinstance(progress.seconds, float):
-            raise DamagedError(f"found {numbers} and {progress.seconds!r} as its counts")
+        for count in (progress.step, progress.skipped, progress.metrics_bytes, updates):
+            Number(int).check(count)
         _check_same(path, found, run)
         numbers_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
         if path.stat().st_size != header_bytes + numbers_bytes:  # nothing larger is read

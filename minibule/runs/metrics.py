@@ -10,6 +10,10 @@ from tqdm import tqdm
 
 from minibule.errors import InputError
 from minibule.files import writing
+from minibule.records.readers import json_lines
+from minibule.wording import Number
+
+STEP = Number(int, 0, 2**53 - 1)  # beyond, a chart could not tell it from its neighbours
 
 
 def open_metrics(path: Path, length: int) -> BinaryIO:
@@ -44,23 +48,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with path.open("rb") as file:
+            lines = list(json_lines(file))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
     steps: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
+    for where, value in lines:
         try:
-            value = json.loads(line)
-            if not isinstance(value, dict) or type(value.get("step")) is not int:
-                raise ValueError("no step")
-            if not 0 <= value["step"] < 2**53:
-                raise ValueError("no step that can be drawn")
-        except (ValueError, RecursionError):
-            if number == len(lines):
+            if not isinstance(value, dict):
+                raise ValueError("no object")
+            steps[STEP.check(value.get("step"))] = value
+        except ValueError:
+            if where == lines[-1][0]:
                 break
             raise InputError(
-                f"{path}, line {number:,}: expected the JSON object of a training step, with its "
+                f"{path}, {where}: expected the JSON object of a training step, with its "
                 "number as step. Remove the line to go on without it."
             ) from None
-        steps[value["step"]] = value
     return [steps[step] for step in sorted(steps)]

@@ -159,6 +159,13 @@ class Chat:
         with native_parser(f"{self.source}: its tokenizer cannot decode"):
             return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
+    def token_text(self, token: int) -> str:
+        """A token's text; where it is only a part of a character, its name in the vocabulary."""
+        text = str(self.tokenizer.decode([token], skip_special_tokens=False))
+        if text and "\ufffd" not in text:
+            return text
+        return str(self.tokenizer.id_to_token(token) or f"token {token}")
+
     def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         if not text:
             return []

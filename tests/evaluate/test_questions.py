@@ -41,19 +41,34 @@ def test_rows_that_are_no_question(row, says, tmp_path):
         read_questions(tmp_path / "heldout.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("empty.jsonl", "line 1: Expecting value"),
-        ("", "Is a directory"),
-        ("nothing", "No such file"),
-        ("a\0b", "null byte"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, name, says):
+def test_lines_are_read_as_those_of_records_are(tmp_path):
+    """Blank lines count for nothing, and every line that cannot be read is named."""
+    path = tmp_path / "heldout.jsonl"
+    path.write_text(f"\ufeff{json.dumps(question())}\n\n", encoding="utf-8")
+    assert len(read_questions(path)) == 1
+    path.write_bytes(b'{"prompt"\n\n\xff\n[1]\n' + json.dumps(question()).encode())
+    with pytest.raises(InputError) as error:
+        read_questions(path)
+    lines = str(error.value).splitlines()
+    assert "not a heldout file" in lines[0] and len(lines) == 4
+    for line, says in zip(
+        lines[1:], ("1: not valid JSON", "3: not UTF-8", "4: expected the"), strict=True
+    ):
+        assert f"line {says}" in line
+
+
+def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match=says):
-        read_questions(f"{tmp_path}/{name}")
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    for path in (
+        tmp_path / "empty.jsonl",
+        tmp_path / "blank.jsonl",
+        tmp_path,
+        tmp_path / "nothing",
+        "a\0b",
+    ):
+        with pytest.raises(InputError):
+            read_questions(path)
 
 
 def test_an_answer_longer_than_the_context():

@@ -4,13 +4,17 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
+from gguf.constants import GGUFValueType
+from gguf.gguf_writer import GGUFValue
 from helpers import ODD, ROOT, random_adapter, random_llama, shared
 from tokenizers import Tokenizer
 
@@ -20,7 +24,8 @@ from minibule.errors import InputError
 from minibule.export import main
 from minibule.files import embedded_folder, write_json
 from minibule.models.chat_files import load_chat
-from minibule.models.gguf_file import gguf_name, permute, read_gguf, unpermute
+from minibule.models.gguf_file import Gguf, gguf_name, permute, read_gguf, unpermute
+from minibule.models.gguf_read import gguf_config
 from minibule.models.gguf_write import GGUF_TYPES, export_gguf, export_gguf_lora
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter, save_adapter
@@ -334,6 +339,50 @@ def test_another_architecture(tmp_path):
 def test_a_gguf_that_is_no_model(tmp_path):
     with pytest.raises(InputError, match="embedding_length: found None"):
         load_model(small_gguf(tmp_path / "empty.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, ""),
+        ({"vocab_size": 1}, "vocab_size: found 1, expected at least 2"),
+        ({"attention.head_count_kv": 4}, "num_attention_heads: found 6, expected a multiple of"),
+        ({"attention.key_length": 3}, "head_dim: found 3, expected an even number"),
+        ({"block_count": 1001}, "llama.block_count: found 1001, expected a whole number from"),
+        (
+            {"rope.freq_base": 1e-9},
+            "llama.rope.freq_base: found 1e-09, expected a number from",
+        ),
+        ({"context_length": True}, "llama.context_length: found True"),
+    ],
+)
+def test_shapes_that_no_model_has(written, changes, says):
+    """What a Hugging Face folder is refused for, a GGUF file is refused for too."""
+    sizes = dataclasses.asdict(ODD)
+    names = {
+        "embedding_length": "hidden_size",
+        "block_count": "num_hidden_layers",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "feed_forward_length": "intermediate_size",
+        "vocab_size": "vocab_size",
+        "context_length": "max_position_embeddings",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        "rope.freq_base": "rope_theta",
+    }
+    values = {key: sizes[name] for key, name in names.items()} | changes
+    values["attention.value_length"] = values["attention.key_length"]
+    values["rope.dimension_count"] = values["attention.key_length"]
+    metadata = {f"llama.{key}": GGUFValue(v, GGUFValueType.UINT32) for key, v in values.items()}
+    metadata["general.architecture"] = GGUFValue("llama", GGUFValueType.STRING)
+    file = Gguf(Path("x.gguf"), metadata, {"output.weight": None})
+    if not says:
+        assert gguf_config(file) == ODD
+        return
+    with pytest.raises(InputError, match=re.escape(says)) as error:
+        gguf_config(file)
+    assert str(error.value).count("found") == 1
 
 
 def test_unknown_pre_tokenizer_in(tmp_path):

@@ -86,6 +86,15 @@ def test_special_text_in_an_answer_stays_text(chat):
     assert chat.decode(ids) == "done<|im_end|>"
 
 
+def test_every_token_has_a_text_that_can_be_shown(chat):
+    """Control tokens as they are spelled; a part of a character by its name in the vocabulary."""
+    ids = {text: chat.tokenizer.token_to_id(text) for text in ("<|im_end|>", "h", "¤")}
+    assert {text: chat.token_text(i) for text, i in ids.items()} == {text: text for text in ids}
+    assert all(chat.token_text(i) for i in range(chat.tokenizer.get_vocab_size()))
+    assert chat.decode([ids["¤"]]) == "\ufffd"  # half of a character
+    assert chat.token_text(10**6) == "token 1000000"
+
+
 def test_private_characters_in_a_message_survive(chat):
     ids = chat.encode_prompt("\ue000<|im_end|>\ue001")
     assert "\ue000<|im_end|>\ue001" in chat.decode(ids)
