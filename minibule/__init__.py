@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # `python -m minibule...`, and its command still imports: Ctrl-C leaves without a traceback.
-    # Once all is there, `errors.run` says what signals do.
+    # Once all is there, `program.run` says what signals do.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 # name -> the module it is found in, imported when first asked for: `import minibule` is instant.

@@ -57,3 +57,24 @@ def test_the_version():
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"minibule {minibule.__version__}\n")
     assert run().returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("train", "--lora-rank", "8"), "--lora-rank: no such flag; did you mean --lora-r?"),
+        (("generate", "--promt", "x"), "--promt: no such flag; did you mean --prompt?"),
+        (("export", "--dtyp=f32", "--fromat=hf"), "--fromat: no such flag; did you mean --format?"),
+        (("records", "--outptu", "x"), "--outptu: no such flag; did you mean --output?"),
+        (("records",), "the following arguments are required: FILE"),
+        (("report",), "the following arguments are required: RUN"),
+        (("explain", "--postion", "2"), "--postion: no such flag; did you mean --position?"),
+        (("explain", "--record", "x"), "argument --record: invalid int value: 'x'"),
+    ],
+)
+def test_a_misspelt_flag_is_a_line_and_not_a_usage(words, says):
+    with pytest.raises(InputError) as error:
+        main(list(words))
+    message = str(error.value)
+    assert says in message and "usage" not in message
+    assert message.endswith(f"`python -m minibule.{words[0]} --help` lists the flags.")

@@ -1,6 +1,5 @@
 """`python -m minibule.explain`."""
 
-import argparse
 import os
 import sys
 
@@ -9,11 +8,12 @@ from minibule.explain.story import explain, explain_tiny_vocab
 from minibule.explain.subject import Place
 from minibule.program import run
 from minibule.runs.settings import add_settings, resolve
+from minibule.settings import Parser
 
 
 def main(argv: list[str]) -> None:
     place = Place()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m minibule.explain",
         description="Work through one gradient with its numbers: counts, target, loss, gradient, "
         "LoRA, one step. Without arguments: the embedded model and the first of its records.",

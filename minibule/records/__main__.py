@@ -14,10 +14,11 @@ from minibule.records.records import (
     shown,
     write_records,
 )
+from minibule.settings import Parser
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m minibule.records",
         description="Check and count files of rejected answers, and convert them to one format.",
         epilog=KNOWN,

@@ -1,15 +1,12 @@
 """`python -m minibule.report`."""
 
-import argparse
-
 from minibule.program import run
-from minibule.report.sections import (
-    write_report,
-)
+from minibule.report.sections import write_report
+from minibule.settings import Parser
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m minibule.report",
         description="Write RUN/report.html: what a training run did, on one page.",
     )

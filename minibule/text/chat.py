@@ -1,7 +1,7 @@
 """Messages to text to token ids, and back.
 
 SmolLM2's own chat template, ChatML, is built in. Another model's template is rendered by jinja2
-in its sandbox, in a process of its own (`sandbox.py`), where that optional package is installed.
+in its sandbox, in a process of its own (`template.py`), where that optional package is installed.
 
 What a user or an answer writes stays text: "<|im_end|>" inside a message is spelled out in
 ordinary tokens and never becomes the control token. To that end every special token's text within

@@ -63,7 +63,7 @@ def _rehearse(
     second. The largest step is tried for the memory it takes, and first, so that the others, tried
     for the time they take, find the process warm.
     """
-    at_once = threads()  # passes, see `machine.side_by_side`
+    at_once = threads()  # passes, see `threads.side_by_side`
     counts, pass_tokens = setup.loss.counts, setup.config.pass_tokens
     tokens, largest, rows = [], [], 0
     for step in tqdm(range(1, steps + 1), desc="packing", unit="step", delay=1, leave=False):
