@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core import ops
-from minibule.core.forest import Batch
+from minibule.core.forest import MAX_SEGMENT, Batch
 from minibule.core.lora import (
     Adapter,
     lora_linear,
@@ -106,7 +106,12 @@ def check_ids(ids: Sequence[int] | Array, config: LlamaConfig) -> Array:
 def one_sequence(length: int) -> tuple[Array, Attend]:
     """Positions and attention of a single sequence, for `forward`."""
     positions = np.arange(length)
-    return positions, attend_to([Segment(slice(0, length), positions)])
+    stops = [min(start + MAX_SEGMENT, length) for start in range(0, length, MAX_SEGMENT)]
+    segments = [
+        Segment(slice(stop - (stop - 1) % MAX_SEGMENT - 1, stop), positions[:stop])
+        for stop in stops
+    ]
+    return positions, attend_to(segments)
 
 
 def attend_to(segments: Sequence[Segment]) -> Attend:

@@ -23,13 +23,19 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = RunFolder(folder).manifest
-        self.exists = self.path.exists()
-        self.files: dict[str, int | None] = {}
-        if self.exists:
-            found = read_json(self.path).get("files")
-            if not isinstance(found, dict) or not all(map(_is_entry, found.items())):
-                raise InputError(f"{self.path}: not the list of a run's files; is it yours?")
-            self.files = found
+        self.files = self._read()
+
+    @property
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def _read(self) -> dict[str, int | None]:
+        if not self.exists:
+            return {}
+        found = read_json(self.path).get("files")
+        if not isinstance(found, dict) or not all(map(_is_entry, found.items())):
+            raise InputError(f"{self.path}: not the list of a run's files; is it yours?")
+        return found
 
     def claim(self, *paths: Path) -> None:
         """Name files that are about to be written: should the run die, they are still its own."""
@@ -37,28 +43,29 @@ class Manifest:
 
     def settle(self, *paths: Path) -> None:
         """Note the sizes of files that are written, and of all files in folders that are."""
-        for path in paths:
-            self.files.pop(self._name(path), None)  # a folder's claim
         files = [file for path in paths for file in _files_in(path)]
-        self._update({file: file.lstat().st_size for file in files})
+        self._update({file: file.lstat().st_size for file in files}, map(self._name, paths))
 
-    def _update(self, sizes: dict[Path, int | None]) -> None:
+    def _update(self, sizes: dict[Path, int | None], settled: Iterable[str] = ()) -> None:
+        """Note sizes in the list as it is by now: a report may be written while a run goes on."""
+        done = frozenset(settled)  # their claims, a folder's among them, have been made good
         kept = {
             name: size
-            for name, size in self.files.items()
-            if size is None or (self.folder / name).exists()
+            for name, size in self._read().items()
+            if name not in done and (size is None or (self.folder / name).exists())
         }
         self.files = kept | {self._name(path): size for path, size in sizes.items()}
         with writing(self.path), whole_file(self.path) as file:
             write_json(file, {"files": dict(sorted(self.files.items()))})
-        self.exists = True
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
         """Around the writing of `path`, a file or folder; InputError names it if that fails.
 
-        It is claimed before and settled after.
+        It is claimed before and settled after. InputError, too, if a file of the user's has come to
+        lie there since the run began.
         """
+        self.refuse_foreign([path], resume=True)
         self.claim(path)
         with writing(path):
             yield path
@@ -117,7 +124,7 @@ class Manifest:
             if not any(folder.iterdir()):
                 folder.rmdir()
         self.path.unlink(missing_ok=True)
-        self.files, self.exists = {}, False
+        self.files = {}
 
 
 def _is_entry(entry: tuple[str, Any]) -> bool:

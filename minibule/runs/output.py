@@ -39,6 +39,19 @@ def output_folder(
     if not os.access(there, os.W_OK):
         raise InputError(f"--output {output}: may not write in {there}.")
     refuse_if_locked(output)
+    check_output(config, folder, resume, settings_file)
+    return folder
+
+
+def check_output(
+    config: TrainConfig, folder: RunFolder, resume: bool, settings_file: Path | None
+) -> None:
+    """InputError if the run would remove or replace what no run wrote, or what it reads.
+
+    Asked twice: before anything is read, and by the holder of the lock, as another run may have
+    come and gone in between.
+    """
+    output = folder.path
     earlier = folder.metrics.exists() or folder.checkpoints.exists()
     if earlier and not (config.overwrite or resume):
         raise InputError(
@@ -50,14 +63,16 @@ def output_folder(
         doomed = results if resume else [*manifest.own, *results]
         manifest.refuse_foreign(doomed, resume)
     manifest.refuse_inputs(results, _inputs(config, settings_file))
-    return folder
 
 
-def take_over(config: TrainConfig, folder: RunFolder, resume: bool) -> Manifest:
+def take_over(
+    config: TrainConfig, folder: RunFolder, resume: bool, settings_file: Path | None = None
+) -> Manifest:
     """The list of the run's files, empty or as far as it has come; the folder is locked.
 
     A new run removes what the one before it wrote, so that none of it passes for its own.
     """
+    check_output(config, folder, resume, settings_file)
     for place in (folder.path, folder.checkpoints):
         remove_stale(place)
     manifest = Manifest(folder.path)

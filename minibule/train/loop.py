@@ -70,7 +70,7 @@ def train(
     describe(setup)
     with locked(folder.path):
         checkpoint = find_checkpoint(setup, folder) if resume else None
-        manifest = take_over(setup.config, folder, resume)
+        manifest = take_over(setup.config, folder, resume, settings_file)
         with manifest.writing(folder.settings) as place, whole_file(place) as file:
             file.write_bytes(settings)
         with resume_hint(folder.path):
