@@ -31,6 +31,10 @@ class ComplementLoss(RowLoss):
     """alpha KL(P || p) + (1 - alpha) contrast, as the objective says."""
 
     objective: Objective
+    kl: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.objective}, kl {self.kl:g}" if self.kl else str(self.objective)
 
     @property
     def counts(self) -> Counts:

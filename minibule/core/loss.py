@@ -18,13 +18,18 @@ from minibule.machine.matrix import Array
 Values = dict[str, Array]  # "loss" and other metrics, a number for each row or answer
 
 
-class RowLoss(ABC):
-    """A loss of a row.
-
-    kl: how strongly p is held to p_ref; 0: not at all
-    """
+class _Loss(ABC):  # noqa: B024 - what its two kinds share; each has its own method
+    """kl: how strongly p is held to p_ref; 0: not at all."""
 
     kl: float = 0.0
+
+    def __str__(self) -> str:
+        """The numbers of a loss that is a dataclass, as "beta 1, kl 0.3"."""
+        return ", ".join(f"{name} {value:g}" for name, value in vars(self).items())
+
+
+class RowLoss(_Loss):
+    """A loss of a row."""
 
     @property
     @abstractmethod
@@ -65,13 +70,13 @@ class Answers(NamedTuple):
     record: Array
 
 
-class AnswerLoss(ABC):
-    """A loss of answers.
+class AnswerLoss(_Loss):
+    """A loss of answers."""
 
-    kl: how strongly p is held to p_ref; 0: not at all
-    """
-
-    kl: float = 0.0
+    @property
+    def counts(self) -> Counts:
+        """How the forest counts: here only log p along each answer is asked for."""
+        return "prefix"
 
     @property
     @abstractmethod

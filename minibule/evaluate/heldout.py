@@ -9,15 +9,22 @@ from minibule.core.counts import Example, total_weight
 from minibule.core.forest import Batch, pack
 from minibule.core.head import add_metrics, head_metrics
 from minibule.core.llama import Llama, forward_batch
-from minibule.core.objective import Objective
+from minibule.core.objective import OBJECTIVES, Objective
 from minibule.machine.threads import side_by_side, threads
+
+# Measures that an objective's target distribution gives a meaning.
+OF_THE_TARGET = ("loss", "kl", "contrast", "optimal_rejected_mass", "optimality_gap")
 
 
 @np.errstate(all="ignore")
 def evaluate(
-    model: Llama, examples: Sequence[Example], objective: Objective, pass_tokens: int
+    model: Llama, examples: Sequence[Example], objective: Objective | None, pass_tokens: int
 ) -> dict[str, float]:
-    """Means over the rows of held-out examples; what they are, `fused.row_metrics` says."""
+    """Means over the rows of held-out examples; what they are, `fused.row_metrics` says.
+
+    objective: None for a loss without a target distribution, of which only the rest is measured.
+    """
+    has_target, objective = objective is not None, objective or OBJECTIVES["reference"]
     count = total_weight(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
@@ -36,4 +43,4 @@ def evaluate(
             add_metrics(metrics, more)
             bar.update(size)
     metrics["first_rejected_mass"] /= metrics.pop("first")
-    return metrics
+    return {name: m for name, m in metrics.items() if has_target or name not in OF_THE_TARGET}

@@ -16,7 +16,7 @@ from minibule.core.counts import Example
 from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
-from minibule.core.objective import Objective
+from minibule.core.objective import OBJECTIVES, Objective
 from minibule.errors import InputError
 from minibule.explain.adapter import (
     explain_another,
@@ -84,6 +84,11 @@ def explain(config: TrainConfig, place: Place, module: str = "") -> Iterator[str
     else:
         lora = config.resolved_lora(model.config.num_hidden_layers)
         model.adapter = init_adapter(lora, model.config, config.seed)
+    if config.objective not in OBJECTIVES:
+        raise InputError(
+            f"--objective {config.objective}: expected one of {', '.join(OBJECTIVES)}, which have "
+            "a target distribution to explain."
+        )
     objective = config.resolved_objective()
     title = [
         f"model      {config.model or 'embedded'}, adapter {config.init_adapter or 'fresh: B = 0'}",

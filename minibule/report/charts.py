@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minibule.core.fused import ComplementLoss
 from minibule.report import figures
 from minibule.report.figures import FEWEST, Level, Series, short
 from minibule.report.page import source, table, text
@@ -29,17 +30,24 @@ class Chart(NamedTuple):
         return any(len(line.steps) >= FEWEST for line in self.series)
 
 
+def _loss_in_words(run: Run) -> str:
+    loss = run.config.resolved_loss()
+    if not isinstance(loss, ComplementLoss):
+        return f"The objective {run.config.objective} ({loss}), the mean over a step."
+    alpha, held = loss.objective.alpha, f" + {loss.kl:g} KL(p || base)" if loss.kl else ""
+    return f"{alpha:g} KL(P || p) + {1 - alpha:g} contrast{held}, the mean over the rows of a step."
+
+
 def charts(run: Run) -> list[Chart]:
     """Every picture that the run has numbers for."""
-    objective, limit = run.config.resolved_objective(), run.config.max_grad_norm
+    limit = run.config.max_grad_norm
     heldout, norms = evaluated(run, "optimal_rejected_mass"), series(run, "grad_norm", "a step")
     best = Level("if p were p*, held out", float(heldout.values[0])) if heldout else None
     return _with_numbers(
         Chart(
             "loss",
             "Loss",
-            f"{objective.alpha:g} KL(P || p) + {1 - objective.alpha:g} contrast, the mean over the "
-            "rows of a step.",
+            _loss_in_words(run),
             _present(
                 series(run, "loss", "loss", "blue"),
                 series(run, "kl", "KL(P || p)", "orange"),

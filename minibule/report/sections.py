@@ -100,7 +100,7 @@ def _facts(run: Run) -> dict[str, str]:
             _many(counted, "answers", "rejected answers"),
             _many(counted, "heldout", "more prompts held out"),
         ),
-        "Objective": f"{config.objective}: {config.resolved_objective()}",
+        "Objective": f"{config.objective}: {config.resolved_loss()}",
         "Steps": _steps(run),
         **_version(),
     }

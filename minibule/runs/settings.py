@@ -5,17 +5,21 @@ default here. How fields become flags and lines of TOML is in `minibule.settings
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from minibule.core.counts import Counts
+from minibule.core.fused import ComplementLoss
+from minibule.core.loss import Loss
 from minibule.core.objective import OBJECTIVES, Contrast, Objective, Prior
 from minibule.core.optim import Schedule
 from minibule.core.shapes import PROJECTIONS, LoraConfig, module_names
 from minibule.errors import InputError
 from minibule.files import embedded_folder
+from minibule.methods.table import LOSSES
 from minibule.models.exports import EXPORTS, Export
 from minibule.settings import (
     Source,
@@ -77,21 +81,31 @@ class TrainConfig:
         "hello", "a prompt answered before and after training; empty = none", group=MEASURING
     )
 
-    objective: Literal["literal", "reference", "rate"] = setting(
-        "reference", "the loss, as a named choice of the four knobs below", group=OBJECTIVE
+    objective: str = setting(
+        "reference",
+        "the loss; literal, reference and rate are named choices of the four settings below",
+        choices=tuple(LOSSES),
+        group=OBJECTIVE,
+    )
+    kl: float | None = setting(
+        None,
+        "how strongly the model is held to its base: so many times KL(p || base) is added to the "
+        "loss (default: the objective's own)",
+        0,
+        group=OBJECTIVE,
     )
     prior: Prior | None = setting(
-        None, "what the target is built on (else as the objective says)", group=OBJECTIVE
+        None, "what the target is built on (default: the objective's)", group=OBJECTIVE
     )
     counts: Counts | None = setting(
-        None, "which answers v_t counts (else as the objective says)", group=OBJECTIVE
+        None, "which answers v counts at a position (default: the objective's)", group=OBJECTIVE
     )
     contrast: Contrast | None = setting(
-        None, "how rejected tokens are pushed down (else as the objective says)", group=OBJECTIVE
+        None, "how rejected tokens are pushed down (default: the objective's)", group=OBJECTIVE
     )
     alpha: float | None = setting(
         None,
-        "share of the KL part, 1 - alpha is the contrast's (else as the objective says)",
+        "share of the KL part, 1 - alpha is the contrast's (default: the objective's)",
         0,
         1,
         group=OBJECTIVE,
@@ -220,10 +234,28 @@ class TrainConfig:
         return LoraConfig(self.lora_r, self.lora_alpha, modules, self.rslora)
 
     def resolved_objective(self) -> Objective:
-        """The named objective with the knobs that were set apart."""
-        knobs = {name: getattr(self, name) for name in Objective._fields}
-        named = OBJECTIVES[self.objective]
-        return named._replace(**{name: v for name, v in knobs.items() if v is not None})
+        """The complement objective, with what is set separately; what is measured, too.
+
+        For a loss that has no target distribution, held-out rows are measured against that of
+        `reference`. Raises InputError if a part of a complement objective is set for such a loss.
+        """
+        parts = {name: getattr(self, name) for name in Objective._fields}
+        given = {name: value for name, value in parts.items() if value is not None}
+        if self.objective not in OBJECTIVES and given:
+            flags = ", ".join(f"--{name}" for name in given)
+            raise InputError(
+                f"{flags}: part of the objectives {', '.join(OBJECTIVES)}, and not of "
+                f"{self.objective}. Leave it out, or choose one of these."
+            )
+        return OBJECTIVES.get(self.objective, OBJECTIVES["reference"])._replace(**given)
+
+    def resolved_loss(self) -> Loss:
+        """What is minimised: the named loss, with what is set separately."""
+        objective = self.resolved_objective()
+        loss = LOSSES[self.objective]
+        if isinstance(loss, ComplementLoss):
+            loss = ComplementLoss(objective)
+        return loss if self.kl is None else dataclasses.replace(loss, kl=self.kl)  # type: ignore[type-var]
 
 
 FIELDS = settings_of(TrainConfig)

@@ -64,7 +64,7 @@ def _rehearse(
     for the time they take, find the process warm.
     """
     at_once = threads()  # passes, see `threads.side_by_side`
-    counts, pass_tokens = setup.objective.counts, setup.config.pass_tokens
+    counts, pass_tokens = setup.loss.counts, setup.config.pass_tokens
     tokens, largest, rows = [], [], 0
     for step in tqdm(range(1, steps + 1), desc="packing", unit="step", delay=1, leave=False):
         examples = setup.examples_of(step)
@@ -95,7 +95,7 @@ def _snapshot_seconds(setup: Setup) -> float:
         asking += asked - started
         if longest:
             model = dataclasses.replace(setup.model, adapter=adapter)
-            evaluate(model, longest, setup.objective, setup.config.pass_tokens)
+            evaluate(model, longest, setup.measured, setup.config.pass_tokens)
             evaluating += time.perf_counter() - asked
     share = total_weight(longest) / total_weight(setup.heldout) if longest else 1.0
     return asking + evaluating / share

@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from minibule.core.counts import total_weight
-from minibule.core.fused import ComplementLoss
 from minibule.core.optim import AdamW, clip_gradients, learning_rate
 from minibule.core.step import gradients
 from minibule.errors import InputError
@@ -125,7 +124,7 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
         for step in range(progress.step + 1, setup.steps + 1):
             line = take_step(setup, optimiser, step)
             if config.eval_every and step % config.eval_every == 0 and setup.heldout:
-                measured = evaluate(setup.model, setup.heldout, setup.objective, config.pass_tokens)
+                measured = evaluate(setup.model, setup.heldout, setup.measured, config.pass_tokens)
                 line |= {f"eval_{name}": value for name, value in measured.items()}
             write_line(log, line)
             bar.set_postfix_str(
@@ -166,7 +165,7 @@ def take_step(setup: Setup, optimiser: AdamW, step: int) -> dict[str, Any]:
         grads, metrics, tokens = gradients(
             setup.model,
             examples,
-            ComplementLoss(setup.objective),
+            setup.loss,
             config.pass_tokens,
             recompute=config.memory == "low",
         )

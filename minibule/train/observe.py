@@ -54,6 +54,6 @@ def observe(setup: Setup, adapter: Adapter | None) -> Snapshot:
         sizes,
         probe,
         ask(model, chat, questions, pass_tokens) if questions else None,
-        evaluate(model, heldout, objective, pass_tokens) if heldout else None,
+        evaluate(model, heldout, setup.measured, pass_tokens) if heldout else None,
         telling_position(model, chat, heldout or examples, objective, pass_tokens),
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import cast
 
 from minibule.core.counts import Example
+from minibule.core.fused import ComplementLoss
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
+from minibule.core.loss import Loss
 from minibule.core.objective import Objective
 from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError, listed
@@ -46,7 +48,9 @@ class Setup:
     questions   prompts with known answers, to ask before and after
     start       the adapter before its first step, given by `init_adapter`; None: a fresh one, which
                 changes nothing
-    objective   as the settings name it, each knob of `config` being set to what it says
+    objective   the loss's, if it has one, and each part of it stands in `config` as resolved; else
+                the one whose target a position is shown with
+    loss        what is minimised
     """
 
     config: TrainConfig
@@ -58,6 +62,12 @@ class Setup:
     questions: list[Question]
     start: Adapter | None
     objective: Objective
+    loss: Loss
+
+    @property
+    def measured(self) -> Objective | None:
+        """What held-out records are measured against: the loss's objective, if it has one."""
+        return self.objective if isinstance(self.loss, ComplementLoss) else None
 
     @property
     def steps(self) -> int:
@@ -123,9 +133,11 @@ def prepare(config: TrainConfig) -> Setup:
             f"{data}: no record is left to train on. Raise --max-length, or check that the "
             "answers are in a language the model's tokenizer knows."
         )
-    objective = config.resolved_objective()
+    objective, loss = config.resolved_objective(), config.resolved_loss()
+    if isinstance(loss, ComplementLoss):
+        config = dataclasses.replace(config, **objective._asdict())
     return Setup(
-        dataclasses.replace(config, **objective._asdict()),
+        dataclasses.replace(config, kl=loss.kl or None),
         source,
         model,
         chat,
@@ -134,6 +146,7 @@ def prepare(config: TrainConfig) -> Setup:
         read_questions(questions_file) if questions_file else [],
         start,
         objective,
+        loss,
     )
 
 
@@ -173,7 +186,7 @@ def describe(setup: Setup) -> None:
         f"records    {len(setup.examples):,} prompts with {answers:,} rejected answers, "
         f"{len(setup.heldout):,} more held out"
     )
-    print(f"objective  {config.objective}: {setup.objective}")
+    print(f"objective  {config.objective}: {setup.loss}")
 
 
 def expected_bytes(setup: Setup) -> int:
