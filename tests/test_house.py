@@ -49,7 +49,6 @@ MODULE_LINES, FUNCTION_LINES = 400, 60
 # What is longer, and why it reads better so.
 LONG = {
     "generate.decode.generate": "an answer from its prompt to its end, one token at a time",
-    "generate.decode._prefill": "threads that wait for each other, told in one place",
 }
 
 

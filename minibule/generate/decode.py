@@ -105,7 +105,7 @@ def _prefill(
     lengths = np.array([len(prompt) for prompt in prompts])
     starts, ends = lengths.cumsum() - lengths, lengths.cumsum()
     layers, N = model.config.num_hidden_layers, len(ids)
-    shape = (N, model.config.num_key_value_heads, model.config.head_dim)
+    shape = (N, model.config.num_key_value_heads, model.config.head_dim)  # (N, K, hd)
     keys, values = ([np.empty(shape, model.head.dtype) for _ in range(layers)] for _ in "kv")
     cuts = np.linspace(0, N, min(N, _chunks(N)) + 1).astype(int).tolist()
     written = {(stop, layer): Event() for stop in cuts for layer in range(layers)}
@@ -132,13 +132,8 @@ def _prefill(
         last = ends[(ends > chunk.start) & (ends <= chunk.stop)] - 1
         positions = np.concatenate([np.arange(low, high) - start for start, low, high in inside])
         try:
-            hidden, _ = llama.forward(
-                model,
-                ids[chunk],
-                positions,
-                attend,
-                wanted=last - chunk.start,
-            )
+            wanted = last - chunk.start
+            hidden, _ = llama.forward(model, ids[chunk], positions, attend, wanted=wanted)
         finally:  # an error here must not leave the next chunk waiting
             for layer in range(layers):
                 written[chunk.stop, layer].set()
@@ -148,16 +143,25 @@ def _prefill(
     hidden = np.concatenate(list(side_by_side(one_chunk, chunks)))  # (prompts, D)
 
     cache = KeyValueCache(lengths.repeat(samples))
-    places = int(lengths.max()) + room
     for streams, kept in ((keys, cache.keys), (values, cache.values)):
         for layer in range(layers):
-            padded = np.zeros((len(cache.lengths), shape[1], places, shape[2]), model.head.dtype)
-            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-                a_prompt = padded[i * samples : (i + 1) * samples, :, : end - start]
-                a_prompt[...] = streams[layer][start:end].swapaxes(0, 1)
-            kept.append(padded)
+            kept.append(_one_each(streams[layer], lengths, samples, int(lengths.max()) + room))
             streams[layer] = streams[layer][:0].copy()  # its memory is not needed twice
-    return (hidden @ model.head.T).repeat(samples, axis=0), cache
+    return (hidden @ model.head.T).repeat(samples, axis=0), cache  # (B, V)
+
+
+def _one_each(stream: Array, lengths: Array, samples: int, places: int) -> Array:
+    """Keys or values of the prompts, (N, K, hd) one behind the other, each for every sample of its.
+
+    Returns (B, K, places, hd): those of a sequence first, then zeros.
+    """
+    _, K, hd = stream.shape
+    padded = np.zeros((len(lengths) * samples, K, places, hd), stream.dtype)
+    ends = lengths.cumsum()
+    for i, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        a_prompt = padded[i * samples : (i + 1) * samples, :, :length]  # (samples, K, length, hd)
+        a_prompt[...] = stream[end - length : end].swapaxes(0, 1)
+    return padded
 
 
 def _chunks(tokens: int) -> int:

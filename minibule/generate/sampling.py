@@ -34,9 +34,9 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
     if sampling.temperature == 0:
         return logits.argmax(axis=1)
     z = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-z, axis=1, kind="stable")  # likeliest first
+    order = np.argsort(-z, axis=1, kind="stable")  # (B, V), the likeliest first
     z = np.take_along_axis(z, order, axis=1)
-    p = np.exp(z - z[:, :1])
+    p = np.exp(z - z[:, :1])  # (B, V), falling
     if sampling.top_k:
         p[:, sampling.top_k :] = 0
     p /= p.sum(axis=1, keepdims=True)
@@ -44,5 +44,5 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
     # Nucleus: keep a token if those before it do not yet make up top_p (so always the first).
     p[cumulative - p >= sampling.top_p] = 0
     cumulative = p.cumsum(axis=1)
-    rank = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1)
+    rank = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1)  # (B,)
     return order[np.arange(len(order)), np.minimum(rank, (p > 0).sum(axis=1) - 1)]

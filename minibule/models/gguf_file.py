@@ -65,12 +65,27 @@ def permute(W: Array, heads: int) -> Array:
 
     Row i of the first half and row i of the second become rows 2i and 2i + 1.
     """
-    return W.reshape(heads, 2, -1, W.shape[1]).swapaxes(1, 2).reshape(W.shape)
+    halves = W.reshape(heads, 2, -1, W.shape[1])  # (heads, 2, hd / 2, n)
+    return halves.swapaxes(1, 2).reshape(W.shape)
 
 
 def unpermute(W: Array, heads: int) -> Array:
     """The inverse of `permute`."""
-    return W.reshape(heads, -1, 2, W.shape[1]).swapaxes(1, 2).reshape(W.shape)
+    pairs = W.reshape(heads, -1, 2, W.shape[1])  # (heads, hd / 2, 2, n)
+    return pairs.swapaxes(1, 2).reshape(W.shape)
+
+
+def text_value(value: str) -> GGUFValue:
+    """A text as the metadata hold it; likewise below."""
+    return GGUFValue(value, GGUFValueType.STRING)
+
+
+def u32_value(value: int) -> GGUFValue:
+    return GGUFValue(value, GGUFValueType.UINT32)
+
+
+def array_value(values: list[Any], kind: GGUFValueType) -> GGUFValue:
+    return GGUFValue(values, GGUFValueType.ARRAY, kind)
 
 
 # -- reading ---------------------------------------------------------------------------------------

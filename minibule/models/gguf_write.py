@@ -4,11 +4,9 @@ Written tensor by tensor, so that no more than one of them is in memory twice, a
 name until it is whole.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, LlamaFileType
@@ -22,15 +20,17 @@ from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import whole_file
 from minibule.machine.matrix import Array
-from minibule.models.gguf_file import Gguf, Metadata, gguf_name, permute, permuted_heads
-from minibule.models.gguf_read import (
-    CONTROL,
-    NORMAL,
-    PRE_TOKENIZERS,
-    UNUSED,
-    USER_DEFINED,
-    GgufModel,
+from minibule.models.gguf_file import (
+    Gguf,
+    Metadata,
+    gguf_name,
+    permute,
+    permuted_heads,
+    text_value,
+    u32_value,
 )
+from minibule.models.gguf_metadata import model_metadata, tokenizer_metadata
+from minibule.models.gguf_read import GgufModel
 from minibule.models.save import merged_tensor
 from minibule.models.source import open_source
 from minibule.text.chat import Chat
@@ -73,9 +73,9 @@ def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
     base = _base(chat)
     shapes = model.config.tensor_shapes()
     metadata = dict(base.metadata) if base else model_metadata(model.config, chat)
-    metadata["general.file_type"] = _u32(int(file_type))
+    metadata["general.file_type"] = u32_value(int(file_type))
     if GGML_QUANT_SIZES[kind][0] > 1:
-        metadata.setdefault("general.quantization_version", _u32(2))
+        metadata.setdefault("general.quantization_version", u32_value(2))
 
     def tensor(name: str) -> Array:
         W = merged_tensor(model, name)
@@ -131,9 +131,9 @@ def export_gguf_lora(model: Llama, path: Path) -> None:
     if alpha == 0:
         raise InputError("gguf-lora: lora_alpha is 0, which llama.cpp reads as a scale of 1.")
     metadata = {
-        "general.architecture": _text("llama"),
-        "general.type": _text("adapter"),
-        "adapter.type": _text("lora"),
+        "general.architecture": text_value("llama"),
+        "general.type": text_value("adapter"),
+        "adapter.type": text_value("lora"),
         "adapter.lora.alpha": GGUFValue(float(np.float32(alpha)), GGUFValueType.FLOAT32),
     }
     tensors: list[tuple[str, Array]] = []
@@ -150,120 +150,6 @@ def export_gguf_lora(model: Llama, path: Path) -> None:
         [(name, array.shape, _F32) for name, array in tensors],
         (array for _, array in tensors),
     )
-
-
-# -- metadata --------------------------------------------------------------------------------------
-
-
-def model_metadata(config: LlamaConfig, chat: Chat) -> Metadata:
-    """Everything llama.cpp wants to know of a model beside its tensors."""
-    shapes = {
-        "vocab_size": config.vocab_size,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
-        "rope.dimension_count": config.head_dim,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-    }
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        shapes |= {
-            "attention.key_length": config.head_dim,
-            "attention.value_length": config.head_dim,
-        }
-    reals = {
-        "rope.freq_base": config.rope_theta,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-    }
-    return {
-        "general.architecture": _text("llama"),
-        "general.type": _text("model"),
-        "general.name": _text(chat.source.resolve().name),
-        "general.file_type": _u32(0),
-        **{f"llama.{key}": _u32(value) for key, value in shapes.items()},
-        **{f"llama.{key}": GGUFValue(value, GGUFValueType.FLOAT32) for key, value in reals.items()},
-        **tokenizer_metadata(chat, config.vocab_size),
-    }
-
-
-def tokenizer_metadata(chat: Chat, vocab_size: int) -> Metadata:
-    """The tokenizer and chat template as GGUF metadata."""
-    description = json.loads(chat.tokenizer.to_str())
-    bpe = description["model"]
-    pre = _pre_tokenizer_name(description, chat.source)
-    ids = chat.tokenizer.get_vocab(with_added_tokens=True)
-    if max(ids.values()) >= vocab_size:
-        raise InputError(
-            f"{chat.source}: found token ids up to {max(ids.values())}, "
-            f"expected less than the model's vocab_size of {vocab_size}."
-        )
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]  # ids that no text gives
-    types = [UNUSED] * vocab_size
-    for token, number in ids.items():
-        tokens[number], types[number] = token, NORMAL
-    for added in description["added_tokens"]:
-        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-    merges = [m if isinstance(m, str) else " ".join(m) for m in bpe["merges"]]
-    special = {
-        "bos": chat.special_ids.get("bos_token"),
-        "eos": chat.special_ids.get("eos_token", chat.end_of_turn),
-        "unknown": chat.special_ids.get("unk_token"),
-        "padding": chat.special_ids.get("pad_token"),
-    }
-    return {
-        "tokenizer.ggml.model": _text("gpt2"),
-        "tokenizer.ggml.pre": _text(pre),
-        "tokenizer.ggml.tokens": _array(tokens, GGUFValueType.STRING),
-        "tokenizer.ggml.token_type": _array(types, GGUFValueType.INT32),
-        "tokenizer.ggml.merges": _array(merges, GGUFValueType.STRING),
-        **{
-            f"tokenizer.ggml.{name}_token_id": _u32(number)
-            for name, number in special.items()
-            if number is not None
-        },
-        "tokenizer.ggml.add_bos_token": GGUFValue(False, GGUFValueType.BOOL),
-        "tokenizer.ggml.add_space_prefix": GGUFValue(False, GGUFValueType.BOOL),
-        **({"tokenizer.chat_template": _text(chat.template)} if chat.template else {}),
-    }
-
-
-def _pre_tokenizer_name(description: dict[str, Any], source: Path) -> str:
-    """llama.cpp's name for a tokenizer's way of cutting text, from what the tokenizer does."""
-    bpe = description["model"]
-    cut = _essential(description["pre_tokenizer"])
-    problems: list[str] = []
-    if bpe["type"] != "BPE" or bpe.get("byte_fallback") or bpe.get("ignore_merges"):
-        problems.append(f"model: found {bpe['type']}, expected plain byte-level BPE")
-    problems += [
-        f"{part}: found {description[part]['type']}, expected none"
-        for part in ("normalizer", "post_processor")
-        if description[part] is not None and description[part]["type"] != "ByteLevel"
-    ]
-    problems += [
-        f"{token['content']}: strips the spaces around it"
-        for token in description["added_tokens"]
-        if token["lstrip"] or token["rstrip"]
-    ]
-    names = [name for name, known in PRE_TOKENIZERS.items() if _essential(known) == cut]
-    if not names:
-        known = ", ".join(PRE_TOKENIZERS)
-        problems.append(f"pre_tokenizer: found {json.dumps(cut)}, none of the known: {known}")
-    if problems:
-        raise InputError(
-            f"{source}: its tokenizer has no name in llama.cpp that minibule knows, and a wrong "
-            f"one would tokenise wrongly:\n{listed(problems)}"
-        )
-    return names[0]
-
-
-def _essential(part: Any) -> Any:
-    """A pre_tokenizer's description without what does not change the tokens."""
-    if isinstance(part, list):
-        return [_essential(item) for item in part]
-    if isinstance(part, dict):
-        return {key: _essential(value) for key, value in part.items() if key != "trim_offsets"}
-    return part
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -331,15 +217,3 @@ def _check_blocks(shapes: dict[str, tuple[int, ...]], kind: GGMLQuantizationType
             f"{kind.name} is made of blocks of {block} numbers, which do not divide "
             f"these rows; f32, f16 and bf16 take any:\n{listed(problems)}"
         )
-
-
-def _text(value: str) -> GGUFValue:
-    return GGUFValue(value, GGUFValueType.STRING)
-
-
-def _u32(value: int) -> GGUFValue:
-    return GGUFValue(value, GGUFValueType.UINT32)
-
-
-def _array(values: list[Any], kind: GGUFValueType) -> GGUFValue:
-    return GGUFValue(values, GGUFValueType.ARRAY, kind)

@@ -148,7 +148,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(slots=True)
-class Row:
+class Draft:
     """What a row says: in `rounds` rounds these answers to this prompt were rejected."""
 
     prompt: Prompt
@@ -163,7 +163,7 @@ class Row:
 _Fields = dict[str, object]
 
 
-def _canonical(row: _Fields) -> Row:
+def _canonical(row: _Fields) -> Draft:
     """{"prompt": "Hi", "rejected_responses": ["Hi", "No."], "rejection_counts": [3, 1],
     "total_rounds": 8}
 
@@ -196,10 +196,10 @@ def _canonical(row: _Fields) -> Row:
     times = [answer.times for answer in answers]
     where, value = field_of("total_rounds", "totalRounds")
     rounds = sum(times) if value is None else _whole(value, where, least=max(times))
-    return Row(_prompt(row.get("prompt"), "prompt"), answers, rounds)
+    return Draft(_prompt(row.get("prompt"), "prompt"), answers, rounds)
 
 
-def _preference(row: _Fields) -> Row:
+def _preference(row: _Fields) -> Draft:
     """{"prompt": "Hi", "chosen": "Hello! How can I help?", "rejected": "Hi"}
 
     Each may also be a list of messages, and a side may repeat the prompt (UltraFeedback binarized):
@@ -209,7 +209,7 @@ def _preference(row: _Fields) -> Row:
     return _pair(_prompt(row["prompt"], "prompt"), row)
 
 
-def _llama_factory(row: _Fields) -> Row:
+def _llama_factory(row: _Fields) -> Draft:
     """{"conversations": [{"from": "human", "value": "Hi"}],
     "chosen": {"from": "gpt", "value": "Hello!"}, "rejected": {"from": "gpt", "value": "Hi"}}
 
@@ -224,13 +224,13 @@ def _llama_factory(row: _Fields) -> Row:
     return _pair(_prompt(prompt, "conversations"), row)
 
 
-def _pair(prompt: Prompt, row: _Fields) -> Row:
+def _pair(prompt: Prompt, row: _Fields) -> Draft:
     _reply(row["chosen"], "chosen")  # checked as the other side is, then dropped
     before, answer = _reply(row["rejected"], "rejected")
-    return Row(_joined(prompt, before, "rejected"), [Answer("rejected", answer)], discarded=1)
+    return Draft(_joined(prompt, before, "rejected"), [Answer("rejected", answer)], discarded=1)
 
 
-def _conversations(row: _Fields) -> Row:
+def _conversations(row: _Fields) -> Draft:
     """{"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
     "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]}
 
@@ -245,13 +245,13 @@ def _conversations(row: _Fields) -> Row:
             f"rejected: found {len(shared):,} leading messages shared with chosen and "
             f"{len(before) + 1 - len(shared):,} after them, expected a shared prompt and one answer"
         )
-    return Row(_prompt(shared, "rejected"), [Answer("rejected", answer)], discarded=1)
+    return Draft(_prompt(shared, "rejected"), [Answer("rejected", answer)], discarded=1)
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def _hh(row: _Fields) -> Row:
+def _hh(row: _Fields) -> Draft:
     r"""{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!",
     "rejected": "\n\nHuman: Hi\n\nAssistant: Hi"}
 
@@ -272,7 +272,7 @@ def _hh(row: _Fields) -> Row:
         {"role": "user" if by == "Human" else "assistant", "content": says.strip()}
         for by, says in zip(parts[::2], parts[1::2], strict=True)
     ]
-    return Row(
+    return Draft(
         _prompt(messages, "rejected"),
         [Answer("rejected", answer.strip())],
         discarded=1,
@@ -280,7 +280,7 @@ def _hh(row: _Fields) -> Row:
     )
 
 
-def _unpaired(row: _Fields) -> Row:
+def _unpaired(row: _Fields) -> Draft:
     """{"prompt": "Hi", "completion": "Hi", "label": false} or
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}],
     "label": false}
@@ -296,11 +296,11 @@ def _unpaired(row: _Fields) -> Row:
     if not isinstance(row["label"], bool):
         raise _wrong("label", row["label"], "true or false")
     if row["label"]:
-        return Row(prompt, [], discarded=1)
-    return Row(prompt, [Answer(where, answer)])
+        return Draft(prompt, [], discarded=1)
+    return Draft(prompt, [Answer(where, answer)])
 
 
-def _ultrafeedback(row: _Fields) -> Row:
+def _ultrafeedback(row: _Fields) -> Draft:
     """{"instruction": "Hi", "completions": [{"response": "Hello!", "overall_score": 8.5},
     {"response": "Hi", "overall_score": 4.0}, {"response": "No.", "overall_score": 4.0}]}
 
@@ -328,7 +328,7 @@ def _ultrafeedback(row: _Fields) -> Row:
     notes = [f"answers without an overall_score, in no pair: {unscored:,}"] if unscored else []
     if not any(beaten):
         notes.append("no answer beat another")
-    return Row(
+    return Draft(
         prompt=_prompt(row["instruction"], "instruction"),
         rejected=[
             Answer(f"completions[{k}]", text, times)
@@ -346,7 +346,7 @@ class Format(NamedTuple):
 
     name: str
     fields: tuple[str, ...]
-    parse: Callable[[_Fields], Row]
+    parse: Callable[[_Fields], Draft]
     kind: type = object
 
 
@@ -374,7 +374,7 @@ class UnknownFormatError(InputError):
     """A row whose fields fit no format; KNOWN is then shown once, after all bad rows."""
 
 
-def parse_row(where: str, value: object) -> tuple[str, Row]:
+def parse_row(where: str, value: object) -> tuple[str, Draft]:
     """One row of a file -> the name of its format, and what it says."""
     if isinstance(value, InputError):
         raise value

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minibule.errors import InputError
 
-Rows = Iterator[tuple[str, object]]
+Items = Iterator[tuple[str, object]]  # where in the file, and the value or an InputError
 
 
 def _not_json(error: Exception, start: int = 0) -> InputError:
@@ -29,7 +29,7 @@ def _not_json(error: Exception, start: int = 0) -> InputError:
     return InputError("found a number with too many digits to read")  # int() has a limit
 
 
-def json_lines(stream: io.BufferedIOBase) -> Rows:
+def json_lines(stream: io.BufferedIOBase) -> Items:
     """Each line that is not blank as ("line 1", value), or with an InputError for its value."""
     for number, line in enumerate(stream, start=1):
         where = f"line {number:,}"
@@ -54,7 +54,7 @@ _DELIMITER = re.compile(r"\s*([,\]])")
 _WRONG_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of one
 
 
-def _json_array(stream: io.BufferedIOBase) -> Rows:
+def _json_array(stream: io.BufferedIOBase) -> Items:
     """The elements of one array, each as soon as it is complete, so that little is in memory."""
     # A byte that is no UTF-8 is carried along as an escape: it must cost only its own row.
     utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
@@ -89,7 +89,7 @@ def _json_array(stream: io.BufferedIOBase) -> Rows:
         yield "end", InputError("found more after the array, expected nothing")
 
 
-def _parquet(stream: io.BufferedIOBase) -> Rows:
+def _parquet(stream: io.BufferedIOBase) -> Items:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -107,7 +107,7 @@ def _parquet(stream: io.BufferedIOBase) -> Rows:
 _READERS = {".jsonl": json_lines, ".json": _json_array, ".parquet": _parquet}
 
 
-def read_rows(path: Path, progress: bool) -> Rows:
+def read_items(path: Path, progress: bool) -> Items:
     """Each row of the file as (where, value); damage to the file itself comes as a last row."""
     name = path.name.lower()
     zipped = name.endswith((".jsonl.gz", ".json.gz"))

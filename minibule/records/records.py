@@ -24,8 +24,8 @@ from pathlib import Path
 
 from minibule.errors import InputError, listed
 from minibule.files import whole_file
-from minibule.records.formats import KNOWN, Prompt, Row, UnknownFormatError, parse_row, turns_of
-from minibule.records.readers import read_rows
+from minibule.records.formats import KNOWN, Draft, Prompt, UnknownFormatError, parse_row, turns_of
+from minibule.records.readers import read_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +99,24 @@ def read_file(path: str | Path, progress: bool = False) -> tuple[list[Record], S
     """As `read_records`, with the numbers of what was read, discarded and skipped."""
     path = Path(path)
     summary = Summary(shown(path))
-    drafts: dict[object, Row] = {}  # prompt -> its first row, to which later ones are added
+    drafts: dict[object, Draft] = {}  # prompt -> what its rows say, put together
     problems: list[str] = []
     hint = ""
     try:
-        for where, value in read_rows(path, progress):
+        for where, value in read_items(path, progress):
             try:
-                name, row = parse_row(where, value)
+                name, draft = parse_row(where, value)
             except InputError as error:
                 problems.append(f"{where}: {error}")
                 if isinstance(error, UnknownFormatError):
                     hint = "\n" + KNOWN
                 continue
             summary.formats[name] += 1
-            _count(row, summary)
-            draft = drafts.setdefault(_key(row, name), row)
-            if draft is not row:
-                draft.rejected += row.rejected
-                draft.rounds += row.rounds
+            _count(draft, summary)
+            first = drafts.setdefault(_key(draft, name), draft)
+            if first is not draft:
+                first.rejected += draft.rejected
+                first.rounds += draft.rounds
     except InputError as error:
         raise InputError(f"{summary.source}: {error}") from None
     if problems:
@@ -125,28 +125,28 @@ def read_file(path: str | Path, progress: bool = False) -> tuple[list[Record], S
     return _records(drafts, summary), summary
 
 
-def _key(row: Row, format_name: str) -> object:
+def _key(draft: Draft, format_name: str) -> object:
     """Rows of equal keys make one record: those of one prompt, and each canonical row alone."""
     if format_name == "canonical":
-        return row.where
-    return tuple((turn["role"], turn["content"]) for turn in turns_of(row.prompt))
+        return draft.where
+    return tuple((turn["role"], turn["content"]) for turn in turns_of(draft.prompt))
 
 
-def _count(row: Row, summary: Summary) -> None:
-    empty = [answer for answer in row.rejected if not answer.text.strip()]
-    summary.notes += [f"{row.where}: {answer.where} is empty" for answer in empty]
-    if row.note:
-        summary.notes.append(f"{row.where}: {row.note}")
+def _count(draft: Draft, summary: Summary) -> None:
+    empty = [answer for answer in draft.rejected if not answer.text.strip()]
+    summary.notes += [f"{draft.where}: {answer.where} is empty" for answer in empty]
+    if draft.note:
+        summary.notes.append(f"{draft.where}: {draft.note}")
     summary.tally.update(
         rows=1,
-        counts=sum(answer.times for answer in row.rejected),
+        counts=sum(answer.times for answer in draft.rejected),
         empty=len(empty),
-        discarded=row.discarded,
-        unshared=row.unshared,
+        discarded=draft.discarded,
+        unshared=draft.unshared,
     )
 
 
-def _records(drafts: dict[object, Row], summary: Summary) -> list[Record]:
+def _records(drafts: dict[object, Draft], summary: Summary) -> list[Record]:
     records = []
     for key in list(drafts):
         draft = drafts.pop(key)  # so that no answer's bookkeeping outlives its record's making
