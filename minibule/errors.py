@@ -1,8 +1,8 @@
 """What minibule says when it cannot go on.
 
 Every mistake a user can make ends in an `InputError`: one that says what was found, what was
-expected, where, and what to do. `run` turns it into one clear message and an exit status, so that
-a traceback on the screen always means a bug in minibule.
+expected, where, and what to do. `program.run` turns it into one clear message and an exit status,
+so that a traceback on the screen always means a bug in minibule.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ class InputError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM: leave now, as KeyboardInterrupt is Ctrl-C. Nothing but `run` is to catch it."""
+    """SIGTERM: leave now, as KeyboardInterrupt is Ctrl-C. Nothing but `program.run` is to catch it."""
 
 
 def listed(problems: Sequence[str], limit: int = 20) -> str:

@@ -98,7 +98,7 @@ BOXES = {
     "target": Box(
         1, 1, "rejected", "Target P, contrast weights w",
         ("P(i) proportional to p_ref(i) (T - v(i) + 1)", "w(i) = (1 - p_ref(i)) v(i) / T"),
-        "core/complement.py", columns=2,
+        "core/fused.py", columns=2,
     ),
     "loss": Box(
         3, 1, "forward", "Loss L",
@@ -142,7 +142,7 @@ def drawing() -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-labelledby="title description">',
-        '<title id="title">The way of a rejected answer to the gradients of A and B</title>',
+        '<title id="title">The path of a rejected answer to the gradients of A and B</title>',
         f'<desc id="description">{escape(described())}</desc>',
         f"<style>{STYLE}</style>",
         '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '

@@ -42,7 +42,7 @@ def required(
     if why is None:
         return None
     if value is None:
-        raise InputError(f"the {why!r} objective needs {name}.")
+        raise InputError(f"{why} needs {name}.")
     array = numbers(value, name).astype(np.float64)
     if array.shape != shape:
         raise InputError(f"{name}: found shape {array.shape}, expected {shape}.")

@@ -3,15 +3,16 @@
 Training does not run this file. It runs `fused.py`, which gives the same numbers from a few entries
 a row and is tested against this one. Read this first: it is the formula, line by line.
 
-A row is one position of one rejected answer. v(i) counts how often token i was rejected there and
-T = sum_i v(i). What was not rejected is what we want:
+A row is a context after which some rejected answer goes on. v(i) counts how often token i was
+rejected there and T = sum_i v(i). What was not rejected is what we want:
 
     P(i) = (T - v(i) + 1) / sum_j (T - v(j) + 1)
 
     row loss = alpha * KL(P || p)  +  (1 - alpha) * contrast
     contrast = - sum_i w(i) log(1 - p(i))         w(i) = v(i) / T
 
-with p the model's distribution. The two refinements, for models that somebody will use:
+with p the model's distribution. Beside this prior, called uniform, and this contrast, called plain,
+there are two more priors and one more contrast (LESSON.md, step 5):
 
   prior "reference"   P(i) is proportional to p_ref(i) (T - v(i) + 1), with p_ref the frozen base
                       model's distribution: without rejections the target is the base itself.
@@ -123,7 +124,7 @@ def complement_loss(
     logits : (n, V), finite, V >= 2
     counts : (n, V), each 0 to 1e15
     alpha : share of KL(P || p), 0 to 1; the contrast's is 1 - alpha
-    prior, contrast : see the top of the file; the default is the published formula
+    prior, contrast : see the top of the file; the default is the objective `literal`
     ref_logits : (n, V), the base model's logits in the same contexts, where prior or contrast
         asks for them
     attempts : (n,), for prior "rate" only
@@ -148,9 +149,11 @@ def complement_loss(
     share(alpha, "complement_loss: found alpha")
     one_of(prior, "prior", get_args(Prior))
     one_of(contrast, "contrast", get_args(Contrast))
-    asks = prior if prior != "uniform" else "choice" if contrast == "choice" else None
+    asks = f"prior {prior!r}" if prior != "uniform" else None
+    if contrast == "choice" and asks is None:
+        asks = "contrast 'choice'"
     z_ref = required(ref_logits, "ref_logits", asks, v.shape)
-    m = required(attempts, "attempts", prior if prior == "rate" else None, v.shape[:1])
+    m = required(attempts, "attempts", "prior 'rate'" if prior == "rate" else None, v.shape[:1])
     parts = loss_parts(z, v, prior, contrast, z_ref, m)
     loss = np.mean(np.sum(alpha * parts.kl + (1 - alpha) * parts.contrast, axis=-1))
     dlogits = (alpha * parts.dkl + (1 - alpha) * parts.dcontrast) / len(z)
@@ -197,7 +200,7 @@ def loss_parts(
     kl = P * (np.log(P) - logp)
 
     # d/dz_j of -log(1 - p_i) is p_i at j = i and -p_i p_j / (1 - p_i) elsewhere. With the odds
-    # o_i = p_i / (1 - p_i) that is o_i (delta_ij - p_j), but at p_i near 1 the odds explode while
+    # o_i = p_i / (1 - p_i) that is o_i ([i=j] - p_j), but at p_i near 1 the odds explode while
     # the gradient stays bounded, so j = i is written out as p_i.
     odds = np.exp(logp - log_rest)
     a = w * odds
@@ -208,11 +211,11 @@ def loss_parts(
 def optimum(P: Array, w: Array, alpha: float) -> Array:
     """p*, the distribution that minimises the objective of each row, to machine precision.
 
-    alpha KL(P || p) - (1 - alpha) sum_i w_i log(1 - p_i) is convex in p. With a = alpha,
+    alpha KL(P || p) - (1 - alpha) sum_i w_i log(1 - p_i) is convex in p. With
     c_i = (1 - alpha) w_i and lambda the multiplier of sum p = 1, stationarity reads
-    lambda p_i^2 - (lambda + c_i + a P_i) p_i + a P_i = 0, and its root in [0, 1] is
+    lambda p_i^2 - (lambda + c_i + alpha P_i) p_i + alpha P_i = 0, and its root in [0, 1] is
 
-        p_i = 2 a P_i / (b + sqrt(b^2 - 4 lambda a P_i))      b = lambda + c_i + a P_i
+        p_i = 2 alpha P_i / (b + sqrt(b^2 - 4 lambda alpha P_i))    b = lambda + c_i + alpha P_i
 
     It falls as lambda rises, so lambda is found by bisection.
 

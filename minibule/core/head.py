@@ -14,7 +14,7 @@ from minibule.core.counts import RowCounts, expected_attempts
 from minibule.core.fused import row_metrics
 from minibule.core.loss import RowLoss
 from minibule.core.objective import Objective
-from minibule.core.softmax import anchor, log_probs_backward, split_softmax
+from minibule.core.softmax import anchor, log_probs_backward, per_row, split_softmax
 from minibule.machine.matrix import Array, Matrix
 
 # Logits computed at once by a thread: 2^24 float32 are 64 MB. With fewer rows at a time the matrix
@@ -55,9 +55,10 @@ def head_loss(
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden, loss.needs_attempts):
         held = anchor(c.z, c.z_ref, loss.kl) if loss.kl else None  # first: z is overwritten
-        values, dz = loss.rows(c.z, c.z_ref, c.counts)  # (n,) each, (n, V)
+        z_ref = c.z_ref if loss.needs_reference else None
+        values, dz = loss.rows(c.z, z_ref, c.counts)  # (n,) each, (n, V)
         if held:
-            values["kl_to_reference"] = held[0]
+            values["anchor"] = held[0]
             values["loss"] = values["loss"] + loss.kl * held[0]
             dz += held[1]
         share = c.counts.weight / count
@@ -89,27 +90,36 @@ def entry_log_probs(hidden: Array, head: Matrix, counts: RowCounts) -> Array:
     return np.concatenate([split_softmax(c.z, c.counts).logp for c in chunks])
 
 
-def entry_log_probs_backward(dlogp: Array, hidden: Array, head: Matrix, counts: RowCounts) -> Array:
-    """dhidden (R, D) from dlogp (E,), the logits worked out once more."""
-    dhidden = np.empty_like(hidden)
-    for c in _chunks(hidden, head, counts):
-        p = split_softmax(c.z, c.counts)
-        dz = log_probs_backward(dlogp[counts.entries(c.where)], p, c.counts)
-        dhidden[c.where] = dz @ head
-    return dhidden
-
-
-def head_anchor(
-    hidden: Array, head: Matrix, counts: RowCounts, kl: float, ref_hidden: Array, *, count: float
+def entry_log_probs_backward(
+    dlogp: Array,
+    hidden: Array,
+    head: Matrix,
+    counts: RowCounts,
+    kl: float = 0.0,
+    ref_hidden: Array | None = None,
+    *,
+    count: float = 1.0,
 ) -> tuple[dict[str, float], Array]:
-    """kl times KL(p || p_ref) of all rows as `head_loss` would give it: metrics, dhidden (R, D)."""
+    """dhidden (R, D) from dlogp (E,), the logits worked out once more; and metrics.
+
+    With kl, which needs ref_hidden (R, D), the loss has kl times the mean KL(p || p_ref) added.
+    The metrics are these rows' share of `rejected_mass`, the mean p of a rejected token, and of the
+    anchor's part; `count` as in `head_loss`.
+    """
     dhidden = np.empty_like(hidden)
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden):
-        value, dz = anchor(c.z, c.z_ref, kl)
-        share = c.counts.weight / count
-        dhidden[c.where] = (dz @ head) * share.astype(dz.dtype)[:, None]
-        _add_shares(metrics, share, {"loss": kl * value, "kl_to_reference": value})
+        row, share = c.counts.entry_row, c.counts.weight / count
+        held = anchor(c.z, c.z_ref, kl) if kl else None  # first: z is overwritten
+        p = split_softmax(c.z, c.counts)
+        v_share = c.counts.entry_count / c.counts.total[row]
+        values = {"rejected_mass": per_row(v_share * np.exp(p.logp), row, len(c.z))}
+        dz = log_probs_backward(dlogp[counts.entries(c.where)], p, c.counts)
+        if held:
+            values |= {"loss": kl * held[0], "anchor": held[0]}
+            dz += held[1] * share.astype(dz.dtype)[:, None]
+        dhidden[c.where] = dz @ head
+        _add_shares(metrics, share, values)
     return metrics, dhidden
 
 

@@ -20,23 +20,25 @@ BLOCK_ROWS = 64  # of `_add_product`
 
 
 def lora_linear(x: Array, W: Matrix, A: Array, B: Array, scaling: float) -> tuple[Array, Cache]:
-    """y = x W^T + scaling * (x A^T) B^T."""
+    """y = x W^T + scaling * u B^T with u = x A^T."""
+    u = x @ A.T  # (T, r)
     y = x @ W.T
-    _add_product(y, scaling * (x @ A.T), B.T)
+    _add_product(y, scaling * u, B.T)
     return y, (x, W, A, B, scaling)
 
 
 def lora_linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """dx = dy W + s (dy B) A     dA = s (dy B)^T x     dB = s dy^T (x A^T)      s = scaling
+    """With u = x A^T and du = s dy B:  dx = dy W + du A     dA = du^T x     dB = s dy^T u
 
-    Each follows from one term of y: W and A see x directly, B sees x A^T, which is worked out once
-    more. Returns (dx, dA, dB): the frozen W has no gradient.
+    s is the scaling. Each follows from one term of y: W and A see x directly, B sees u, which is
+    worked out once more. Returns (dx, dA, dB): the frozen W has no gradient.
     """
     x, W, A, B, scaling = cache
-    dyB = scaling * (dy @ B)  # (T, r)
+    u = x @ A.T  # (T, r)
+    du = scaling * (dy @ B)  # (T, r)
     dx = dy @ W
-    _add_product(dx, dyB, A)
-    return dx, dyB.T @ x, scaling * (dy.T @ (x @ A.T))
+    _add_product(dx, du, A)
+    return dx, du.T @ x, scaling * (dy.T @ u)
 
 
 def _add_product(y: Array, narrow: Array, M: Array) -> None:

@@ -1,12 +1,12 @@
-"""What a loss is: an object with one method, in one of two shapes.
-
-A loss may be anchored: `kl` times KL(p || p_ref) of every row, exactly, is added to it.
+"""What a loss is: what it needs, and one method that gives values and gradients; in two shapes.
 
 A `RowLoss` looks at one position at a time: the logits there, those of the frozen base, and what
 was rejected. An `AnswerLoss` looks at whole answers: log p of each, log p_ref, and which of them
 belong together; all its gradients have the form c (p - onehot), with one c for an answer.
 
-`head` and `step` run either. `methods/table.py` lists them by name.
+A loss of either shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it.
+
+`head` and `step` run both. `methods/table.py` lists them by name.
 """
 
 from abc import ABC, abstractmethod

@@ -16,7 +16,8 @@ class Objective(NamedTuple):
 
     prior     what the complement is built on: the uniform distribution, the frozen base model's,
               or the base model's times each token's estimated rate of acceptance
-    counts    whether v_t counts all answers at position t, or those that begin as this row does
+    counts    whether v counts all answers at the row's position, or those that begin as this row
+              does
     contrast  unlikelihood weighted by v/T alone, or also by 1 - p_ref(i): by how much choice the
               base model had
     alpha     the share of KL(P || p); 1 - alpha is the contrast's

@@ -2,17 +2,21 @@
 
 Every forward returns `(output, cache)`. Its backward takes `(dout, cache)`, where `dout` is the
 gradient of some scalar with respect to the output (same shape), and returns the gradients in the
-order of the forward's arguments. A cache is never changed. The dtype that comes in goes out: the
-model runs in float32, the gradient checks run the same code in float64.
+order of the forward's arguments. (Two are simpler: RoPE needs only cos and sin again, and
+cross-entropy, whose output is the loss itself, takes no dout.) A cache is never changed. The dtype
+that comes in goes out: the model runs in float32, the gradient checks run the same code in float64.
 
-Letters used for shapes, here and in every other module:
+Letters used for shapes:
 
     T  tokens of the packed stream       V  vocabulary
     D  hidden_size                       F  intermediate_size
     H  num_attention_heads               K  num_key_value_heads (GQA: H = K * G)
     hd head_dim                          r  LoRA rank
     S  tokens one segment attends to     t  tokens of one segment
-    R  rows: positions whose next token counts in the loss
+    R  rows: positions whose next token counts in the loss; n of them in a chunk
+    E  entries: rejected tokens of rows  A  answers of a step
+
+In the formulas of the loss T is the sum of a row's counts, as in LESSON.md.
 """
 
 import functools
@@ -284,7 +288,7 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[float, Cache]:
 
 
 def cross_entropy_backward(cache: Cache) -> Array:
-    """dlogits = (softmax - onehot(target)) / R, for a cotangent of 1."""
+    """dlogits = (softmax - onehot(target)) / R."""
     logp, targets = cache
     dlogits = np.exp(logp)
     dlogits[np.arange(len(targets)), targets] -= 1

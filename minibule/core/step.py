@@ -16,17 +16,15 @@ from minibule.core.head import (
     add_metrics,
     entry_log_probs,
     entry_log_probs_backward,
-    head_anchor,
     head_loss,
 )
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.loss import AnswerLoss, Answers, Loss, RowLoss
-from minibule.core.softmax import per_row
 from minibule.machine.matrix import Array
 from minibule.machine.threads import side_by_side, threads
 
 Sums = dict[str, float]
-Share = tuple[dict[str, Array], Sums, int]  # of one pass: gradients, metrics, tokens
+Share = tuple[dict[str, Array], Sums, int]  # of a pass or a step: gradients, metrics, tokens
 
 
 def gradients(
@@ -78,18 +76,13 @@ def _answer_gradients(
     def one_pass(batch: Batch) -> Share:
         """Forward once more, and back from log p of the answers that this stream completes."""
         hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
+        ref_hidden = forward_batch(model.base, batch)[0] if loss.kl else None
         dpath = np.zeros(len(batch.rows.entry_id))
-        np.add.at(dpath, batch.answer_entry, dlogp[first[batch.answer[:, 0]] + batch.answer[:, 1]])
+        np.add.at(dpath, batch.answer_entry, dlogp[_places(batch, first)])
         dentry = path_log_probs_backward(dpath, batch.rows)
-        dhidden = entry_log_probs_backward(dentry, hidden, model.head, batch.rows)
-        sums = _mean_p(hidden, model, batch, count)
-        if loss.kl:
-            ref_hidden, _ = forward_batch(model.base, batch)
-            held, danchor = head_anchor(
-                hidden, model.head, batch.rows, loss.kl, ref_hidden, count=count
-            )
-            dhidden += danchor
-            sums |= held
+        sums, dhidden = entry_log_probs_backward(
+            dentry, hidden, model.head, batch.rows, loss.kl, ref_hidden, count=count
+        )
         return backward(dhidden, cache), sums, len(batch.ids)
 
     grads, sums, tokens = _sum(side_by_side(one_pass, batches))
@@ -126,7 +119,7 @@ def answer_log_probs(model: Llama, batches: Sequence[Batch], examples: Sequence[
     first = _first_answers(examples)
     logp = np.empty(sum(len(example.answers) for example in examples))
     for batch, found in zip(batches, side_by_side(one_pass, batches), strict=True):
-        logp[first[batch.answer[:, 0]] + batch.answer[:, 1]] = found
+        logp[_places(batch, first)] = found
     return logp
 
 
@@ -134,6 +127,12 @@ def _first_answers(examples: Sequence[Example]) -> Array:
     """(examples,) int: where each example's answers begin among all."""
     sizes = (len(example.answers) for example in examples)
     return np.array([0, *itertools.accumulate(sizes)])[:-1]
+
+
+def _places(batch: Batch, first: Array) -> Array:
+    """Where the answers that a stream completes stand among all of the step."""
+    places: Array = first[batch.answer[:, 0]] + batch.answer[:, 1]
+    return places
 
 
 def _answers(examples: Sequence[Example], logp: Array, ref_logp: Array | None) -> Answers:
@@ -145,11 +144,3 @@ def _answers(examples: Sequence[Example], logp: Array, ref_logp: Array | None) -
         np.array([count for example in examples for count in example.counts], np.float64),
         np.repeat(np.arange(len(examples)), sizes),
     )
-
-
-def _mean_p(hidden: Array, model: Llama, batch: Batch, count: int) -> Sums:
-    """The pass's share of `rejected_mass`: sum (v/T) p over the rejected tokens of each row."""
-    rows = batch.rows
-    p = np.exp(entry_log_probs(hidden, model.head, rows))
-    mean = per_row(rows.entry_count / rows.total[rows.entry_row] * p, rows.entry_row, len(hidden))
-    return {"rejected_mass": float(rows.weight / count @ mean)}

@@ -1,7 +1,8 @@
 """Losses of single rejected tokens: each a function f of log p of the token, and of log p_ref.
 
 A row's loss is the sum over its rejected tokens of v f, divided by the answers that pass through
-it, so that the mean over rows is the mean over rejected tokens.
+it, each once: the mean over rows is one over the tokens of distinct answers, in which an answer
+rejected five times weighs five times as much.
 
 Rejected answers that were sampled from the model carry p once: a token is in them as often as p
 says. The gradient of f = log p, summed over sampled rejections, is then an estimate of the gradient

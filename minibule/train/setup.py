@@ -134,10 +134,12 @@ def prepare(config: TrainConfig) -> Setup:
             "answers are in a language the model's tokenizer knows."
         )
     objective, loss = config.resolved_objective(), config.resolved_loss()
-    if isinstance(loss, ComplementLoss):
+    if isinstance(loss, ComplementLoss):  # whose anchor is 0 unless it is given
         config = dataclasses.replace(config, **objective._asdict())
+    else:
+        config = dataclasses.replace(config, kl=loss.kl)
     return Setup(
-        dataclasses.replace(config, kl=loss.kl or None),
+        config,
         source,
         model,
         chat,

@@ -29,7 +29,7 @@ def test_a_whole_run(name, capsys):
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     for line in lines:
-        assert {"loss", "rejected_mass", "kl_to_reference"} <= set(line)
+        assert {"loss", "rejected_mass", "anchor"} <= set(line)
     assert ("eval_optimality_gap" in lines[1]) == (name not in OTHERS)
     adapter = Path("run/adapter/adapter_model.safetensors")
     before = adapter.read_bytes()
@@ -37,6 +37,14 @@ def test_a_whole_run(name, capsys):
     assert adapter.read_bytes() == before
     with pytest.raises(InputError, match=r"objective: .* there, .* now"):
         main(["--resume", "--output=run", "--objective=" + ("nsr" if name != "nsr" else "npo")])
+
+
+def test_no_anchor_stays_none():
+    """Settings that are read back are the run's: an anchor of 0 is not the loss's own again."""
+    main([*QUICK, "--objective=ratio", "--kl=0", "--output=run"])
+    assert read_settings("run/config.toml").resolved_loss().kl == 0
+    main([*QUICK, "--objective=ratio", "--output=own"])
+    assert read_settings("own/config.toml").kl == LOSSES["ratio"].kl
 
 
 def test_an_anchor_changes_what_is_learnt():
