@@ -119,8 +119,9 @@ def test_every_default_shown_is_the_one_taken():
     compared = 0
     for name, field in FIELDS.items():
         text = shown.partition(f" {field.flag} {field.metavar} ")[2].partition(" --")[0]
-        if default := re.search(r"\(default: ([^ )]*)", text):
-            value = getattr(settings, name)
+        value = getattr(settings, name)
+        default = re.search(r"\(default: ([^ )]*)", text)
+        if default and value is not None:  # None: what is shown are words
             words = {("hf",): "hf", tuple(PROJECTIONS): "all"}
             assert default[1] == (words[value] if isinstance(value, tuple) else str(value))
             compared += 1
