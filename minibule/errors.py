@@ -13,7 +13,7 @@ class InputError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM: leave now, as KeyboardInterrupt is Ctrl-C. Nothing but `program.run` is to catch it."""
+    """SIGTERM: leave now, as KeyboardInterrupt is Ctrl-C. Only `program.run` is to catch it."""
 
 
 def listed(problems: Sequence[str], limit: int = 20) -> str:

@@ -44,7 +44,11 @@ def run(main: Callable[[list[str]], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {where}{error.strerror or error}", 2)
     except MemoryError:
-        _exit("error: out of memory. --memory low, or a smaller --pass-tokens, needs less.", 1)
+        _exit(
+            "error: out of memory. What needs less, `--help` says: in training --memory low and "
+            "--pass-tokens, in generating -n and --max-new-tokens.",
+            1,
+        )
     except KeyboardInterrupt:
         _exit("interrupted", 130)
     except Terminated:

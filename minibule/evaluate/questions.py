@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.counts import Example, path_log_probs
-from minibule.core.forest import Batch, pack
-from minibule.core.head import entry_log_probs
-from minibule.core.llama import Llama, forward_batch
+from minibule.core.counts import Example
+from minibule.core.forest import pack
+from minibule.core.llama import Llama
+from minibule.core.step import answer_log_probs
 from minibule.errors import InputError, listed
 from minibule.generate.decode import answer
-from minibule.machine.threads import side_by_side, threads
+from minibule.machine.threads import threads
 from minibule.records.readers import json_lines
 from minibule.text.chat import Chat
 
@@ -174,16 +174,7 @@ def _answer_log_probs(
         Example(chat.encode_prompt(q.prompt), tuple(a), (1,) * len(a), len(a))
         for q, a in zip(questions, answers, strict=True)
     ]
-    logps = [np.empty(len(a)) for a in answers]
-
-    def answer_log_probs(batch: Batch) -> np.ndarray:
-        hidden, _ = forward_batch(model, batch)
-        logp = entry_log_probs(hidden, model.head, batch.rows)
-        _, path = path_log_probs(batch.rows, logp)
-        return path[batch.answer_entry]
-
     batches = list(pack(examples, "prefix", pass_tokens, threads()))
-    for batch, logp in zip(batches, side_by_side(answer_log_probs, batches), strict=True):
-        for (question, k), answer_logp in zip(batch.answer, logp, strict=True):
-            logps[question][k] = answer_logp
-    return logps, [np.array([*map(len, a)]) for a in answers]
+    lengths = [np.array([*map(len, a)]) for a in answers]
+    ends = np.cumsum([len(a) for a in answers])[:-1]
+    return np.split(answer_log_probs(model, batches, examples), ends), lengths

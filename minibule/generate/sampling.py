@@ -33,7 +33,10 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
     """The next token of each row: logits (B, V), u (B,) uniform in [0, 1) -> (B,) ints."""
     if sampling.temperature == 0:
         return logits.argmax(axis=1)
-    z = logits.astype(np.float64) / sampling.temperature
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)  # first: a small temperature makes large numbers infinite
+    with np.errstate(over="ignore"):
+        z /= sampling.temperature
     order = np.argsort(-z, axis=1, kind="stable")  # (B, V), the likeliest first
     z = np.take_along_axis(z, order, axis=1)
     p = np.exp(z - z[:, :1])  # (B, V), falling

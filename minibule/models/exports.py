@@ -34,7 +34,10 @@ class Export:
     dtypes    the types it has
     usual     the one taken where none is named
     label     what a run calls it at its end
+    is_folder whether it is written as one
     """
+
+    is_folder: ClassVar[bool] = False
 
     form: ClassVar[str]
     about: ClassVar[str]
@@ -122,6 +125,7 @@ class HuggingFaceExport(Export):
     dtypes = tuple(dtype.lower() for dtype in TORCH_DTYPE)
     usual = "f32"
     label = "merged"
+    is_folder = True
 
     @property
     def place(self) -> str:

@@ -8,9 +8,9 @@
 import dataclasses
 import shlex
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import minibule
 from minibule.files import whole_file, writing
 from minibule.report.answers import greedy_answers
 from minibule.report.charts import course
@@ -107,11 +107,8 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _version() -> dict[str, str]:
-    """Which minibule made the page, where it is installed: a bare clone has no version."""
-    try:
-        return {"Report by": f"minibule {version('minibule')}"}
-    except PackageNotFoundError:
-        return {}
+    """Which minibule made the page."""
+    return {"Report by": f"minibule {minibule.__version__}"}
 
 
 def _joined(*parts: str) -> str:

@@ -25,6 +25,11 @@ class RunFolder:
         """What the run writes for other programs, and where."""
         return [(export, self.path / export.place) for export in config.exports]
 
+    def folders(self, config: TrainConfig) -> list[Path]:
+        """Of the results those that are folders."""
+        exports = [path for export, path in self.exports(config) if export.is_folder]
+        return [self.checkpoints, self.adapter, *exports]
+
     def results(self, config: TrainConfig) -> list[Path]:
         """All that the run writes and keeps, but for its manifest, in the order of writing."""
         return [

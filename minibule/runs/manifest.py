@@ -4,6 +4,7 @@ RUN/manifest.json names every file of the run and its size, or null while it is 
 A file that it does not name is the user's own, and so is one that has another size by now.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,14 @@ from typing import Any
 from minibule.errors import InputError, listed
 from minibule.files import is_partial, read_json, whole_file, write_json, writing
 from minibule.runs.folder import RunFolder
+
+# What the files of a run are called.
+_NAMES = re.compile(
+    r"config\.toml|metrics\.jsonl|before\.json|after\.json|report\.html|step-\d+\.safetensors"
+    r"|adapter_model\.safetensors|adapter_config\.json|config\.json|.*\.gguf"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|tokenizer\.json"
+    r"|(tokenizer|generation)_config\.json|special_tokens_map\.json|chat_template\.jinja"
+)
 
 
 class Manifest:
@@ -45,6 +54,12 @@ class Manifest:
         """Note the sizes of files that are written, and of all files in folders that are."""
         files = [file for path in paths for file in _files_in(path)]
         self._update({file: file.lstat().st_size for file in files}, map(self._name, paths))
+
+    def assume(self, paths: Iterable[Path]) -> list[Path]:
+        """Take files for the run's by their names: where an earlier version kept no list."""
+        files = [file for path in paths for file in _files_in(path) if _NAMES.fullmatch(file.name)]
+        self.files = {self._name(file): None for file in files}
+        return files
 
     def _update(self, sizes: dict[Path, int | None], settled: Iterable[str] = ()) -> None:
         """Note sizes in the list as it is by now: a report may be written while a run goes on."""

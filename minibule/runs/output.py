@@ -31,6 +31,8 @@ def output_folder(
             Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1)
         )
         return RunFolder(next(path for path in candidates if not path.exists()))
+    if "\0" in config.output:
+        raise InputError(f"--output {config.output!r}: no folder can have such a name.")
     folder = RunFolder(config.output)
     output = folder.path
     there = _existing(output)
@@ -59,9 +61,13 @@ def check_output(
             "go on with it with --resume, or replace it with --overwrite."
         )
     manifest, results = Manifest(output), folder.results(config)
-    if manifest.exists or not resume:  # runs of earlier versions have no list, and may go on
-        doomed = results if resume else [*manifest.own, *results]
-        manifest.refuse_foreign(doomed, resume)
+    for path in results:
+        if path.is_dir() != (path in folder.folders(config)) and path.exists():
+            found, wanted = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+            raise InputError(f"{path}: found {found}, a run writes {wanted} there. Move it away.")
+    if resume and not manifest.exists:  # a run of an earlier version had no list, and may go on
+        manifest.assume(results)
+    manifest.refuse_foreign(results if resume else [*manifest.own, *results], resume)
     manifest.refuse_inputs(results, _inputs(config, settings_file))
 
 
@@ -79,7 +85,7 @@ def take_over(
     if not resume:
         manifest.remove_all()
     elif not manifest.exists:
-        manifest.settle(*folder.results(config))
+        manifest.settle(*manifest.assume(folder.results(config)))
     return manifest
 
 

@@ -111,7 +111,7 @@ class TrainConfig:
         group=OBJECTIVE,
     )
 
-    lora_r: int = setting(16, "LoRA rank", 1, group=ADAPTER)
+    lora_r: int = setting(16, "LoRA rank", 1, 2**16, group=ADAPTER)
     lora_alpha: float = setting(
         32.0, "LoRA scale: the adapter counts lora_alpha / r times", 1e-6, group=ADAPTER
     )

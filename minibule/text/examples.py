@@ -1,5 +1,6 @@
 """From records to token ids: what is trained on, what is held out, and in which order."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from minibule.core.counts import Example
 from minibule.errors import InputError, listed
+from minibule.machine.matrix import Array
 from minibule.records.records import Record
 from minibule.text.chat import Chat
 
@@ -86,9 +88,12 @@ def record_order(order: Order, seed: int, examples: Sequence[Example]) -> Callab
     """
     n = len(examples)
     if order == "shuffle":
-        return lambda place: int(
-            np.random.default_rng([seed, 3, place // n]).permutation(n)[place % n]
-        )
+
+        @functools.lru_cache(maxsize=2)  # a step may lie in two epochs
+        def shuffled(epoch: int) -> Array:
+            return np.random.default_rng([seed, 3, epoch]).permutation(n)
+
+        return lambda place: int(shuffled(place // n)[place % n])
     sequence = list(range(n))
     if order == "density":
         sequence.sort(key=lambda i: -counts_per_row(examples[i]))

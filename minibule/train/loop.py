@@ -128,7 +128,7 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
                 line |= {f"eval_{name}": value for name, value in measured.items()}
             write_line(log, line)
             bar.set_postfix_str(
-                f"loss {line['loss']:.4g}, rejected mass {line['rejected_mass']:.3f}, "
+                f"loss {line['loss']:.4g}, p rejected {line['rejected_mass']:.3f}, "
                 f"{line['tokens_per_s']:,.0f} tokens/s"
             )
             bar.update()

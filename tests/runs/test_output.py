@@ -13,6 +13,7 @@ from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.machine import threads as machine
 from minibule.models.exports import HuggingFaceExport
+from minibule.report.__main__ import main as report
 from minibule.runs.manifest import Manifest
 from minibule.runs.settings import TrainConfig
 from minibule.train import loop
@@ -171,6 +172,73 @@ def test_what_a_killed_run_left_half_written_is_swept(flags):
         Path(f"{place}.{dead.pid}.partial").write_text("half")
     main([*flags, "--output=out"]) if flags == ["--resume"] else run(*flags, "--output=out")
     assert not list(Path("out").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["report.html", "config.toml", "before.json"])
+def test_a_folder_where_a_file_is_to_be(name):
+    Path("out", name).mkdir(parents=True)
+    assert "found a folder" in refuses("--output=out")
+    assert "found a folder" in refuses("--output=out", "--overwrite")
+    assert not any(path.is_file() for path in Path("out").rglob("*"))
+
+
+def test_a_name_that_no_folder_can_have():
+    with pytest.raises(InputError, match="no folder can have"):
+        train(TrainConfig(output="a\0b"))
+
+
+def test_files_of_the_users_in_a_run_of_an_earlier_version():
+    run("--output=out")
+    Path("out/manifest.json").unlink()
+    Path("out/adapter/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        main(["--resume", "--output=out"])
+    assert Path("out/adapter/notes.txt").read_text() == "mine"
+
+
+def test_what_comes_while_a_run_works_stays(monkeypatch):
+    """Another run that ended there in between, and a user's file in a folder to be replaced."""
+    prepare = loop.prepare
+
+    def slow(config):
+        setup = prepare(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "prepare", prepare)
+            run("--output=out", "--seed=7")
+        return setup
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "prepare", slow)
+        assert "found an earlier run" in refuses("--output=out")
+    assert "seed = 7" in Path("out/config.toml").read_text()
+
+    take_step = loop.take_step
+
+    def note(*args):
+        Path("late/adapter").mkdir()
+        Path("late/adapter/notes.txt").write_text("mine")
+        return take_step(*args)
+
+    monkeypatch.setattr(loop, "take_step", note)
+    assert "notes.txt" in refuses("--output=late")
+    assert Path("late/adapter/notes.txt").read_text() == "mine"
+
+
+def test_a_report_while_a_run_works(monkeypatch):
+    """It is named in the list, which the run goes on writing."""
+    take_step = loop.take_step
+
+    def looked_at(*args):
+        report(["out"])
+        return take_step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", looked_at)
+        patch.setattr(loop, "save_adapter", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("--output=out")
+    main(["--resume", "--output=out"])
+    run("--output=out", "--overwrite")
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_is_not_replaced():

@@ -8,7 +8,7 @@ import pytest
 from minibule.core.fused import ComplementLoss
 from minibule.errors import InputError
 from minibule.methods.table import LOSSES
-from minibule.runs.settings import resolve
+from minibule.runs.settings import read_settings, resolve
 from minibule.train.__main__ import main
 
 QUICK = ("--steps=3", "--batch-size=2", "--max-records=20", "--export=none", "--lora-r=2")
