@@ -37,8 +37,20 @@ def load_snapshot(path: Path) -> Snapshot:
     """Read what `save_snapshot` wrote; InputError where the file is anything else."""
     value = read_json(path)
     try:
-        return cast(Snapshot, from_json(Snapshot, value, "the file"))
-    except ValueError as error:
+        snapshot = cast(Snapshot, from_json(Snapshot, value, "the file"))
+        _check(snapshot)
+    except (ValueError, OverflowError) as error:  # the latter for a number of hundreds of digits
         raise InputError(
             f"{path}: not a snapshot of a model by this version of minibule: {error}."
         ) from None
+    return snapshot
+
+
+def _check(snapshot: Snapshot) -> None:
+    """ValueError for what has the right types and cannot be."""
+    if not snapshot.position.total > 0:
+        raise ValueError(f"position: found a total of {snapshot.position.total}, expected more")
+    if asked := snapshot.questions:
+        lengths = {len(asked.prompts), len(asked.texts), len(asked.styles)}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError("questions: expected one text and one style for every prompt")

@@ -219,6 +219,23 @@ def test_the_position_is_what_the_dense_formulas_say(finished):
     assert all(token.model == pytest.approx(p[token.id], rel=1e-3) for token in after.tokens)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("position", "total", 0.0),
+        ("questions", "styles", []),
+        ("questions", "prompts", ["one"]),
+        ("questions", "perplexity", 10**400),
+    ],
+)
+def test_a_snapshot_that_cannot_be_is_refused(finished, tmp_path, part, name, value):
+    damaged = json.loads((finished / "after.json").read_text())
+    damaged[part][name] = value
+    (tmp_path / "after.json").write_text(json.dumps(damaged))
+    with pytest.raises(InputError, match="not a snapshot"):
+        snapshot.load_snapshot(tmp_path / "after.json")
+
+
 def test_snapshots_come_back_as_they_went(finished, tmp_path):
     kept = snapshot.load_snapshot(finished / "after.json")
     snapshot.save_snapshot(kept, tmp_path / "again.json")
