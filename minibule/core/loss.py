@@ -18,10 +18,15 @@ from minibule.machine.matrix import Array
 Values = dict[str, Array]  # "loss" and other metrics, a number for each row or answer
 
 
-class _Loss(ABC):  # noqa: B024 - what its two kinds share; each has its own method
+class _Loss(ABC):
     """kl: how strongly p is held to p_ref; 0: not at all."""
 
     kl: float = 0.0
+
+    @property
+    @abstractmethod
+    def needs_reference(self) -> bool:
+        """Whether its method is given what the base model says."""
 
     def __str__(self) -> str:
         """The numbers of a loss that is a dataclass, as "beta 1, kl 0.3"."""
@@ -35,11 +40,6 @@ class RowLoss(_Loss):
     @abstractmethod
     def counts(self) -> Counts:
         """Which answers a row counts: those at its position, or those with its prefix."""
-
-    @property
-    @abstractmethod
-    def needs_reference(self) -> bool:
-        """Whether `rows` is given the base model's logits."""
 
     @property
     def needs_attempts(self) -> bool:
@@ -77,11 +77,6 @@ class AnswerLoss(_Loss):
     def counts(self) -> Counts:
         """How the forest counts: here only log p along each answer is asked for."""
         return "prefix"
-
-    @property
-    @abstractmethod
-    def needs_reference(self) -> bool:
-        """Whether `answers` is given log p_ref."""
 
     @abstractmethod
     def answers(self, answers: Answers) -> tuple[Values, Array]:

@@ -95,9 +95,9 @@ def anchor(z: Array, z_ref: Array | None, kl: float) -> tuple[Array, Array]:
     With t = log p - log p_ref:  KL = sum_j p_j t_j,  dKL/dz_j = p_j (t_j - KL).
     """
     assert z_ref is not None  # noqa: S101 - an anchored loss is given the reference
-    t = log_softmax(z)
+    t = _log_softmax(z)
     p = np.exp(t)
-    t -= log_softmax(z_ref)
+    t -= _log_softmax(z_ref)
     value = np.vecdot(p, t)
     t -= value[:, None]
     t *= p
@@ -105,7 +105,7 @@ def anchor(z: Array, z_ref: Array | None, kl: float) -> tuple[Array, Array]:
     return value.astype(np.float64), t
 
 
-def log_softmax(z: Array) -> Array:
+def _log_softmax(z: Array) -> Array:
     """log p (n, V) of logits, in their dtype."""
     z = z - z.max(axis=1, keepdims=True)
     z -= np.log(np.exp(z).sum(axis=1, keepdims=True))

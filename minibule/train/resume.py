@@ -10,7 +10,6 @@ from typing import Any
 from tqdm import tqdm
 
 from minibule.errors import InputError, listed
-from minibule.files import remove_stale
 from minibule.runs.checkpoint import Checkpoint, newest_checkpoint
 from minibule.runs.folder import RunFolder
 from minibule.runs.settings import MAY_CHANGE, TrainConfig, given_settings, read_settings
@@ -43,8 +42,6 @@ def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
 
 def find_checkpoint(setup: Setup, folder: RunFolder) -> Checkpoint | None:
     """Where to go on from, None for the start; prints it, and which checkpoints are damaged."""
-    remove_stale(folder.path)
-    remove_stale(folder.checkpoints)
     checkpoint, damaged = newest_checkpoint(
         folder.checkpoints, setup.identity, setup.adapter.params
     )

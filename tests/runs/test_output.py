@@ -254,15 +254,6 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_not_replaced():
 # -- all that can fail fails before anything is touched --------------------------------------------
 
 
-def not_utf8(tmp_path):
-    name = os.fsdecode(b"caf\xe9")
-    try:
-        Path(name).symlink_to(tmp_path)
-    except OSError:
-        pytest.skip("this file system takes only UTF-8 names")
-    return name
-
-
 @pytest.mark.parametrize("flag", ["probe", "output", "data", "heldout", "model", "init-adapter"])
 def test_a_text_that_no_file_can_hold(flag):
     run("--output=out")
