@@ -90,7 +90,17 @@ class Manifest:
     def own(self) -> list[Path]:
         """The files that are there and that the run wrote; none that a link leads to."""
         files = [file for name in self.files for file in _files_in(self.folder / name)]
-        return [file for file in files if not file.parent.is_symlink()]
+        return [file for file in files if self._claims(file) and not file.parent.is_symlink()]
+
+    def _claims(self, file: Path) -> list[str]:
+        """The entries by which a file is the run's.
+
+        Its own, or that of the folder it lies in, if that was being written and the name fits.
+        """
+        names = [self._name(file)]
+        if _NAMES.fullmatch(file.name):
+            names.append(self._name(file.parent))
+        return [name for name in names if name in self.files]
 
     def refuse_foreign(self, targets: Iterable[Path], resume: bool = False) -> None:
         """InputError if a file among or below `targets` is none of the run's.
@@ -101,7 +111,7 @@ class Manifest:
         for file in dict.fromkeys(file for target in targets for file in _files_in(target)):
             if is_partial(file):  # of a run that died: none of the user's
                 continue
-            claims = [n for n in (self._name(file), self._name(file.parent)) if n in self.files]
+            claims = self._claims(file)
             if not claims:
                 foreign.append(f"{file}: not in the list of what a run wrote, {self.path.name}")
             elif not resume and self.files[claims[0]] not in (None, file.lstat().st_size):

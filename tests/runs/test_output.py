@@ -174,6 +174,20 @@ def test_what_a_killed_run_left_half_written_is_swept(flags):
     assert not list(Path("out").rglob("*.partial"))
 
 
+def test_a_file_beside_what_a_run_died_writing_stays(monkeypatch):
+    """The folder is claimed as a whole, and not all that lies in it is the run's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_adapter", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("--output=out")
+    Path("out/adapter").mkdir()
+    Path("out/adapter/notes.txt").write_text("mine")
+    assert "notes.txt" in refuses("--output=out", "--overwrite")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        main(["--resume", "--output=out"])
+    assert Path("out/adapter/notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["report.html", "config.toml", "before.json"])
 def test_a_folder_where_a_file_is_to_be(name):
     Path("out", name).mkdir(parents=True)
