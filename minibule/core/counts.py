@@ -21,6 +21,7 @@ class Example(NamedTuple):
     """A record as token ids: prompt (P,), answers (each (n_k,), n_k >= 1), a count for each.
 
     number: which record of its file it is, from 1; 0 where it comes from no file.
+    rewards: how good each answer is, 0 rejected and 1 accepted; (): all of them were rejected.
     """
 
     prompt: Array
@@ -28,6 +29,15 @@ class Example(NamedTuple):
     counts: tuple[int, ...]
     total_rounds: int
     number: int = 0
+    rewards: tuple[float, ...] = ()
+
+    @property
+    def rejections(self) -> tuple[int, ...]:
+        """How often each answer was rejected: 0 for an accepted one."""
+        if not self.rewards:
+            return self.counts
+        judged = zip(self.counts, self.rewards, strict=True)
+        return tuple(0 if reward > 0 else count for count, reward in judged)
 
 
 def total_weight(examples: Iterable[Example]) -> int:

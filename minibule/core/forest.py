@@ -79,7 +79,7 @@ class _Forest:
     def add(self, example: Example, number: int, members: Collection[int]) -> None:
         """Append the tree of the answers `members`. The record's other answers are only counted."""
         answers = [answer.tolist() for answer in example.answers]
-        members = frozenset(members)
+        members, rejections = frozenset(members), example.rejections
         completed: dict[int, int] = {}  # answer -> the entry that completes it
         # Segments to come: the tokens each begins with, the answers that have begun just like this
         # and by how many tokens, what it attends to, and the entry that leads to it.
@@ -89,7 +89,7 @@ class _Forest:
             tokens, alike, depth, ancestors, parent_entry = pending.pop()
             first, position = len(self.ids), len(ancestors)
             while True:  # until the answers part: one row, and one token more
-                v = rejected_there(answers, example.counts, depth, alike, self.counts)
+                v = rejected_there(answers, rejections, depth, alike, self.counts)
                 weight = len(members.intersection(alike))
                 entries = self.table.add(
                     v, weight, len(alike), depth, example.total_rounds, parent_entry

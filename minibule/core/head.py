@@ -14,7 +14,7 @@ from minibule.core.counts import RowCounts, expected_attempts
 from minibule.core.fused import row_metrics
 from minibule.core.loss import RowLoss
 from minibule.core.objective import Objective
-from minibule.core.softmax import anchor, log_probs_backward, per_row, split_softmax
+from minibule.core.softmax import anchor, log_probs_backward, split_softmax
 from minibule.machine.matrix import Array, Matrix
 
 # Logits computed at once by a thread: 2^24 float32 are 64 MB. With fewer rows at a time the matrix
@@ -99,28 +99,27 @@ def entry_log_probs_backward(
     ref_hidden: Array | None = None,
     *,
     count: float = 1.0,
-) -> tuple[dict[str, float], Array]:
-    """dhidden (R, D) from dlogp (E,), the logits worked out once more; and metrics.
+) -> tuple[dict[str, float], Array, Array]:
+    """From dlogp (E,) to dhidden (R, D), the logits worked out once more.
 
-    With kl, which needs ref_hidden (R, D), the loss has kl times the mean KL(p || p_ref) added.
-    The metrics are these rows' share of `rejected_mass`, the mean p of a rejected token, and of the
-    anchor's part; `count` as in `head_loss`.
+    Returns metrics, dhidden, and log p of the entries (E,). With kl, which needs ref_hidden (R, D),
+    the loss has kl times the mean KL(p || p_ref) added: the metrics are these rows' share of it,
+    `count` as in `head_loss`.
     """
-    dhidden = np.empty_like(hidden)
+    dhidden, logp = np.empty_like(hidden), np.empty(len(dlogp))
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden):
-        row, share = c.counts.entry_row, c.counts.weight / count
         held = anchor(c.z, c.z_ref, kl) if kl else None  # first: z is overwritten
         p = split_softmax(c.z, c.counts)
-        v_share = c.counts.entry_count / c.counts.total[row]
-        values = {"rejected_mass": per_row(v_share * np.exp(p.logp), row, len(c.z))}
-        dz = log_probs_backward(dlogp[counts.entries(c.where)], p, c.counts)
+        entries = counts.entries(c.where)
+        logp[entries] = p.logp
+        dz = log_probs_backward(dlogp[entries], p, c.counts)
         if held:
-            values |= {"loss": kl * held[0], "anchor": held[0]}
+            share = c.counts.weight / count
             dz += held[1] * share.astype(dz.dtype)[:, None]
+            _add_shares(metrics, share, {"loss": kl * held[0], "anchor": held[0]})
         dhidden[c.where] = dz @ head
-        _add_shares(metrics, share, values)
-    return metrics, dhidden
+    return metrics, dhidden, logp
 
 
 def add_metrics(total: dict[str, float], more: Mapping[str, float]) -> None:

@@ -1,27 +1,38 @@
 """What a loss is: what it needs, and one method that gives values and gradients; in two shapes.
 
 A `RowLoss` looks at one position at a time: the logits there, those of the frozen base, and what
-was rejected. An `AnswerLoss` looks at whole answers: log p of each, log p_ref, and which of them
-belong together; all its gradients have the form c (p - onehot), with one c for an answer.
+was rejected. An `AnswerLoss` looks at whole answers, accepted ones among them where it asks for
+these: log p of each, and which of them belong together; all its gradients have the form
+c (p - onehot), with one c for an answer. A `LinearLoss` is one whose c does not depend on p.
 
-A loss of either shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it.
+A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it.
 
 `head` and `step` run both. `methods/table.py` lists them by name.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from minibule.core.counts import Counts, RowCounts
 from minibule.machine.matrix import Array
+
+# Which answers of a record a loss learns from: of one sort alone, whatever there is, or both sorts,
+# without which a record says nothing to it.
+Uses = Literal["rejected", "accepted", "any", "both"]
 
 Values = dict[str, Array]  # "loss" and other metrics, a number for each row or answer
 
 
 class _Loss(ABC):
-    """kl: how strongly p is held to p_ref; 0: not at all."""
+    """kl: how strongly p is held to p_ref; 0: not at all.
+
+    end_token: whether the end of the turn is trained as the last token of an answer that came to
+    its own end. With rejected answers alone it never is: that would teach the model not to stop.
+    """
 
     kl: float = 0.0
+    uses: ClassVar[Uses] = "rejected"
+    end_token: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -30,7 +41,10 @@ class _Loss(ABC):
 
     def __str__(self) -> str:
         """The numbers of a loss that is a dataclass, as "beta 1, kl 0.3"."""
-        return ", ".join(f"{name} {value:g}" for name, value in vars(self).items())
+        return ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in vars(self).items()
+        )
 
 
 class RowLoss(_Loss):
@@ -57,17 +71,22 @@ class RowLoss(_Loss):
 class Answers(NamedTuple):
     """The A answers of a step.
 
-    logp, ref_logp (A,) float64    log p of each answer's tokens together; of the base, where asked
-    length (A,) int                its tokens
-    times (A,) float64             how often it was rejected
-    record (A,) int                which of the step's records it belongs to
+    length (A,) int                its trained tokens
+    times (A,) float64             how often it was given
+    reward (A,) float64            how good it is: 0 rejected, 1 accepted
+    record (A,) int                which of the step's records it belongs to, in order
     """
 
-    logp: Array
-    ref_logp: Array | None
     length: Array
     times: Array
+    reward: Array
     record: Array
+
+    @property
+    def accepted(self) -> Array:
+        """(A,) bool."""
+        accepted: Array = self.reward > 0
+        return accepted
 
 
 class AnswerLoss(_Loss):
@@ -78,12 +97,37 @@ class AnswerLoss(_Loss):
         """How the forest counts: here only log p along each answer is asked for."""
         return "prefix"
 
-    @abstractmethod
-    def answers(self, answers: Answers) -> tuple[Values, Array]:
-        """Values (A,) and dlogp (A,), the gradient of each answer's loss by its log p.
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether `answers` is given `mismatched`."""
+        return False
 
-        An answer's loss may depend on the others of its record; dlogp is that of their sum.
+    @abstractmethod
+    def answers(
+        self, answers: Answers, logp: Array, mismatched: float | None = None
+    ) -> tuple[float, Array]:
+        """The step's loss, and dlogp (A,), its gradient by log p of each answer.
+
+        logp (A,) float64: log p of each answer's tokens together, less log p_ref for a loss that
+        needs the reference. mismatched: the mean of the same over the answers of the record before,
+        put to each record's prompt; 0 in a step of one record.
         """
+
+
+class LinearLoss(AnswerLoss):
+    """sum_k c_k log p(y_k), with c_k from the rewards: known before the first forward pass."""
+
+    needs_reference = False
+
+    @abstractmethod
+    def weights(self, answers: Answers) -> Array:
+        """c (A,): below 0 where log p is to rise."""
+
+    def answers(
+        self, answers: Answers, logp: Array, mismatched: float | None = None
+    ) -> tuple[float, Array]:
+        c = self.weights(answers)
+        return float(c @ logp), c
 
 
 Loss = RowLoss | AnswerLoss

@@ -7,6 +7,7 @@ import numpy as np
 
 from minibule.core.counts import (
     Example,
+    RowCounts,
     path_log_probs,
     path_log_probs_backward,
     total_weight,
@@ -19,7 +20,7 @@ from minibule.core.head import (
     head_loss,
 )
 from minibule.core.llama import Llama, backward, forward_batch
-from minibule.core.loss import AnswerLoss, Answers, Loss, RowLoss
+from minibule.core.loss import AnswerLoss, Answers, LinearLoss, Loss, RowLoss
 from minibule.machine.matrix import Array
 from minibule.machine.threads import side_by_side, threads
 
@@ -63,30 +64,37 @@ def _row_gradients(
 def _answer_gradients(
     model: Llama, examples: Sequence[Example], loss: AnswerLoss, pass_tokens: int, recompute: bool
 ) -> Share:
-    """Forward twice: what one answer weighs may depend on log p of others in other passes."""
+    """What an answer weighs may depend on log p of others in other passes: forward comes first."""
     batches = list(pack(examples, "prefix", pass_tokens, threads()))
-    logp = answer_log_probs(model, batches, examples)
-    ref_logp = answer_log_probs(model.base, batches, examples) if loss.needs_reference else None
-    answers = _answers(examples, logp, ref_logp)
-    values, dlogp = loss.answers(answers)
-    metrics = {name: float(np.mean(value)) for name, value in values.items()}
-    dlogp = dlogp / len(dlogp)
+    answers = _answers(examples)
+    if isinstance(loss, LinearLoss):
+        value, dlogp = 0.0, loss.weights(answers)  # its value comes with the passes below
+    else:
+        mismatched = _mismatched(model, examples, loss, pass_tokens)
+        logp = _log_probs(model, batches, examples, loss.needs_reference)
+        value, dlogp = loss.answers(answers, logp, mismatched)
     first, count = _first_answers(examples), total_weight(examples)
 
     def one_pass(batch: Batch) -> Share:
         """Forward once more, and back from log p of the answers that this stream completes."""
         hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
         ref_hidden = forward_batch(model.base, batch)[0] if loss.kl else None
+        places = _places(batch, first)
         dpath = np.zeros(len(batch.rows.entry_id))
-        np.add.at(dpath, batch.answer_entry, dlogp[_places(batch, first)])
+        np.add.at(dpath, batch.answer_entry, dlogp[places])
         dentry = path_log_probs_backward(dpath, batch.rows)
-        sums, dhidden = entry_log_probs_backward(
+        sums, dhidden, entries = entry_log_probs_backward(
             dentry, hidden, model.head, batch.rows, loss.kl, ref_hidden, count=count
         )
+        logp = path_log_probs(batch.rows, entries)[1][batch.answer_entry]
+        if isinstance(loss, LinearLoss):
+            add_metrics(sums, {"loss": float(dlogp[places] @ logp)})
+        add_metrics(sums, _answer_metrics(answers, places, logp))
+        add_metrics(sums, _rejected_mass(batch.rows, entries, answers))
         return backward(dhidden, cache), sums, len(batch.ids)
 
-    grads, sums, tokens = _sum(side_by_side(one_pass, batches))
-    add_metrics(metrics, sums)
+    grads, metrics, tokens = _sum(side_by_side(one_pass, batches))
+    add_metrics(metrics, {"loss": value})
     return grads, metrics, tokens
 
 
@@ -135,12 +143,53 @@ def _places(batch: Batch, first: Array) -> Array:
     return places
 
 
-def _answers(examples: Sequence[Example], logp: Array, ref_logp: Array | None) -> Answers:
+def _log_probs(
+    model: Llama, batches: Sequence[Batch], examples: Sequence[Example], relative: bool
+) -> Array:
+    """`answer_log_probs`, less the base's where they are to be relative."""
+    logp = answer_log_probs(model, batches, examples)
+    return logp - answer_log_probs(model.base, batches, examples) if relative else logp
+
+
+def _mismatched(
+    model: Llama, examples: Sequence[Example], loss: AnswerLoss, pass_tokens: int
+) -> float | None:
+    """Mean of log p - log p_ref over prompts with the answers of the record before them."""
+    if not loss.needs_mismatched:
+        return None
+    if len(examples) == 1:
+        return 0.0
+    rotated = [
+        Example(example.prompt, before.answers, before.counts, before.total_rounds)
+        for example, before in zip(examples, [examples[-1], *examples[:-1]], strict=True)
+    ]
+    batches = list(pack(rotated, "prefix", pass_tokens, threads()))
+    logp = _log_probs(model, batches, rotated, loss.needs_reference)
+    return float(np.average(logp, weights=_answers(rotated).times))
+
+
+def _answers(examples: Sequence[Example]) -> Answers:
     sizes = [len(example.answers) for example in examples]
     return Answers(
-        logp,
-        ref_logp,
         np.array([len(answer) for example in examples for answer in example.answers]),
         np.array([count for example in examples for count in example.counts], np.float64),
+        np.concatenate([example.rewards or [0.0] * len(example.answers) for example in examples]),
         np.repeat(np.arange(len(examples)), sizes),
     )
+
+
+def _answer_metrics(answers: Answers, places: Array, logp: Array) -> Sums:
+    """Some answers' share of the means of log p, over the accepted ones and over the rejected."""
+    sums = {}
+    for name, sort in (("accepted", answers.accepted), ("rejected", ~answers.accepted)):
+        weight = np.where(sort, answers.times, 0)
+        if weight.any():
+            sums[f"{name}_logp"] = float(weight[places] @ logp / weight.sum())
+    return sums
+
+
+def _rejected_mass(rows: RowCounts, logp: Array, answers: Answers) -> Sums:
+    """These rows' share of the mean p of a rejected token; logp (E,). Nothing if there is none."""
+    count = float(np.where(answers.accepted, 0, answers.times) @ answers.length)
+    share = (rows.weight / rows.alike)[rows.entry_row] * rows.entry_count
+    return {"rejected_mass": float(share @ np.exp(logp)) / count} if count else {}

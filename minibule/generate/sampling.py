@@ -37,15 +37,22 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
     z -= z.max(axis=1, keepdims=True)  # first: a small temperature makes large numbers infinite
     with np.errstate(over="ignore"):
         z /= sampling.temperature
-    order = np.argsort(-z, axis=1, kind="stable")  # (B, V), the likeliest first
-    z = np.take_along_axis(z, order, axis=1)
-    p = np.exp(z - z[:, :1])  # (B, V), falling
+    p = np.exp(z, out=z)
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        return np.array([_drawn(row, x) for row, x in zip(p, u, strict=True)])
+    order = np.argsort(-p, axis=1, kind="stable")  # (B, V), the likeliest first
+    p = np.take_along_axis(p, order, axis=1)
     if sampling.top_k:
         p[:, sampling.top_k :] = 0
     p /= p.sum(axis=1, keepdims=True)
-    cumulative = p.cumsum(axis=1)
     # Nucleus: keep a token if those before it do not yet make up top_p (so always the first).
-    p[cumulative - p >= sampling.top_p] = 0
-    cumulative = p.cumsum(axis=1)
-    rank = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1)  # (B,)
-    return order[np.arange(len(order)), np.minimum(rank, (p > 0).sum(axis=1) - 1)]
+    p[p.cumsum(axis=1) - p >= sampling.top_p] = 0
+    rank = np.array([_drawn(row, x) for row, x in zip(p, u, strict=True)])
+    return order[np.arange(len(order)), rank]
+
+
+def _drawn(p: Array, u: float) -> int:
+    """Where u of the way through p lies; p (V,) need not sum to 1."""
+    cumulative = p.cumsum()
+    place = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return min(place, int(np.flatnonzero(p)[-1]))  # u near 1, rounded up

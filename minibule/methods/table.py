@@ -3,13 +3,30 @@
 from minibule.core.fused import ComplementLoss
 from minibule.core.loss import Loss
 from minibule.core.objective import OBJECTIVES
-from minibule.methods.npo import NPO
+from minibule.methods.kto import KTO
+from minibule.methods.pairs import DPO, Hinge, SLiC
+from minibule.methods.rejected import NPO, SimNPO
+from minibule.methods.rewarded import GRPO, REDI, SFT, WReinforce
 from minibule.methods.tokens import NSR, Ratio, Unlikelihood
 
 LOSSES: dict[str, Loss] = {
     **{name: ComplementLoss(objective) for name, objective in OBJECTIVES.items()},
+    # from rejected answers alone
     "ratio": Ratio(),
     "nsr": NSR(),
     "unlikelihood": Unlikelihood(),
     "npo": NPO(),
+    "simnpo": SimNPO(),
+    # from accepted answers, too
+    "sft": SFT(),
+    "w-reinforce": WReinforce(),
+    "kto": KTO(),
+    "dpo": DPO(),
+    "slic": SLiC(),
+    "rso": DPO(beta=0.05),
+    "rso-hinge": Hinge(),
+    "redi": REDI(),
+    "grpo": GRPO(),
+    "dr-grpo": GRPO(per="budget", scaled=False),
+    "dapo": GRPO(per="token"),
 }

@@ -36,6 +36,10 @@ class Record:
     rejected: tuple[str, ...]
     counts: tuple[int, ...]
     total_rounds: int  # >= max(counts): a round may reject several answers, but each only once
+    accepted: tuple[str, ...] = ()
+    accepted_counts: tuple[int, ...] = ()
+    rejected_ended: tuple[bool, ...] = ()
+    accepted_ended: tuple[bool, ...] = ()
 
 
 # What a summary counts, in the order in which it is printed.
@@ -95,7 +99,9 @@ def read_records(path: str | Path) -> list[Record]:
     return read_file(path)[0]
 
 
-def read_file(path: str | Path, progress: bool = False) -> tuple[list[Record], Summary]:
+def read_file(
+    path: str | Path, progress: bool = False, unrejected: bool = False
+) -> tuple[list[Record], Summary]:
     """As `read_records`, with the numbers of what was read, discarded and skipped."""
     path = Path(path)
     summary = Summary(shown(path))

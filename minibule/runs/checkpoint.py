@@ -93,7 +93,8 @@ def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> 
     for example in examples:
         texts = (example.prompt, *example.answers)
         lengths = [len(ids) for ids in texts]
-        data.update(repr((lengths, example.counts, example.total_rounds)).encode())
+        judged = (example.rewards,) if example.rewards else ()
+        data.update(repr((lengths, example.counts, example.total_rounds, *judged)).encode())
         data.update(np.concatenate(texts).astype("<i8").data)
     return Identity(settings, digest.hexdigest(), data.hexdigest())
 

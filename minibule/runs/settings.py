@@ -94,6 +94,13 @@ class TrainConfig:
         0,
         group=OBJECTIVE,
     )
+    beta: float | None = setting(
+        None,
+        "the number called beta in ratio, npo, simnpo, kto, dpo, rso and rso-hinge (default: the "
+        "published one)",
+        1e-6,
+        group=OBJECTIVE,
+    )
     prior: Prior | None = setting(
         None, "what the target is built on (default: the objective's)", group=OBJECTIVE
     )
@@ -250,12 +257,20 @@ class TrainConfig:
         return OBJECTIVES.get(self.objective, OBJECTIVES["reference"])._replace(**given)
 
     def resolved_loss(self) -> Loss:
-        """What is minimised: the named loss, with what is set separately."""
+        """What is minimised: the named loss, with what is set separately.
+
+        Raises InputError if `beta` is set for a loss that has none.
+        """
         objective = self.resolved_objective()
         loss = LOSSES[self.objective]
         if isinstance(loss, ComplementLoss):
             loss = ComplementLoss(objective)
-        return loss if self.kl is None else dataclasses.replace(loss, kl=self.kl)  # type: ignore[type-var]
+        if self.beta is not None and not hasattr(loss, "beta"):
+            having = ", ".join(name for name, other in LOSSES.items() if hasattr(other, "beta"))
+            raise InputError(f"--beta: a number of {having}, and not of {self.objective}.")
+        given = {"kl": self.kl, "beta": self.beta}
+        given = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(loss, **given)  # type: ignore[type-var]
 
 
 FIELDS = settings_of(TrainConfig)

@@ -4,18 +4,28 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from minibule.core.counts import Example
+from minibule.core.loss import Uses
 from minibule.errors import InputError, listed
 from minibule.machine.matrix import Array
 from minibule.records.records import Record
 from minibule.text.chat import Chat
 
 Order = Literal["file", "shuffle", "density"]  # of the records in training
+
+
+class _Judged(NamedTuple):
+    """An answer of a record: its text, how often it was given, whether it ended, its reward."""
+
+    text: str
+    times: int
+    ended: bool
+    reward: float
 
 
 def tokenize(
@@ -25,6 +35,8 @@ def tokenize(
     max_rejected: int = 0,
     skip_long: bool = False,
     numbers: Sequence[int] | None = None,
+    uses: Uses = "rejected",
+    end_token: bool = False,
 ) -> list[Example]:
     """Records as token ids: at most `max_rejected` answers each (0: all), cut to `limit` tokens.
 
@@ -33,8 +45,12 @@ def tokenize(
     vocabulary has all bytes) teaches nothing: it is left out and counted, as an empty one is.
     So nothing may be left. `numbers` are the records' places in their file, from 1; None: `records`
     are the file.
+
+    uses: which answers are taken; a record that lacks one of both sorts where `both` are needed is
+    left out and counted. end_token: whether the end of the turn is part of the answers that came to
+    their own end, and are not cut.
     """
-    examples, too_long, lost = [], [], []
+    examples, too_long, lost, one_sided = [], [], [], 0
     bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
     for number, record in zip(numbers or itertools.count(1), bar, strict=False):
         prompt = chat.encode_prompt(record.prompt)
@@ -42,14 +58,24 @@ def tokenize(
         if room < 1:
             too_long.append(f"record {number:,}: its prompt has {len(prompt):,} tokens")
             continue
-        texts = record.rejected[: max_rejected or None]
-        encoded = list(zip(chat.encode_answers(texts), record.counts, strict=False))
-        kept = [(ids[:room], count) for ids, count in encoded if len(ids)]
+        judged = _answers(record, uses, max_rejected)
+        encoded = chat.encode_answers([answer.text for answer in judged])
+        kept = [
+            (_cut(ids, room, chat.end_of_turn if end_token and answer.ended else None), answer)
+            for ids, answer in zip(encoded, judged, strict=True)
+            if len(ids)
+        ]
         if len(kept) < len(encoded):
             lost.append(f"record {number:,}: {len(encoded) - len(kept):,} of {len(encoded):,}")
-        if kept:
-            answers, counts = zip(*kept, strict=True)
-            examples.append(Example(prompt, answers, counts, record.total_rounds, number))
+        rewards = tuple(answer.reward for _, answer in kept)
+        if uses == "both" and len(set(rewards)) < 2:
+            one_sided += 1
+        elif kept:
+            answers = tuple(ids for ids, _ in kept)
+            times = tuple(answer.times for _, answer in kept)
+            if not any(rewards):
+                rewards = ()
+            examples.append(Example(prompt, answers, times, record.total_rounds, number, rewards))
     if too_long and not skip_long:
         raise InputError(
             f"prompts with no room for an answer in {limit:,} tokens:\n{listed(too_long)}\n"
@@ -59,8 +85,34 @@ def tokenize(
     if too_long:
         tqdm.write(f"{len(too_long):,} records left out: their prompts fill {limit:,} tokens")
     if lost:
-        tqdm.write(f"left out: rejected answers without a token of this model's\n{listed(lost)}")
+        tqdm.write(f"left out: answers without a token of this model's\n{listed(lost)}")
+    if one_sided:
+        tqdm.write(f"{one_sided:,} records left out: without an accepted and a rejected answer")
     return examples
+
+
+def _answers(record: Record, uses: Uses, max_rejected: int) -> list[_Judged]:
+    """The answers of a record that are used, the rejected ones first."""
+    found: list[_Judged] = []
+    sides = {
+        0.0: (record.rejected, record.counts, record.rejected_ended),
+        1.0: (record.accepted, record.accepted_counts, record.accepted_ended),
+    }
+    if uses == "rejected":
+        del sides[1.0]
+    if uses == "accepted":
+        del sides[0.0]
+    for reward, (texts, counts, ended) in sides.items():
+        most = len(texts) if reward else max_rejected or None
+        all_ended = ended or (True,) * len(texts)
+        rows = zip(texts, counts, all_ended, strict=True)
+        found += [_Judged(*row, reward) for row in itertools.islice(rows, most)]
+    return found
+
+
+def _cut(ids: Array, room: int, end: int | None) -> Array:
+    """The first `room` tokens of an answer, followed by its end where there is one and room."""
+    return ids[:room] if end is None else np.append(ids, end)[:room]
 
 
 def split_by_prompt(

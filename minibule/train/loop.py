@@ -127,10 +127,9 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
                 measured = evaluate(setup.model, setup.heldout, setup.measured, config.pass_tokens)
                 line |= {f"eval_{name}": value for name, value in measured.items()}
             write_line(log, line)
-            bar.set_postfix_str(
-                f"loss {line['loss']:.4g}, p rejected {line['rejected_mass']:.3f}, "
-                f"{line['tokens_per_s']:,.0f} tokens/s"
-            )
+            mass = line.get("rejected_mass")  # none where only accepted answers are trained on
+            shown = f"loss {line['loss']:.4g}, " + (f"p rejected {mass:.3f}, " if mass else "")
+            bar.set_postfix_str(f"{shown}{line['tokens_per_s']:,.0f} tokens/s")
             bar.update()
 
             skipped = progress.skipped + 1 if "skipped" in line else 0

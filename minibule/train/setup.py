@@ -12,12 +12,13 @@ from minibule.core.counts import Example
 from minibule.core.fused import ComplementLoss
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
-from minibule.core.loss import Loss
+from minibule.core.loss import Loss, Uses
 from minibule.core.objective import Objective
 from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError, listed
 from minibule.evaluate.questions import Question, read_questions
 from minibule.machine.threads import set_threads, threads
+from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter
@@ -115,7 +116,8 @@ def prepare(config: TrainConfig) -> Setup:
         model.adapter = Adapter(start.config, params)
     else:
         model.adapter = init_adapter(lora, model.config, config.seed)
-    records, _ = read_file(data, progress=True)
+    objective, loss = config.resolved_objective(), config.resolved_loss()
+    records, _ = read_file(data, progress=True, unrejected=loss.uses in ("accepted", "any"))
     train_records, held_records = split_by_prompt(
         records[: config.max_records or None], config.eval_fraction, config.seed
     )
@@ -123,21 +125,27 @@ def prepare(config: TrainConfig) -> Setup:
     limit = min(config.max_length, model.config.max_position_embeddings)
     number = {id(record): number for number, record in enumerate(records, start=1)}
 
-    def examples(records: Sequence[Record]) -> list[Example]:
-        places = [number[id(record)] for record in records]
-        return tokenize(records, chat, limit, config.max_rejected, config.skip_long, numbers=places)
-
-    train_examples = examples(train_records)
-    if not train_examples:
-        raise InputError(
-            f"{data}: no record is left to train on. Raise --max-length, or check that the "
-            "answers are in a language the model's tokenizer knows."
+    def examples(
+        records: Sequence[Record], uses: Uses = "rejected", end_token: bool = False
+    ) -> list[Example]:
+        return tokenize(
+            records,
+            chat,
+            limit,
+            config.max_rejected,
+            config.skip_long,
+            [number[id(record)] for record in records],
+            uses,
+            end_token,
         )
-    objective, loss = config.resolved_objective(), config.resolved_loss()
+
+    train_examples = examples(train_records, loss.uses, loss.end_token)
+    if not train_examples:
+        raise InputError(_nothing_left(config, data, loss, train_records))
     if isinstance(loss, ComplementLoss):  # whose anchor is 0 unless it is given
         config = dataclasses.replace(config, **objective._asdict())
     else:
-        config = dataclasses.replace(config, kl=loss.kl)
+        config = dataclasses.replace(config, kl=loss.kl, beta=getattr(loss, "beta", None))
     return Setup(
         config,
         source,
@@ -149,6 +157,23 @@ def prepare(config: TrainConfig) -> Setup:
         start,
         objective,
         loss,
+    )
+
+
+def _nothing_left(
+    config: TrainConfig, data: Path, loss: Loss, records: Sequence[Record]
+) -> str:
+    """Why there is no record to train on, and what to do."""
+    needs = {"accepted": "an accepted answer", "both": "an accepted and a rejected answer"}
+    if loss.uses in needs and not any(record.accepted for record in records):
+        return (
+            f"{data}: found no accepted answer. --objective {config.objective} learns from records "
+            f"with {needs[loss.uses]}; from rejected ones alone learn "
+            f"{', '.join(name for name, other in LOSSES.items() if other.uses == 'rejected')}."
+        )
+    return (
+        f"{data}: no record is left to train on. Raise --max-length, or check that the "
+        "answers are in a language the model's tokenizer knows."
     )
 
 
@@ -177,7 +202,9 @@ def describe(setup: Setup) -> None:
     """Print what is about to be trained."""
     config, adapter, model = setup.config, setup.adapter, setup.model
     trained = sum(p.size for p in adapter.params.values())
-    answers = sum(len(example.answers) for example in setup.examples)
+    rejected = sum(n > 0 for example in setup.examples for n in example.rejections)
+    accepted = sum(len(example.answers) for example in setup.examples) - rejected
+    both = f"{accepted:,} accepted and " if accepted else ""
     name = config.model or "embedded"
     print(f"model      {name}: {model.config.parameters:,} parameters, frozen")
     print(
@@ -185,7 +212,7 @@ def describe(setup: Setup) -> None:
         f"{trained:,} parameters, trained"
     )
     print(
-        f"records    {len(setup.examples):,} prompts with {answers:,} rejected answers, "
+        f"records    {len(setup.examples):,} prompts with {both}{rejected:,} rejected answers, "
         f"{len(setup.heldout):,} more held out"
     )
     print(f"objective  {config.objective}: {setup.loss}")
