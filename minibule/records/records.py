@@ -24,8 +24,9 @@ from pathlib import Path
 
 from minibule.errors import InputError, listed
 from minibule.files import whole_file
-from minibule.records.formats import KNOWN, Draft, Prompt, UnknownFormatError, parse_row, turns_of
+from minibule.records.formats import KNOWN, Draft, UnknownFormatError, parse_row
 from minibule.records.readers import read_items
+from minibule.records.values import Prompt, turns_of
 
 
 @dataclass(frozen=True, slots=True)
