@@ -56,7 +56,13 @@ def whole(value: object, where: str, least: int = 1) -> int:
         raise wrong(where, value, str(expected)) from None
 
 
-def items_of(value: object, where: str, expected: str) -> list[object]:
+def boolean(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(where, value, "true or false")
+    return value
+
+
+def _items(value: object, where: str, expected: str) -> list[object]:
     if not isinstance(value, list) or not value:
         raise wrong(where, value, expected)
     return value
@@ -83,7 +89,7 @@ def _message(value: object, where: str) -> Message:
 
 
 def messages_of(value: object, where: str, expected: str = "a list of messages") -> list[Message]:
-    items = items_of(value, where, expected)
+    items = _items(value, where, expected)
     return [_message(item, f"{where}[{i}]") for i, item in enumerate(items)]
 
 
