@@ -580,7 +580,8 @@ BAD_ROWS: list[tuple[Any, str]] = [
     ("\0" * 40, "not valid JSON: Expecting value at character 1"),
     (b'{"prompt": "\xff\xfe"}', "not UTF-8 text: byte 0xff at byte 13 of the line"),
     (b'{"prompt": "\xed\xa0\x80"}', "not UTF-8 text"),
-    ("[" * 200_000, "brackets nested too deeply"),
+    ("[" * 200_000, "found brackets nested too deeply, expected at most 100 levels"),
+    ('{"a": ' + "[" * 100 + "]" * 100 + "}", "brackets nested too deeply, expected at most 100"),
     ('{"prompt": ' + "9" * 5000 + "}", "a number with too many digits"),
     ([canonical()], "found a list, expected an object (an array belongs in a .json file)"),
     ("12", "found 12, expected an object"),
@@ -768,6 +769,7 @@ GOOD = json.dumps(canonical()).encode() + b"\n"
         ("a.json", b"[" + GOOD + b",]", "row 2: not valid JSON: Expecting value at character 1"),
         ("a.json", b"[" + GOOD + b"] ]", "end: found more after the array"),
         ("a.json", b"[" + GOOD + b"," + b"[" * 200_000, "row 2: found brackets nested too deeply"),
+        ("a.json", b"[" + b"[" * 101 + b"]" * 101 + b", 3]", "row 1: found brackets nested too de"),
         ("a.json", b"[" + b"9" * 5000 + b"]", "row 1: found a number with too many digits"),
         (
             "a.json",
@@ -807,6 +809,50 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = lines(tmp_path, canonical())
     monkeypatch.setattr(Path, "open", refuse)
     assert "cannot be read: Permission denied" in refusal(path)
+
+
+def test_brackets_may_nest_as_deeply_as_is_said(tmp_path: Path) -> None:
+    deep = '{"a": ' + "[" * 99 + "1" + "]" * 99 + ', "prompt": "Hi", "rejected": ["No."]}'
+    assert read_records(lines(tmp_path, deep)) == [ONE]
+    (tmp_path / "a.json").write_text(f"[{deep}]")
+    assert read_records(tmp_path / "a.json") == [ONE]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a.jsonl", "line 2: found more than 2,000 bytes in one line, expected less; the rest is"),
+        ("a.jsonl.gz", "line 2: found more than 2,000 bytes in one line"),
+        ("a.json", "row 2: found more than 2,000 characters in one row, expected less; the rest"),
+    ],
+)
+@pytest.mark.parametrize("text", ["é" * 2000, " " * 4000])
+def test_a_row_has_a_greatest_length(
+    name: str, says: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "LONGEST", 2000)
+    monkeypatch.setattr(row_files, "_BLOCK", 300)
+    first, long = (json.dumps(canonical(prompt="x" * n)) for n in (1800, 3))
+    long = long.replace("xxx", text)
+    data = (f"{first}\n{long}\n3" if "jsonl" in name else f"[{first},{long},3]").encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    message = refusal(tmp_path / name)
+    assert says in message
+    assert message.count("\n") == 1  # of what follows nothing is known
+
+
+def test_a_line_without_an_end_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "LONGEST", 1 << 20)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        for _ in range(50):
+            file.write(b" " * (1 << 20))
+    tracemalloc.start()
+    assert "found more than 1,048,576 bytes in one line" in refusal(tmp_path / "a.jsonl.gz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 # --- How files are read --------------------------------------------------------------------------
