@@ -526,6 +526,8 @@ def rows() -> list[dict[str, Any]]:
         {"prompt": "Hi", "rejected_responses": ["Hi", "No."], "rejection_counts": [3, 1]},
         {"prompt": [system, *turns("Hi")], "rejectedResponses": ["No."], "totalRounds": 3},
         {"prompt": "Hi", "rejected": ["a", "b"], "counts": [2, 5], "total_rounds": 9},
+        {"prompt": "Hi", "rejected": ["a", "b"], "rejected_ended": [True, False]}
+        | {"accepted_responses": ["c"], "acceptance_counts": [2], "accepted_ended": [False]},
         {"prompt": "Hi", "chosen": "Hello!", "rejected": "No."},
         {
             "prompt": turns("Hi"),
@@ -535,7 +537,7 @@ def rows() -> list[dict[str, Any]]:
         {"prompt": "Hi", "chosen": turns("Hi", "Hello!"), "rejected": turns("Hi", "No.")},
         {"chosen": turns("Hi", "a", "Go", "b"), "rejected": turns("Hi", "a", "Go", "No.")},
         {"chosen": f"{hh} Gone.", "rejected": f"{hh} No."},
-        {"prompt": "Hi", "completion": "No.", "label": False},
+        {"prompt": "Hi", "completion": "No.", "label": False, "ended": False},
         {"messages": turns("Hi", "No."), "label": False},
         {"conversations": human, "chosen": gpt, "rejected": gpt, "system": "Be kind."},
         {"instruction": "Hi", "completions": scored},

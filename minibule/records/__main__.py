@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     errors: list[str] = []
     for path in args.files:
         try:
-            found, summary = read_file(path, progress=True)
+            found, summary = read_file(path, progress=True, unrejected=True)
         except InputError as error:
             errors.append(str(error))  # the other files are checked all the same
             continue

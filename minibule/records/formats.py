@@ -1,160 +1,49 @@
 """The formats of rejection records: one parser each, from a row's fields to what it says.
 
-`FORMATS` is the table; the docstring of each parser shows a row of its format. The chosen side is
-checked like the rejected one, then dropped and counted.
+`FORMATS` is the table; the docstring of each parser shows a row of its format.
 """
 
-import json
 import re
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from minibule.errors import InputError
-from minibule.wording import Number
-
-
-class Message(TypedDict):
-    """One turn of a chat. The role is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-Prompt = str | list[Message]  # a string is one user turn
-
-
-# --- The values in a row: each function returns what one stands for, or says what it found ------
-
-
-def _found(value: object) -> str:
-    """What stands in the file, short and in ASCII: `"abc"`, `2.0`, `a list`."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    if isinstance(value, dict):
-        return "an object"
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 40 else f"{text[:36]}..."
-
-
-def _wrong(where: str, value: object, expected: str) -> InputError:
-    return InputError(f"{where}: found {_found(value)}, expected {expected}")
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise _wrong(where, value, "text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a character; no tokenizer takes it
-        half = f"the lone surrogate \\u{ord(value[error.start]):04x}"
-        at = f"character {error.start + 1:,}"
-        raise InputError(f"{where}: found {half} at {at}, expected Unicode text") from None
-    return value
-
-
-def _whole(value: object, where: str, least: int = 1) -> int:
-    expected = Number(int, least, 2**31 - 1)
-    try:
-        return int(expected.check(value))
-    except ValueError:
-        raise _wrong(where, value, str(expected)) from None
-
-
-def _items(value: object, where: str, expected: str) -> list[object]:
-    if not isinstance(value, list) or not value:
-        raise _wrong(where, value, expected)
-    return value
-
-
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-
-
-def _message(value: object, where: str) -> Message:
-    """{"role": "user", "content": "Hi"} or ShareGPT's {"from": "human", "value": "Hi"}."""
-    if not isinstance(value, dict):
-        raise _wrong(where, value, "a message with role and content")
-    by, says = ("from", "value") if "from" in value else ("role", "content")
-    role = value.get(by)
-    if not isinstance(role, str) or role not in _ROLES:
-        raise _wrong(f"{where}.{by}", role, f"one of {', '.join(_ROLES)}")
-    return {"role": _ROLES[role], "content": _text(value.get(says), f"{where}.{says}")}
-
-
-def _messages(value: object, where: str, expected: str = "a list of messages") -> list[Message]:
-    items = _items(value, where, expected)
-    return [_message(item, f"{where}[{i}]") for i, item in enumerate(items)]
-
-
-def turns_of(prompt: Prompt) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def _prompt(value: object, where: str) -> Prompt:
-    if isinstance(value, str):
-        prompt: Prompt = _text(value, where)
-    else:
-        prompt = _messages(value, where, "text or a list of messages")
-    if not any(message["content"].strip() for message in turns_of(prompt)):
-        raise InputError(f"{where}: found no text, expected something to answer")
-    return prompt
-
-
-def _reply(value: object, where: str) -> tuple[list[Message], str]:
-    """An answer in any of its forms -> the messages before it, if any, and its text.
-
-    "Hello." | {"role": "assistant", "content": "Hello."} | [messages ..., the assistant's last]
-    """
-    if isinstance(value, str):
-        return [], _text(value, where)
-    if isinstance(value, dict):
-        messages = [_message(value, where)]
-    else:
-        messages = _messages(value, where, "text, a message or a list of messages")
-    *before, last = messages
-    if last["role"] != "assistant":
-        raise _wrong(where, last["role"], "the last message to be the assistant's")
-    return before, last["content"]
-
-
-def _joined(prompt: Prompt, before: list[Message], where: str) -> Prompt:
-    """The prompt of an answer that may repeat it: `before` is empty or ends with the prompt."""
-    turns = turns_of(prompt)
-    if before and before[-len(turns) :] != turns:
-        raise InputError(
-            f"{where}: found a conversation that does not continue the prompt, "
-            "expected the prompt's messages before the answer, or none"
-        )
-    return prompt if before in ([], turns) else before
-
-
-# --- The formats: one parser each, from the fields of a row to what the row says -----------------
+from minibule.records.values import (
+    Message,
+    Prompt,
+    boolean,
+    described,
+    joined,
+    messages_of,
+    prompt_of,
+    reply_of,
+    text_of,
+    turns_of,
+    whole,
+    wrong,
+)
 
 
 class Answer(NamedTuple):
     where: str  # the field it stood in
     text: str
     times: int = 1
+    ended: bool = True  # by itself; False: it was cut off
 
 
 @dataclass(slots=True)
 class Draft:
-    """What a row says: in `rounds` rounds these answers to this prompt were rejected."""
+    """What a row says: in `rounds` rounds these answers to this prompt were judged."""
 
     prompt: Prompt
     rejected: list[Answer]
+    accepted: list[Answer] = field(default_factory=list)
     rounds: int = 1
-    discarded: int = 0
+    discarded: int = 0  # answers that are neither, or answer another prompt
     unshared: bool = False
     note: str = ""
     where: str = ""  # its place in the file
@@ -163,50 +52,102 @@ class Draft:
 _Fields = dict[str, object]
 
 
+class _Names(NamedTuple):
+    """What the fields of one side of a canonical row may be called, the first preferred."""
+
+    texts: tuple[str, ...]
+    counts: tuple[str, ...]
+    ended: tuple[str, ...]
+
+
+_REJECTED = _Names(
+    ("rejected_responses", "rejectedResponses", "rejected"),
+    ("rejection_counts", "rejectionCounts", "counts"),
+    ("rejected_ended", "rejectedEnded"),
+)
+_ACCEPTED = _Names(
+    ("accepted_responses", "acceptedResponses"),
+    ("acceptance_counts", "acceptanceCounts"),
+    ("accepted_ended", "acceptedEnded"),
+)
+
+
 def _canonical(row: _Fields) -> Draft:
     """{"prompt": "Hi", "rejected_responses": ["Hi", "No."], "rejection_counts": [3, 1],
+    "accepted_responses": ["Hello!"], "acceptance_counts": [4], "accepted_ended": [false],
     "total_rounds": 8}
 
-    Counts default to 1 and total_rounds to their sum. Where given it is at least the largest
-    count, not the sum: one round may reject several answers.
+    Either side may be absent. Counts default to 1. `rejected_ended` and `accepted_ended` say of
+    each answer whether it came to its own end or was cut off; absent, all ended. `total_rounds`
+    defaults to the sum of the rejection counts, or where nothing was rejected of the acceptance
+    counts. Where given it is at least the largest rejection count, not the sum: one round may
+    reject several answers.
     """
+    where, value = _field(row, _REJECTED.texts)
+    if not value and not _field(row, _ACCEPTED.texts)[1]:
+        raise wrong(where, value, "a list of rejected answers")
+    rejected, accepted = _side(row, _REJECTED), _side(row, _ACCEPTED)
+    where, value = _field(row, ("total_rounds", "totalRounds"))
+    if value is None:
+        rounds = sum(answer.times for answer in rejected or accepted)
+    else:
+        rounds = whole(value, where, least=max((answer.times for answer in rejected), default=1))
+    return Draft(prompt_of(row.get("prompt"), "prompt"), rejected, accepted, rounds)
 
-    def field_of(*names: str) -> tuple[str, object]:
-        given = [name for name in names if name in row]
-        if len(given) > 1:
-            raise InputError(f"{' and '.join(given)}: found two names of one field, expected one")
-        return (given or names)[0], row.get(given[0]) if given else None
 
-    where, value = field_of("rejected_responses", "rejectedResponses", "rejected")
-    texts = _items(value, where, "a list of rejected answers")
-    where_counts, value = field_of("rejection_counts", "rejectionCounts", "counts")
-    counts = [1] * len(texts) if value is None else _items(value, where_counts, "a list of counts")
-    if len(counts) != len(texts):
-        raise InputError(
-            f"{where_counts}: found {len(counts):,} counts, expected {len(texts):,}: one an answer"
-        )
-    answers = [
+def _side(row: _Fields, names: _Names) -> list[Answer]:
+    where, texts = _field(row, names.texts)
+    if texts is None:
+        texts = []
+    if not isinstance(texts, list):
+        side = "rejected" if names is _REJECTED else "accepted"
+        raise wrong(where, texts, f"a list of {side} answers")
+    counts_at, counts = _one_each(row, names.counts, len(texts), 1, "counts")
+    ended_at, ended = _one_each(row, names.ended, len(texts), True, "booleans")
+    return [
         Answer(
             sys.intern(f"{where}[{k}]"),
-            _text(text, f"{where}[{k}]"),
-            _whole(n, f"{where_counts}[{k}]"),
+            text_of(text, f"{where}[{k}]"),
+            whole(n, f"{counts_at}[{k}]"),
+            boolean(end, f"{ended_at}[{k}]"),
         )
-        for k, (text, n) in enumerate(zip(texts, counts, strict=True))
+        for k, (text, n, end) in enumerate(zip(texts, counts, ended, strict=True))
     ]
-    times = [answer.times for answer in answers]
-    where, value = field_of("total_rounds", "totalRounds")
-    rounds = sum(times) if value is None else _whole(value, where, least=max(times))
-    return Draft(_prompt(row.get("prompt"), "prompt"), answers, rounds)
+
+
+def _field(row: _Fields, names: tuple[str, ...]) -> tuple[str, object]:
+    """The name and the value of the field that may have any of these names."""
+    given = [name for name in names if name in row]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)}: found two names of one field, expected one")
+    return (given or names)[0], row.get(given[0]) if given else None
+
+
+def _one_each(
+    row: _Fields, names: tuple[str, ...], answers: int, default: object, what: str
+) -> tuple[str, list[object]]:
+    """The name and the values of a field that has one for each answer, or `default` for all."""
+    where, values = _field(row, names)
+    if values is None:
+        return where, [default] * answers
+    if not isinstance(values, list):
+        raise wrong(where, values, f"a list of {what}")
+    if len(values) != answers:
+        raise InputError(
+            f"{where}: found {len(values):,} {what}, expected {answers:,}: one an answer"
+        )
+    return where, values
 
 
 def _preference(row: _Fields) -> Draft:
     """{"prompt": "Hi", "chosen": "Hello! How can I help?", "rejected": "Hi"}
 
-    Each may also be a list of messages, and a side may repeat the prompt (UltraFeedback binarized):
+    The chosen answer is accepted once, in the same round. Each may also be a list of messages, and
+    a side may repeat the prompt (UltraFeedback binarized):
     {"prompt": "Hi", "chosen": [...], "rejected": [{"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Hi"}]}
     """
-    return _pair(_prompt(row["prompt"], "prompt"), row)
+    return _pair(prompt_of(row["prompt"], "prompt"), row)
 
 
 def _llama_factory(row: _Fields) -> Draft:
@@ -215,29 +156,43 @@ def _llama_factory(row: _Fields) -> Draft:
 
     A "system" text beside them becomes the first message of the prompt.
     """
-    prompt = _messages(row["conversations"], "conversations")
-    system = _text(row.get("system", ""), "system")
+    prompt = messages_of(row["conversations"], "conversations")
+    system = text_of(row.get("system", ""), "system")
     if system and prompt[0]["role"] == "system":
         raise InputError("system: found a second system message, expected one")
     if system:
         prompt = [{"role": "system", "content": system}, *prompt]
-    return _pair(_prompt(prompt, "conversations"), row)
+    return _pair(prompt_of(prompt, "conversations"), row)
 
 
 def _pair(prompt: Prompt, row: _Fields) -> Draft:
-    _reply(row["chosen"], "chosen")  # checked as the other side is, then dropped
-    before, answer = _reply(row["rejected"], "rejected")
-    return Draft(_joined(prompt, before, "rejected"), [Answer("rejected", answer)], discarded=1)
+    chosen_before, chosen = reply_of(row["chosen"], "chosen")
+    before, rejected = reply_of(row["rejected"], "rejected")
+    prompt = joined(prompt, before, "rejected")
+    return _judged(prompt, rejected, chosen, shared=chosen_before in ([], turns_of(prompt)))
+
+
+def _judged(prompt: Prompt, rejected: str, chosen: str, shared: bool) -> Draft:
+    """What a pair says. A chosen answer that does not share the prompt is one to another prompt."""
+    accepted = [Answer("chosen", chosen)] if shared else []
+    return Draft(
+        prompt,
+        [Answer("rejected", rejected)],
+        accepted,
+        discarded=1 - len(accepted),
+        unshared=not shared,
+    )
 
 
 def _conversations(row: _Fields) -> Draft:
     """{"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
     "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]}
 
-    The leading messages that both share are the prompt.
+    The leading messages that both share are the prompt. Where the chosen side has more after them
+    than one answer, as when the talk went on, that is none to this prompt: discarded.
     """
-    chosen = _messages(row["chosen"], "chosen")
-    before, answer = _reply(row["rejected"], "rejected")
+    chosen = messages_of(row["chosen"], "chosen")
+    before, rejected = reply_of(row["rejected"], "rejected")
     pairs = zip(before, chosen, strict=False)
     shared = [ours for ours, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
     if not shared or shared != before:
@@ -245,7 +200,13 @@ def _conversations(row: _Fields) -> Draft:
             f"rejected: found {len(shared):,} leading messages shared with chosen and "
             f"{len(before) + 1 - len(shared):,} after them, expected a shared prompt and one answer"
         )
-    return Draft(_prompt(shared, "rejected"), [Answer("rejected", answer)], discarded=1)
+    *chosen_before, last = chosen
+    return _judged(
+        prompt_of(shared, "rejected"),
+        rejected,
+        last["content"],
+        shared=chosen_before == shared and last["role"] == "assistant",
+    )
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -256,27 +217,25 @@ def _hh(row: _Fields) -> Draft:
     "rejected": "\n\nHuman: Hi\n\nAssistant: Hi"}
 
     The prompt is everything before the last Assistant turn of the *rejected* side. Where the
-    chosen side has another prompt the row is kept all the same, and counted.
+    chosen side has another prompt, its answer is discarded; the row is kept all the same, and
+    counted.
     """
     sides = {}
     for side in ("chosen", "rejected"):
-        prompt, turn, answer = _text(row[side], side).rpartition("\n\nAssistant:")
+        prompt, turn, answer = text_of(row[side], side).rpartition("\n\nAssistant:")
         if not turn or not _HH_TURN.match(prompt):
             expected = r'"\n\nHuman: ...\n\nAssistant: ...", or a prompt in a field of its own'
-            raise _wrong(side, row[side], expected)
-        sides[side] = prompt
-    # From here on `prompt` and `answer` are those of the last of the two, the rejected side.
+            raise wrong(side, row[side], expected)
+        sides[side] = prompt, answer.strip()
+    (chosen_prompt, chosen), (prompt, rejected) = sides["chosen"], sides["rejected"]
     # "\n\nHuman: Hi" splits into "", "Human", " Hi": nothing, then pairs of speaker and text.
     parts = _HH_TURN.split(prompt)[1:]
     messages: list[Message] = [
         {"role": "user" if by == "Human" else "assistant", "content": says.strip()}
         for by, says in zip(parts[::2], parts[1::2], strict=True)
     ]
-    return Draft(
-        _prompt(messages, "rejected"),
-        [Answer("rejected", answer.strip())],
-        discarded=1,
-        unshared=sides["chosen"] != sides["rejected"],
+    return _judged(
+        prompt_of(messages, "rejected"), rejected, chosen, shared=chosen_prompt == prompt
     )
 
 
@@ -285,19 +244,19 @@ def _unpaired(row: _Fields) -> Draft:
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}],
     "label": false}
 
-    The format of KTO: an answer with label false was rejected, one with label true is discarded.
+    The format of KTO: an answer with label false was rejected, one with label true accepted. An
+    optional "ended": false says that it was cut off before its own end.
     """
     where = "completion" if "completion" in row else "messages"
-    before, answer = _reply(row[where], where)
+    before, answer = reply_of(row[where], where)
     if where == "completion":
-        prompt = _joined(_prompt(row["prompt"], "prompt"), before, where)
+        prompt = joined(prompt_of(row["prompt"], "prompt"), before, where)
     else:
-        prompt = _prompt(before, "messages before the answer")
-    if not isinstance(row["label"], bool):
-        raise _wrong("label", row["label"], "true or false")
-    if row["label"]:
-        return Draft(prompt, [], discarded=1)
-    return Draft(prompt, [Answer(where, answer)])
+        prompt = prompt_of(before, "messages before the answer")
+    judged = [Answer(where, answer, ended=boolean(row.get("ended", True), "ended"))]
+    if boolean(row["label"], "label"):
+        return Draft(prompt, rejected=[], accepted=judged)
+    return Draft(prompt, rejected=judged)
 
 
 def _ultrafeedback(row: _Fields) -> Draft:
@@ -305,40 +264,49 @@ def _ultrafeedback(row: _Fields) -> Draft:
     {"response": "Hi", "overall_score": 4.0}, {"response": "No.", "overall_score": 4.0}]}
 
     Every pair of answers is a round, decided unless the scores are equal or one is missing (absent,
-    null or NaN). An answer's count is how many answers beat it; the unbeaten are discarded. The
-    row above rejects "Hi" and "No." once each, in 2 rounds.
+    null or NaN). An answer that another beats is rejected, and its count is how many answers beat
+    it, also where it beats others itself: the best of the answers to a prompt are what to learn. An
+    unbeaten one is accepted, and its count is how many it beats; where it beats none, all its pairs
+    are undecided and nothing is known of it: discarded. The row above rejects "Hi" and "No." once
+    each and accepts "Hello!" twice, in 2 rounds.
     """
     if not isinstance(row["completions"], list):
-        raise _wrong("completions", row["completions"], "a list of answers")
+        raise wrong("completions", row["completions"], "a list of answers")
     texts, scores = [], []
     for k, item in enumerate(row["completions"]):
         where = f"completions[{k}]"
         if not isinstance(item, dict):
-            raise _wrong(where, item, "an answer with response and overall_score")
-        texts.append(_text(item.get("response"), f"{where}.response"))
+            raise wrong(where, item, "an answer with response and overall_score")
+        texts.append(text_of(item.get("response"), f"{where}.response"))
         score = item.get("overall_score")
         if score is None:
             score = float("nan")  # compares false with everything: each of its pairs is undecided
         if isinstance(score, bool) or not isinstance(score, int | float):
-            raise _wrong(f"{where}.overall_score", score, "a number")
+            raise wrong(f"{where}.overall_score", score, "a number")
         scores.append(score)
 
-    beaten = [sum(other > score for other in scores) for score in scores]
-    unscored = sum(score != score for score in scores)  # only NaN differs from itself
+    known = sorted(score for score in scores if score == score)  # only NaN differs from itself
+    beaten = [len(known) - bisect_right(known, score) for score in scores]  # by how many others
+    beats = [bisect_left(known, score) for score in scores]  # how many; of NaN, both are 0
+    unscored = len(scores) - len(known)
     notes = [f"answers without an overall_score, in no pair: {unscored:,}"] if unscored else []
     if not any(beaten):
         notes.append("no answer beat another")
-    return Draft(
-        prompt=_prompt(row["instruction"], "instruction"),
-        rejected=[
-            Answer(f"completions[{k}]", text, times)
-            for k, (text, times) in enumerate(zip(texts, beaten, strict=True))
-            if times
-        ],
+    draft = Draft(
+        prompt_of(row["instruction"], "instruction"),
+        rejected=[],
         rounds=sum(beaten),  # each decided pair has one loser
-        discarded=beaten.count(0),
         note="; ".join(notes),
     )
+    for k, text in enumerate(texts):
+        where = f"completions[{k}]"
+        if beaten[k]:
+            draft.rejected.append(Answer(where, text, beaten[k]))
+        elif beats[k]:
+            draft.accepted.append(Answer(where, text, beats[k]))
+        else:
+            draft.discarded += 1
+    return draft
 
 
 class Format(NamedTuple):
@@ -362,6 +330,8 @@ FORMATS = (
     Format("HH-RLHF", ("chosen", "rejected"), _hh, kind=str),
     Format("preference without prompt", ("chosen", "rejected"), _conversations),
     Format("canonical", ("prompt", "rejected"), _canonical),
+    Format("canonical", ("accepted_responses",), _canonical),
+    Format("canonical", ("acceptedResponses",), _canonical),
 )
 
 KNOWN = "formats known, by their fields:\n" + "\n".join(
@@ -380,12 +350,12 @@ def parse_row(where: str, value: object) -> tuple[str, Draft]:
         raise value
     if not isinstance(value, dict):
         hint = " (an array belongs in a .json file)" if isinstance(value, list) else ""
-        raise InputError(f"found {_found(value)}, expected an object{hint}")
+        raise InputError(f"found {described(value)}, expected an object{hint}")
     row = {name: content for name, content in value.items() if content is not None}
     for form in FORMATS:
         if all(name in row and isinstance(row[name], form.kind) for name in form.fields):
             parsed = form.parse(row)
             parsed.where = where
             return form.name, parsed
-    names = ", ".join(_found(name) for name in list(row)[:12]) or "none"
+    names = ", ".join(described(name) for name in list(row)[:12]) or "none"
     raise UnknownFormatError(f"unknown format: found the fields {names}")

@@ -1,12 +1,14 @@
 """Files of rows, one row at a time: JSON lines, JSON arrays, either gzipped, and parquet.
 
 A row that cannot be read comes as an InputError in its place, so that one bad row hides no other.
+A file comes from anywhere: what a row may take in memory has a limit, far above what is of use.
 """
 
 import codecs
 import gzip
 import importlib
 import io
+import itertools
 import json
 import re
 import zlib
@@ -19,27 +21,56 @@ from minibule.errors import InputError
 
 Items = Iterator[tuple[str, object]]  # where in the file, and the value or an InputError
 
+LONGEST = 32 << 20  # of a row: bytes of a line, characters of an array's element
+DEEPEST = 100  # lists and objects in one another; no format has more than 3
+
 
 def _not_json(error: Exception, start: int = 0) -> InputError:
     if isinstance(error, json.JSONDecodeError):
         what = error.msg.removesuffix(" at")
         return InputError(f"not valid JSON: {what} at character {error.pos - start + 1:,}")
     if isinstance(error, RecursionError):
-        return InputError("found brackets nested too deeply to read")
+        return InputError(f"found brackets nested too deeply, expected at most {DEEPEST} levels")
     return InputError("found a number with too many digits to read")  # int() has a limit
+
+
+def _too_long(unit: str) -> InputError:
+    return InputError(f"found more than {LONGEST:,} {unit}, expected less; the rest is not read")
+
+
+def _check_depth(value: object) -> None:
+    """RecursionError, as of the parser itself, whose own limit differs from Python to Python."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for outer in level
+            for part in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(part, list | dict)
+        ]
+    if level:
+        raise RecursionError
 
 
 def json_lines(stream: io.BufferedIOBase) -> Items:
     """Each line that is not blank as ("line 1", value), or with an InputError for its value."""
-    for number, line in enumerate(stream, start=1):
+    for number in itertools.count(1):
+        line = stream.readline(LONGEST + 1)
         where = f"line {number:,}"
+        if not line:
+            return
+        if len(line) > LONGEST:
+            yield where, _too_long("bytes in one line")
+            return
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)  # some editors put one there
         line = line.rstrip()
         if not line:
             continue
         try:
-            yield where, json.loads(line.decode())
+            value = json.loads(line.decode())
+            _check_depth(value)
+            yield where, value
         except UnicodeDecodeError as error:
             byte = f"byte 0x{line[error.start]:02x} at byte {error.start + 1:,}"
             yield where, InputError(f"not UTF-8 text: {byte} of the line")
@@ -66,6 +97,7 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
         yield "start", InputError(f"found {json.dumps(text[:20])}, expected one JSON array; {hint}")
         return
     at, row, done = opening.end(), 1, opening[1] is not None
+    unit = "characters in one row"
     while not done:
         start = at
         try:
@@ -75,12 +107,20 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
             delimiter = _DELIMITER.match(text, end)
             if not delimiter:
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
-        except (ValueError, RecursionError) as error:
+            _check_depth(value)
+        except RecursionError as error:  # nobody knows where such an element ends
+            yield f"row {row:,}", _not_json(error)
+            return
+        except ValueError as error:
             # Most likely the block ended within this element: read on and try again.
-            if block := stream.read(max(_BLOCK, len(text) - at)):
+            length = len(text) - at
+            if length <= LONGEST and (block := stream.read(max(_BLOCK, length))):
                 text, at = text[at:] + utf8.decode(block), 0
                 continue
-            yield f"row {row:,}", _not_json(error, start)
+            yield f"row {row:,}", _too_long(unit) if length > LONGEST else _not_json(error, start)
+            return
+        if end - start > LONGEST:
+            yield f"row {row:,}", _too_long(unit)
             return
         wrong = _WRONG_BYTE.search(text, start, end)
         yield f"row {row:,}", InputError("not UTF-8 text") if wrong else value

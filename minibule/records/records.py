@@ -10,9 +10,13 @@ checks, counts and converts files. What is understood is in `formats.py`. The ru
   format does not know is ignored.
 - Rows of one file with the same prompt become one record, in order of first appearance; the same
   answer again adds to its count. Canonical rows are records already and stay as they are.
+- Accepted answers are kept where a format has them, in the record of the prompt they answer. An
+  answer may be rejected in one row and accepted in another: it then is both.
 - `total_rounds` is how many rounds of judging stand behind a record: in pairwise and unpaired
   formats the rows of its prompt, accepted ones too; in UltraFeedback the decided pairs.
 - An empty answer teaches nothing and is skipped by name. Its rounds took place and stay counted.
+- A prompt without any rejected answer makes a record only where that is asked for (`unrejected`):
+  most methods learn nothing from it.
 - Anything else that is wrong is an `InputError` that lists all bad rows of the file.
 """
 
@@ -24,13 +28,20 @@ from pathlib import Path
 
 from minibule.errors import InputError, listed
 from minibule.files import whole_file
-from minibule.records.formats import KNOWN, Draft, Prompt, UnknownFormatError, parse_row, turns_of
+from minibule.records.formats import KNOWN, Answer, Draft, UnknownFormatError, parse_row
 from minibule.records.readers import read_items
+from minibule.records.values import Prompt, turns_of
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A prompt and its K rejected answers; answer k was rejected counts[k] >= 1 times."""
+    """A prompt and its K rejected answers; answer k was rejected counts[k] >= 1 times.
+
+    Beside them, where the file has them, the accepted answers: accepted[j] was so
+    accepted_counts[j] >= 1 times. Only one of the two sides may be empty. `rejected_ended[k]` and
+    `accepted_ended[j]` say whether the answer came to its own end, in any of its occurrences, or
+    was cut off; () where all of them ended.
+    """
 
     prompt: Prompt
     rejected: tuple[str, ...]
@@ -46,10 +57,15 @@ class Record:
 TALLY = {
     "rows": "rows",
     "records": "records",
+    "accepted_only": "of these records without any rejected answer",
     "answers": "rejected answers",
     "counts": "counts: how often these answers were rejected",
     "empty": "of these answers without text: skipped",
-    "discarded": "chosen or accepted answers: discarded",
+    "accepted": "accepted answers: kept for the methods that learn from them",
+    "accepted_counts": "counts: how often these answers were accepted",
+    "accepted_empty": "accepted answers without text: skipped",
+    "cut": "answers cut off before their own end",
+    "discarded": "answers that were neither, or to another prompt: discarded",
     "unshared": "rows whose two sides do not share the prompt: the rejected side's is taken",
     "unrejected": "prompts without any rejected answer: no record",
 }
@@ -84,7 +100,7 @@ def read_records(path: str | Path) -> list[Record]:
     Returns
     -------
     list of Record
-        In the order in which their prompts first appear.
+        In the order in which their prompts first appear; each has a rejected answer.
 
     Raises
     ------
@@ -93,7 +109,7 @@ def read_records(path: str | Path) -> list[Record]:
 
     See Also
     --------
-    read_file : the same with a summary and a progress bar.
+    read_file : the same with a summary, a progress bar and, if wanted, more records.
     write_records : the way back, to canonical JSON lines.
     """
     return read_file(path)[0]
@@ -102,7 +118,10 @@ def read_records(path: str | Path) -> list[Record]:
 def read_file(
     path: str | Path, progress: bool = False, unrejected: bool = False
 ) -> tuple[list[Record], Summary]:
-    """As `read_records`, with the numbers of what was read, discarded and skipped."""
+    """As `read_records`, with the numbers of what was read, discarded and skipped.
+
+    With `unrejected`, prompts that have accepted answers only make records too.
+    """
     path = Path(path)
     summary = Summary(shown(path))
     drafts: dict[object, Draft] = {}  # prompt -> what its rows say, put together
@@ -122,13 +141,14 @@ def read_file(
             first = drafts.setdefault(_key(draft, name), draft)
             if first is not draft:
                 first.rejected += draft.rejected
+                first.accepted += draft.accepted
                 first.rounds += draft.rounds
     except InputError as error:
         raise InputError(f"{summary.source}: {error}") from None
     if problems:
         many = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}"
         raise InputError(f"{summary.source}: {many}\n{listed(problems)}{hint}")
-    return _records(drafts, summary), summary
+    return _records(drafts, summary, unrejected), summary
 
 
 def _key(draft: Draft, format_name: str) -> object:
@@ -139,45 +159,86 @@ def _key(draft: Draft, format_name: str) -> object:
 
 
 def _count(draft: Draft, summary: Summary) -> None:
-    empty = [answer for answer in draft.rejected if not answer.text.strip()]
-    summary.notes += [f"{draft.where}: {answer.where} is empty" for answer in empty]
+    empty = {
+        "empty": [answer.where for answer in draft.rejected if not answer.text.strip()],
+        "accepted_empty": [answer.where for answer in draft.accepted if not answer.text.strip()],
+    }
+    summary.notes += [f"{draft.where}: {at} is empty" for places in empty.values() for at in places]
     if draft.note:
         summary.notes.append(f"{draft.where}: {draft.note}")
     summary.tally.update(
         rows=1,
         counts=sum(answer.times for answer in draft.rejected),
-        empty=len(empty),
+        **{key: len(places) for key, places in empty.items()},
         discarded=draft.discarded,
         unshared=draft.unshared,
     )
 
 
-def _records(drafts: dict[object, Draft], summary: Summary) -> list[Record]:
+def _records(drafts: dict[object, Draft], summary: Summary, unrejected: bool) -> list[Record]:
     records = []
     for key in list(drafts):
         draft = drafts.pop(key)  # so that no answer's bookkeeping outlives its record's making
-        answers = [(answer.text, answer.times) for answer in draft.rejected if answer.text.strip()]
-        if isinstance(key, tuple):  # a prompt's, not a canonical row: equal answers become one
-            times: Counter[str] = Counter()
-            for text, n in answers:
-                times[text] += n
-            answers = list(times.items())
-        if answers:
-            texts, counts = zip(*answers, strict=True)
-            records.append(Record(draft.prompt, texts, counts, draft.rounds))
+        merge = isinstance(key, tuple)  # a prompt's, not a canonical row: equal answers become one
+        rejected, counts, rejected_ended = _columns(draft.rejected, merge)
+        accepted, accepted_counts, accepted_ended = _columns(draft.accepted, merge)
+        if rejected or (unrejected and accepted):
+            record = Record(
+                draft.prompt,
+                rejected,
+                counts,
+                draft.rounds,
+                accepted,
+                accepted_counts,
+                rejected_ended,
+                accepted_ended,
+            )
+            records.append(record)
         elif draft.rejected:
             summary.notes.append(
-                f"{draft.where}: no record, as all answers to its prompt are empty"
+                f"{draft.where}: no record, as all rejected answers to its prompt are empty"
             )
         else:
             summary.tally["unrejected"] += 1
-    summary.tally["records"] = len(records)
-    summary.tally["answers"] = summary.tally["empty"] + sum(len(r.rejected) for r in records)
+    _count_kept(records, summary)
     if not records:
+        kind = "answer" if unrejected else "rejected answer"
         rows = f"{summary.tally['rows']:,} rows, expected at least one"
         notes = "\n" + listed(summary.notes) if summary.notes else ""
-        raise InputError(f"{summary.source}: found no rejected answer in {rows}{notes}")
+        raise InputError(f"{summary.source}: found no {kind} in {rows}{notes}")
     return records
+
+
+def _columns(
+    answers: list[Answer], merge: bool
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[bool, ...]]:
+    """Of the answers that have text: texts, counts, and whether they ended, () if all did.
+
+    With `merge` equal ones become one, which ended if any of them did.
+    """
+    kept = [answer for answer in answers if answer.text.strip()]
+    if merge:
+        distinct: dict[str, Answer] = {}
+        for text, times, ended in ((a.text, a.times, a.ended) for a in kept):
+            before = distinct.get(text, Answer("", text, 0, False))
+            distinct[text] = Answer("", text, before.times + times, before.ended or ended)
+        kept = list(distinct.values())
+    ends = tuple(answer.ended for answer in kept)
+    return (
+        tuple(answer.text for answer in kept),
+        tuple(answer.times for answer in kept),
+        () if all(ends) else ends,
+    )
+
+
+def _count_kept(records: list[Record], summary: Summary) -> None:
+    tally = summary.tally
+    tally["records"] = len(records)
+    tally["accepted_only"] = sum(not record.rejected for record in records)
+    tally["answers"] = tally["empty"] + sum(len(record.rejected) for record in records)
+    tally["accepted"] = sum(len(record.accepted) for record in records)
+    tally["accepted_counts"] = sum(sum(record.accepted_counts) for record in records)
+    tally["cut"] = sum((r.rejected_ended + r.accepted_ended).count(False) for r in records)
 
 
 def shown(path: Path) -> str:
@@ -192,15 +253,26 @@ def write_records(records: Sequence[Record], path: str | Path) -> None:
     try:
         with whole_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
             for record in records:
-                row = {
-                    "prompt": record.prompt,
-                    "rejected_responses": record.rejected,
-                    "rejection_counts": record.counts,
-                    "total_rounds": record.total_rounds,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_row(record), ensure_ascii=False) + "\n")
     except OSError as error:
         raise InputError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
+
+
+def _row(record: Record) -> dict[str, object]:
+    """A canonical row. The rejected side always stands in it, of the rest what the record has."""
+    more = {
+        "rejected_ended": record.rejected_ended,
+        "accepted_responses": record.accepted,
+        "acceptance_counts": record.accepted_counts,
+        "accepted_ended": record.accepted_ended,
+    }
+    return {
+        "prompt": record.prompt,
+        "rejected_responses": record.rejected,
+        "rejection_counts": record.counts,
+        "total_rounds": record.total_rounds,
+        **{name: values for name, values in more.items() if values},
+    }
 
 
 def check_output(path: Path) -> None:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from minibule.errors import InputError
 from minibule.files import native_parser
 from minibule.machine.matrix import Array
-from minibule.records.formats import Message
+from minibule.records.values import Message
 from minibule.text.template import Template
 
 SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"

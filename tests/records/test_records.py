@@ -1,5 +1,6 @@
 """Records: every format, every rule of merging, and every bad input a file can bring."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -8,6 +9,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,12 @@ def refusal(path: Path) -> str:
 
 ONE = Record("Hi", ("No.",), (1,), 1)
 ONE_CHAT = Record([user("Hi")], ("No.",), (1,), 1)
+HELLO = (("Hello!",), (1,))  # accepted, how often
+
+
+def accepting(record: Record, texts: tuple[str, ...], counts: tuple[int, ...]) -> Record:
+    return dataclasses.replace(record, accepted=texts, accepted_counts=counts)
+
 
 ROWS: list[tuple[str, dict[str, Any], Record]] = [
     (
@@ -87,7 +95,44 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
         {"prompt": "Hi", "rejected": ["a", "b"], "counts": [2, 5], "total_rounds": None},
         Record("Hi", ("a", "b"), (2, 5), 7),
     ),
-    ("preference", {"prompt": "Hi", "chosen": "Hello!", "rejected": "No."}, ONE),
+    (
+        "canonical",
+        {
+            "prompt": "Hi",
+            "rejected_responses": ["Hi", "No."],
+            "rejected_ended": [True, False],
+            "accepted_responses": ["Hello!", "Hi there!", "No."],
+            "acceptance_counts": [9, 1, 2],
+            "accepted_ended": [False, False, True],
+        },
+        Record(
+            "Hi",
+            ("Hi", "No."),
+            (1, 1),
+            2,  # as without accepted answers
+            ("Hello!", "Hi there!", "No."),  # one of them rejected too
+            (9, 1, 2),
+            (True, False),
+            (False, False, True),
+        ),
+    ),
+    (
+        "canonical",
+        {
+            "prompt": "Hi",
+            "rejectedResponses": ["No."],
+            "rejectedEnded": [True],  # as all are where nothing is said
+            "acceptedResponses": ["Hello!"],
+            "acceptanceCounts": [2],
+            "acceptedEnded": [False],
+        },
+        Record("Hi", ("No.",), (1,), 1, ("Hello!",), (2,), (), (False,)),
+    ),
+    (
+        "preference",
+        {"prompt": "Hi", "chosen": "Hello!", "rejected": "No."},
+        accepting(ONE, *HELLO),
+    ),
     (
         "preference",
         {
@@ -95,7 +140,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
             "chosen": [assistant("Hello!")],
             "rejected": [assistant("No.")],
         },
-        ONE_CHAT,
+        accepting(ONE_CHAT, *HELLO),
     ),
     (
         "preference",  # UltraFeedback binarized
@@ -108,7 +153,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
             "score_chosen": 8.5,
             "score_rejected": 4.0,
         },
-        ONE,
+        accepting(ONE, *HELLO),
     ),
     (
         "preference",  # a side that says more than the prompt field does
@@ -117,7 +162,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
             "chosen": [SYSTEM, user("Hi"), assistant("Hello!")],
             "rejected": [SYSTEM, user("Hi"), assistant("No.")],
         },
-        Record([SYSTEM, user("Hi")], ("No.",), (1,), 1),
+        Record([SYSTEM, user("Hi")], ("No.",), (1,), 1, *HELLO),
     ),
     (
         "preference without prompt",
@@ -125,12 +170,12 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
             "chosen": [user("Hi"), assistant("Yes?"), user("Go"), assistant("Gone.")],
             "rejected": [user("Hi"), assistant("Yes?"), user("Go"), assistant("No.")],
         },
-        Record([user("Hi"), assistant("Yes?"), user("Go")], ("No.",), (1,), 1),
+        Record([user("Hi"), assistant("Yes?"), user("Go")], ("No.",), (1,), 1, ("Gone.",), (1,)),
     ),
     (
         "preference without prompt",  # equal sides: the answer is no part of the prompt
         {"chosen": [user("Hi"), assistant("No.")], "rejected": [user("Hi"), assistant("No.")]},
-        ONE_CHAT,
+        accepting(ONE_CHAT, ("No.",), (1,)),
     ),
     (
         "HH-RLHF",
@@ -138,7 +183,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
             "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Go\n\nAssistant: Gone.",
             "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Go\n\nAssistant: No.",
         },
-        Record([user("Hi"), assistant("Yes?"), user("Go")], ("No.",), (1,), 1),
+        Record([user("Hi"), assistant("Yes?"), user("Go")], ("No.",), (1,), 1, ("Gone.",), (1,)),
     ),
     ("unpaired", {"prompt": "Hi", "completion": "No.", "label": False}, ONE),
     (
@@ -148,13 +193,25 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
     ),
     ("unpaired", {"messages": [user("Hi"), assistant("No.")], "label": False}, ONE_CHAT),
     (
+        "unpaired",
+        {
+            "prompt": "Hi",
+            "completion": "No.",
+            "label": False,
+            "ended": False,
+            "reward": -1.5,
+            "kind": "rude",
+        },
+        dataclasses.replace(ONE, rejected_ended=(False,)),
+    ),
+    (
         "LLaMA-Factory",
         {
             "conversations": HUMAN_HI,
             "chosen": {"from": "gpt", "value": "Hello!"},
             "rejected": {"from": "gpt", "value": "No."},
         },
-        ONE_CHAT,
+        accepting(ONE_CHAT, *HELLO),
     ),
     (
         "LLaMA-Factory",
@@ -164,7 +221,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
             "chosen": {"from": "gpt", "value": "Hello!"},
             "rejected": {"from": "gpt", "value": "No."},
         },
-        Record([SYSTEM, user("Hi")], ("No.",), (1,), 1),
+        Record([SYSTEM, user("Hi")], ("No.",), (1,), 1, *HELLO),
     ),
     (
         "UltraFeedback",
@@ -177,7 +234,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
                 {"response": "Go.", "overall_score": 1.0},
             ],
         },
-        Record("Hi", ("Hi", "No.", "Go."), (1, 1, 3), 5),
+        Record("Hi", ("Hi", "No.", "Go."), (1, 1, 3), 5, ("Hello!",), (3,)),
     ),
 ]
 
@@ -189,8 +246,9 @@ def test_one_row_of_each_format(
     found, summary = read_file(lines(tmp_path, row))
     assert found == [record]
     assert list(summary.formats) == [name]
-    accepted = 0 if name in ("canonical", "unpaired") else 1  # these rows hold rejections only
-    assert summary.tally["discarded"] == accepted
+    assert summary.tally["accepted"] == len(record.accepted)
+    assert summary.tally["accepted_counts"] == sum(record.accepted_counts)
+    assert summary.tally["discarded"] == 0
 
 
 def test_every_format_of_the_table_has_a_row_above() -> None:
@@ -211,9 +269,12 @@ def test_kinds_of_file(name: str, tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = [row for name, row, _ in ROWS[6:7]] * 300 + [{"prompt": "Hi", "chosen": None}]
+    (row, *_) = [row for _, row, _ in ROWS if "score_chosen" in row]
+    rows = [row] * 300 + [{"prompt": "Hi", "chosen": None}]
     parquet.write_table(pa.Table.from_pylist(rows[:-1]), tmp_path / "a.parquet")
-    assert read_records(tmp_path / "a.parquet") == [Record("Hi", ("No.",), (300,), 300)]
+    assert read_records(tmp_path / "a.parquet") == [
+        Record("Hi", ("No.",), (300,), 300, ("Hello!",), (300,))
+    ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
     assert "row 301: unknown format" in refusal(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
@@ -243,18 +304,17 @@ def test_equal_prompts_become_one_record_in_order_of_first_appearance(tmp_path: 
     )
     found, summary = read_file(path)
     assert found == [
-        Record("A", ("x", "y"), (2, 1), 3),
-        Record("B", ("x",), (1,), 1),
-        Record([SYSTEM, user("A")], ("x",), (1,), 1),
+        Record("A", ("x", "y"), (2, 1), 3, ("Yes.",), (3,)),
+        Record("B", ("x",), (1,), 1, ("Yes.",), (1,)),
+        Record([SYSTEM, user("A")], ("x",), (1,), 1, ("Yes.",), (1,)),
     ]
-    assert summary.tally == {
+    assert +summary.tally == {  # without what is 0
         "rows": 5,
         "records": 3,
         "answers": 4,
         "counts": 5,
-        "discarded": 5,
-        "empty": 0,
-        "unshared": 0,
+        "accepted": 3,
+        "accepted_counts": 5,
     }
     assert set(summary.tally) <= set(TALLY)
 
@@ -265,7 +325,7 @@ def test_canonical_rows_are_never_merged(tmp_path: Path) -> None:
     same = Record("A", ("x", "x"), (2, 1), 3)
     assert read_records(lines(tmp_path, row, pair, row, pair)) == [
         same,
-        Record("A", ("x",), (2,), 2),
+        Record("A", ("x",), (2,), 2, ("Yes.",), (2,)),
         same,
     ]
 
@@ -281,9 +341,109 @@ def test_unpaired_rounds_count_the_accepted_rows(tmp_path: Path) -> None:
         row("A", "", True),
     ]
     found, summary = read_file(lines(tmp_path, *rows))
-    assert found == [Record("A", ("x",), (1,), 3)]
-    assert (summary.tally["discarded"], summary.tally["unrejected"]) == (3, 1)
-    assert summary.notes == []
+    assert found == [Record("A", ("x",), (1,), 3, ("good",), (1,))]
+    tally = summary.tally
+    assert (tally["accepted"], tally["accepted_empty"], tally["unrejected"]) == (1, 1, 1)
+    assert summary.notes == ["line 4: completion is empty"]
+
+
+def test_prompts_without_a_rejected_answer_make_records_where_asked_for(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path,
+        {"prompt": "A", "rejected": [], "accepted_responses": ["y", "z"], "total_rounds": 8},
+        {"prompt": "B", "accepted_responses": ["y"], "acceptance_counts": [3]},
+        {"prompt": "C", "completion": "y", "label": True, "ended": False},
+        {"prompt": "D", "chosen": "y", "rejected": " "},
+        {"prompt": "E", "chosen": "", "rejected": ""},
+        {"prompt": "F", "chosen": "y", "rejected": "x"},
+        {"prompt": "G", "completion": "", "label": True},
+    )
+    both = Record("F", ("x",), (1,), 1, ("y",), (1,))
+    found, summary = read_file(path)
+    assert found == read_records(path) == [both]
+    tally = summary.tally
+    assert (tally["records"], tally["accepted_only"], tally["unrejected"]) == (1, 0, 4)
+    assert (tally["accepted"], tally["cut"]) == (1, 0)  # of what is kept
+    no_record = "no record, as all rejected answers to its prompt are empty"
+    assert summary.notes[-2:] == [f"line 4: {no_record}", f"line 5: {no_record}"]
+
+    found, summary = read_file(path, unrejected=True)
+    assert found == [
+        Record("A", (), (), 8, ("y", "z"), (1, 1)),
+        Record("B", (), (), 3, ("y",), (3,)),
+        Record("C", (), (), 1, ("y",), (1,), (), (False,)),
+        Record("D", (), (), 1, ("y",), (1,)),
+        both,
+    ]
+    tally = summary.tally
+    assert (tally["records"], tally["accepted_only"], tally["unrejected"]) == (5, 4, 1)
+    assert (tally["accepted"], tally["accepted_counts"], tally["cut"]) == (6, 8, 1)
+    assert summary.notes[-1:] == [f"line 5: {no_record}"]
+    with pytest.raises(InputError, match="found no answer in 1 rows"):
+        read_file(lines(tmp_path, {"prompt": "E", "chosen": "", "rejected": ""}), unrejected=True)
+
+
+def test_a_canonical_side_may_be_empty(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "rejected": ["No."], "accepted_responses": [], "acceptance_counts": []}
+    assert read_records(lines(tmp_path, row)) == [ONE]
+
+
+def test_an_answer_ended_if_it_did_so_once(tmp_path: Path) -> None:
+    def row(completion: str, label: bool, ended: Any) -> dict[str, Any]:
+        return {"prompt": "A", "completion": completion, "label": label, "ended": ended}
+
+    rows = [
+        row("x", False, False),
+        row("x", False, None),  # nothing is said: it ended
+        row("y", False, False),
+        row("y", True, False),  # the same text on the other side is another answer
+        row("y", True, False),
+        row("z", True, True),
+        row("z", True, False),
+    ]
+    assert read_records(lines(tmp_path, *rows)) == [
+        Record("A", ("x", "y"), (2, 1), 7, ("y", "z"), (2, 2), (True, False), (False, True))
+    ]
+
+
+def test_ended_goes_with_its_answer_where_others_are_skipped(tmp_path: Path) -> None:
+    row = {"prompt": "A", "rejected": ["", "x", "y"], "rejected_ended": [False, True, False]}
+    side = {"accepted_responses": [" ", "z"], "accepted_ended": [False, True]}
+    found, summary = read_file(lines(tmp_path, row | side))
+    assert found == [Record("A", ("x", "y"), (1, 1), 3, ("z",), (1,), (True, False))]
+    assert summary.notes == [
+        "line 1: rejected[0] is empty",
+        "line 1: accepted_responses[0] is empty",
+    ]
+
+
+SIDES = [
+    ("bare", "y", "x", True),
+    ("both repeat it", [user("Hi"), assistant("y")], [user("Hi"), assistant("x")], True),
+    ("one repeats it", [assistant("y")], [user("Hi"), assistant("x")], True),
+    ("a bare one answers what the other one does", "y", [SYSTEM, user("Hi"), assistant("x")], True),
+    ("another prompt", [user("Ho"), assistant("y")], "x", False),
+    ("a longer prompt", [SYSTEM, user("Hi"), assistant("y")], [user("Hi"), assistant("x")], False),
+]
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "shared"), [s[1:] for s in SIDES], ids=lambda _: "")
+def test_a_chosen_answer_belongs_to_the_prompt_it_answers(
+    chosen: Any, rejected: Any, shared: bool, tmp_path: Path
+) -> None:
+    row = {"prompt": "Hi", "chosen": chosen, "rejected": rejected}
+    ((record,), summary) = read_file(lines(tmp_path, row))
+    assert record.accepted == (("y",) if shared else ())
+    assert record.rejected == ("x",)
+    assert (summary.tally["discarded"], summary.tally["unshared"]) == (not shared, not shared)
+
+
+@pytest.mark.parametrize("after", [[], [assistant("y"), user("Go")], [assistant("y")] * 2])
+def test_a_chosen_talk_that_goes_on_is_no_answer(after: Any, tmp_path: Path) -> None:
+    row = {"chosen": [user("Hi"), *after], "rejected": [user("Hi"), assistant("No.")]}
+    found, summary = read_file(lines(tmp_path, row))
+    assert found == [ONE_CHAT]
+    assert (summary.tally["discarded"], summary.tally["unshared"]) == (1, 1)
 
 
 def test_ultrafeedback_without_scores(tmp_path: Path) -> None:
@@ -295,8 +455,8 @@ def test_ultrafeedback_without_scores(tmp_path: Path) -> None:
     missing["completions"].append({"response": "r4"})
     path = lines(tmp_path, missing, row("B", 3, 3.0), row("C", None), row("D"))
     found, summary = read_file(path)
-    assert found == [Record("A", ("r1",), (1,), 1)]
-    assert summary.tally["discarded"] == 4 + 2 + 1
+    assert found == [Record("A", ("r1",), (1,), 1, ("r0",), (1,))]
+    assert summary.tally["discarded"] == 3 + 2 + 1
     assert summary.tally["unrejected"] == 3
     assert summary.notes == [
         "line 1: answers without an overall_score, in no pair: 3",
@@ -307,10 +467,33 @@ def test_ultrafeedback_without_scores(tmp_path: Path) -> None:
 
 
 def test_ultrafeedback_adds_up_equal_answers(tmp_path: Path) -> None:
-    scored = [("best", 3), ("x", 2), ("x", 1)]
+    scored = [("best", 3), ("x", 2), ("x", 1), ("best", 3)]
     answers = [{"response": text, "overall_score": score} for text, score in scored]
     row = {"instruction": "A", "completions": answers}
-    assert read_records(lines(tmp_path, row)) == [Record("A", ("x",), (1 + 2,), 3)]
+    assert read_records(lines(tmp_path, row)) == [
+        Record("A", ("x",), (2 + 3,), 5, ("best",), (2 + 2,))
+    ]
+
+
+def test_ultrafeedback_counts_are_of_pairs(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        scores = [rng.choice([0, 1, 1.0, 2.5, 4, float("nan"), None]) for _ in range(7)]
+        answers = [{"response": f"r{k}", "overall_score": s} for k, s in enumerate(scores)]
+        wins = [[s is not None and t is not None and s > t for t in scores] for s in scores]
+        lost = [sum(column) for column in zip(*wins, strict=True)]
+        won = [sum(row) * (not n) for row, n in zip(wins, lost, strict=True)]
+        path = lines(tmp_path, {"instruction": "A", "completions": answers}, canonical())
+        record = read_records(path)[0]
+        if any(lost):
+            assert record == Record(
+                "A",
+                tuple(f"r{k}" for k in range(7) if lost[k]),
+                tuple(filter(None, lost)),
+                sum(lost),
+                tuple(f"r{k}" for k in range(7) if won[k]),
+                tuple(filter(None, won)),
+            )
 
 
 def test_hh_keeps_a_row_whose_sides_differ_and_counts_it(tmp_path: Path) -> None:
@@ -320,7 +503,8 @@ def test_hh_keeps_a_row_whose_sides_differ_and_counts_it(tmp_path: Path) -> None
     }
     found, summary = read_file(lines(tmp_path, row))
     assert found == [Record([user("Hi"), assistant("One")], ("Two:\n\nthree",), (1,), 1)]
-    assert summary.tally["unshared"] == 1
+    assert (summary.tally["unshared"], summary.tally["discarded"]) == (1, 1)
+    assert "1 answers that were neither, or to another prompt: discarded" in str(summary)
     assert "1 rows whose two sides do not share the prompt" in str(summary)
 
 
@@ -333,12 +517,15 @@ def test_empty_answers_are_skipped_by_name(tmp_path: Path) -> None:
         {"prompt": "C", "chosen": "Yes.", "rejected": "x"},
     )
     found, summary = read_file(path)
-    assert found == [Record("A", ("x", "y"), (1, 2), 7), Record("C", ("x",), (1,), 2)]
+    assert found == [
+        Record("A", ("x", "y"), (1, 2), 7),
+        Record("C", ("x",), (1,), 2, ("Yes.",), (2,)),
+    ]
     assert summary.notes == [
         "line 1: rejected[1] is empty",
         "line 2: rejected[0] is empty",
         "line 3: rejected is empty",
-        "line 2: no record, as all answers to its prompt are empty",
+        "line 2: no record, as all rejected answers to its prompt are empty",
     ]
     tally = summary.tally
     assert (tally["answers"], tally["counts"], tally["empty"]) == (6, 10, 3)
@@ -393,7 +580,8 @@ BAD_ROWS: list[tuple[Any, str]] = [
     ("\0" * 40, "not valid JSON: Expecting value at character 1"),
     (b'{"prompt": "\xff\xfe"}', "not UTF-8 text: byte 0xff at byte 13 of the line"),
     (b'{"prompt": "\xed\xa0\x80"}', "not UTF-8 text"),
-    ("[" * 200_000, "brackets nested too deeply"),
+    ("[" * 200_000, "found brackets nested too deeply, expected at most 100 levels"),
+    ('{"a": ' + "[" * 100 + "]" * 100 + "}", "brackets nested too deeply, expected at most 100"),
     ('{"prompt": ' + "9" * 5000 + "}", "a number with too many digits"),
     ([canonical()], "found a list, expected an object (an array belongs in a .json file)"),
     ("12", "found 12, expected an object"),
@@ -433,6 +621,24 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (canonical(rejection_counts=[10**400, 1]), f"..., {NO_COUNT}"),
     (canonical(total_rounds=1), "total_rounds: found 1, expected a whole number from 2 to"),
     (canonical(total_rounds=3.0), "total_rounds: found 3.0, expected a whole number"),
+    (canonical(accepted_responses="x"), 'accepted_responses: found "x", expected a list of acc'),
+    (canonical(accepted_responses=["x", 1]), "accepted_responses[1]: found 1, expected text"),
+    (canonical(accepted_responses=["x"], acceptedResponses=["x"]), "found two names of one field"),
+    (canonical(acceptance_counts=[1]), "acceptance_counts: found 1 counts, expected 0: one an an"),
+    (
+        canonical(accepted_responses=["x"], acceptance_counts=[0]),
+        f"acceptance_counts[0]: found 0, {NO_COUNT}",
+    ),
+    (canonical(rejected_ended=[True]), "rejected_ended: found 1 booleans, expected 2: one an ans"),
+    (canonical(rejected_ended=True), "rejected_ended: found true, expected a list of booleans"),
+    (canonical(rejected_ended=[True, 1]), "rejected_ended[1]: found 1, expected true or false"),
+    (canonical(rejectedEnded=[True, None]), "rejectedEnded[1]: found nothing, expected true or f"),
+    (
+        canonical(accepted_responses=["x"], accepted_ended=["no"]),
+        'accepted_ended[0]: found "no", expected true or false',
+    ),
+    ({"prompt": "A", "accepted_responses": []}, "rejected_responses: found nothing, expected a l"),
+    ({"prompt": "A", "accepted_responses": ["x"], "total_rounds": 0}, "total_rounds: found 0, exp"),
     # pairs
     (pair(prompt=3), "prompt: found 3, expected text or a list of messages"),
     (pair(rejected=[]), "rejected: found an empty list, expected text, a message or"),
@@ -476,6 +682,10 @@ BAD_ROWS: list[tuple[Any, str]] = [
     # unpaired
     ({"prompt": "A", "completion": "x", "label": 0}, "label: found 0, expected true or false"),
     ({"prompt": "A", "completion": "x", "label": "no"}, 'label: found "no", expected true or fal'),
+    (
+        {"prompt": "A", "completion": "x", "label": True, "ended": 1},
+        "ended: found 1, expected true or false",
+    ),
     ({"messages": [assistant("x")], "label": False}, "messages before the answer: found an empty"),
     ({"messages": [user("A")], "label": False}, 'messages: found "user", expected the last mess'),
     ({"messages": "A", "label": False}, "messages before the answer: found an empty list"),
@@ -559,6 +769,7 @@ GOOD = json.dumps(canonical()).encode() + b"\n"
         ("a.json", b"[" + GOOD + b",]", "row 2: not valid JSON: Expecting value at character 1"),
         ("a.json", b"[" + GOOD + b"] ]", "end: found more after the array"),
         ("a.json", b"[" + GOOD + b"," + b"[" * 200_000, "row 2: found brackets nested too deeply"),
+        ("a.json", b"[" + b"[" * 101 + b"]" * 101 + b", 3]", "row 1: found brackets nested too de"),
         ("a.json", b"[" + b"9" * 5000 + b"]", "row 1: found a number with too many digits"),
         (
             "a.json",
@@ -600,6 +811,50 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "cannot be read: Permission denied" in refusal(path)
 
 
+def test_brackets_may_nest_as_deeply_as_is_said(tmp_path: Path) -> None:
+    deep = '{"a": ' + "[" * 99 + "1" + "]" * 99 + ', "prompt": "Hi", "rejected": ["No."]}'
+    assert read_records(lines(tmp_path, deep)) == [ONE]
+    (tmp_path / "a.json").write_text(f"[{deep}]")
+    assert read_records(tmp_path / "a.json") == [ONE]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a.jsonl", "line 2: found more than 2,000 bytes in one line, expected less; the rest is"),
+        ("a.jsonl.gz", "line 2: found more than 2,000 bytes in one line"),
+        ("a.json", "row 2: found more than 2,000 characters in one row, expected less; the rest"),
+    ],
+)
+@pytest.mark.parametrize("text", ["é" * 2000, " " * 4000])
+def test_a_row_has_a_greatest_length(
+    name: str, says: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "LONGEST", 2000)
+    monkeypatch.setattr(row_files, "_BLOCK", 300)
+    first, long = (json.dumps(canonical(prompt="x" * n)) for n in (1800, 3))
+    long = long.replace("xxx", text)
+    data = (f"{first}\n{long}\n3" if "jsonl" in name else f"[{first},{long},3]").encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    message = refusal(tmp_path / name)
+    assert says in message
+    assert message.count("\n") == 1  # of what follows nothing is known
+
+
+def test_a_line_without_an_end_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "LONGEST", 1 << 20)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        for _ in range(50):
+            file.write(b" " * (1 << 20))
+    tracemalloc.start()
+    assert "found more than 1,048,576 bytes in one line" in refusal(tmp_path / "a.jsonl.gz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
 # --- How files are read --------------------------------------------------------------------------
 
 
@@ -619,7 +874,7 @@ def test_reading_keeps_only_what_a_record_needs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_files, "_BLOCK", 1 << 14)
-    rows = [pair(prompt=f"{k}", chosen="long " * 1000) for k in range(400)]
+    rows = [pair(prompt=f"{k}", metadata="long " * 1000) for k in range(400)]
     path = lines(tmp_path, *rows, name=name)
     if name == "a.json":
         path.write_text(json.dumps(rows))
@@ -627,7 +882,7 @@ def test_reading_keeps_only_what_a_record_needs(
     read_records(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < path.stat().st_size / 3  # the chosen answers are nearly all of these 2 MB
+    assert peak < path.stat().st_size / 3  # what is ignored is nearly all of these 2 MB
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
@@ -655,20 +910,81 @@ def test_progress_counts_the_bytes_of_the_file(
 
 def test_written_records_read_back_equal(tmp_path: Path) -> None:
     wanted = [record for _, _, record in ROWS] + [Record("é\u2028\0", ("🙂\n\t",), (7,), 9)]
+    wanted.append(Record("B", (), (), 8, ("y", "z"), (2, 5), (), (True, False)))
     path = tmp_path / "out.jsonl"
     path.write_text("old")
     with path.open() as opened_before:
         write_records(wanted, path)
         assert opened_before.read() == "old"  # replaced as a whole, not written over
-    assert read_records(path) == wanted
+    assert read_file(path, unrejected=True)[0] == wanted
+    assert read_records(path) == wanted[:-1]
     assert "é".encode() in path.read_bytes()  # readable, not escaped
-    assert json.loads(path.read_text().splitlines()[0]) == {
-        "prompt": "Hi",
-        "rejected_responses": ["Hi", "No."],
-        "rejection_counts": [3, 1],
+    rows = path.read_text(encoding="utf-8").splitlines()
+    assert rows[0] == (  # byte for byte what a record without accepted answers always was
+        '{"prompt": "Hi", "rejected_responses": ["Hi", "No."], "rejection_counts": [3, 1], '
+        '"total_rounds": 8}'
+    )
+    assert json.loads(rows[-1]) == {
+        "prompt": "B",
+        "rejected_responses": [],
+        "rejection_counts": [],
         "total_rounds": 8,
+        "accepted_responses": ["y", "z"],
+        "acceptance_counts": [2, 5],
+        "accepted_ended": [True, False],
     }
     assert names(tmp_path) == ["out.jsonl"]
+
+
+def test_what_any_file_holds_is_read_back_equal_once_converted(tmp_path: Path) -> None:
+    """Rows of all formats at random, many of equal prompt, some answers empty, some cut off."""
+    rng = random.Random(0)
+
+    def answer() -> str:
+        return rng.choice(["x", "y", "z", " ", "Hello!"])
+
+    def answers() -> dict[str, Any]:
+        texts, accepted = ([answer() for _ in range(rng.randrange(1, 4))] for _ in range(2))
+        return {
+            "prompt": rng.choice("AB"),
+            "rejected_responses": texts,
+            "rejected_ended": [rng.random() < 0.5 for _ in texts],
+            "accepted_responses": accepted,
+            "acceptance_counts": [rng.randrange(1, 9) for _ in accepted],
+            "accepted_ended": [rng.random() < 0.5 for _ in accepted],
+        }
+
+    def unpaired() -> dict[str, Any]:
+        label, ended = rng.random() < 0.5, rng.random() < 0.5
+        return {"prompt": rng.choice("ABCD"), "completion": answer(), "label": label} | (
+            {} if rng.random() < 0.5 else {"ended": ended}
+        )
+
+    def hh() -> dict[str, Any]:
+        sides = {}
+        for side in ("chosen", "rejected"):
+            sides[side] = f"\n\nHuman: {rng.choice('AB')}\n\nAssistant: {answer()}"
+        return sides
+
+    def scores() -> dict[str, Any]:
+        return {
+            "instruction": rng.choice("ABE"),
+            "completions": [
+                {"response": answer(), "overall_score": rng.randrange(3)} for _ in range(4)
+            ],
+        }
+
+    known = [row for _, row, _ in ROWS]
+    tally: Counter[str] = Counter()
+    for _ in range(100):
+        rows = [rng.choice([answers, unpaired, hh, scores])() for _ in range(12)]
+        path = lines(tmp_path, canonical(), *rows, *rng.sample(known, 5))
+        for unrejected in (False, True):
+            found, summary = read_file(path, unrejected=unrejected)
+            write_records(found, tmp_path / "out.jsonl")
+            assert read_file(tmp_path / "out.jsonl", unrejected=unrejected)[0] == found
+            tally += summary.tally
+    assert set(tally) == set(TALLY)  # all of it came up
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -725,31 +1041,35 @@ def test_command_checks_counts_and_converts(
     assert shown == (
         "one.jsonl: preference\n"
         "         3 rows\n"
-        "         1 records\n"
+        "         2 records\n"
+        "         1 of these records without any rejected answer\n"
         "         2 rejected answers\n"
         "         3 counts: how often these answers were rejected\n"
         "         1 of these answers without text: skipped\n"
-        "         3 chosen or accepted answers: discarded\n"
+        "         2 accepted answers: kept for the methods that learn from them\n"
+        "         3 counts: how often these answers were accepted\n"
         "  line 3: rejected is empty\n"
-        "  line 3: no record, as all answers to its prompt are empty\n"
         "two.jsonl: preference, canonical\n"
         "         2 rows\n"
         "         2 records\n"
         "         2 rejected answers\n"
         "         2 counts: how often these answers were rejected\n"
-        "         1 chosen or accepted answers: discarded\n"
+        "         1 accepted answers: kept for the methods that learn from them\n"
+        "         1 counts: how often these answers were accepted\n"
         "all 2 files: preference, canonical\n"
         "         5 rows\n"
-        "         3 records\n"
+        "         4 records\n"
+        "         1 of these records without any rejected answer\n"
         "         4 rejected answers\n"
         "         5 counts: how often these answers were rejected\n"
         "         1 of these answers without text: skipped\n"
-        "         4 chosen or accepted answers: discarded\n"
-        "out.jsonl: 3 records written\n"
+        "         3 accepted answers: kept for the methods that learn from them\n"
+        "         4 counts: how often these answers were accepted\n"
+        "out.jsonl: 4 records written\n"
     )
     assert read_records(output) == [  # equal prompts of different files stay apart
-        Record("A", ("x",), (2,), 2),
-        Record("A", ("x",), (1,), 1),
+        Record("A", ("x",), (2,), 2, ("Yes.",), (2,)),
+        Record("A", ("x",), (1,), 1, ("Yes.",), (1,)),
         Record("A", ("z",), (1,), 1),
     ]
 
@@ -814,12 +1134,17 @@ def real() -> Callable[[str], Path]:
         ("vicuna80.rejections.jsonl", "rows=77 records=77 answers=384 counts=904 empty=1"),
         (
             "hh_harmless_test.jsonl.gz",
-            "rows=2312 records=2310 answers=2312 counts=2312 discarded=2312 unshared=5",
+            "rows=2312 records=2310 answers=2312 counts=2312 accepted=2303 accepted_counts=2303 "
+            "accepted_empty=4 discarded=5 unshared=5",
         ),
-        ("dpo_en_demo.json", "rows=299 records=294 answers=294 counts=299 discarded=299"),
+        (
+            "dpo_en_demo.json",
+            "rows=299 records=294 answers=294 counts=299 accepted=294 accepted_counts=299",
+        ),
         (
             "kto_en_demo.json",
-            "rows=300 records=150 answers=150 counts=150 discarded=150 unrejected=147",
+            "rows=300 records=150 answers=150 counts=150 accepted=1 accepted_counts=1 "
+            "unrejected=147",
         ),
     ],
 )
