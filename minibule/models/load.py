@@ -14,7 +14,8 @@ def load_model(
 
     Parameters
     ----------
-    path : folder with config.json and model.safetensors, or shards and their index; or GGUF file
+    path : folder with config.json and model.safetensors, or shards and their index; or GGUF file;
+        or the name of a model in `named`
         A folder's tensors may be F32, F16 or BF16, a GGUF file's of any type that the gguf package
         dequantises; they are widened to float32.
     adapter : PEFT adapter folder, optional

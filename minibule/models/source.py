@@ -16,13 +16,17 @@ from minibule.files import existing_folder
 from minibule.models.gguf_file import read_gguf
 from minibule.models.gguf_read import GgufModel
 from minibule.models.huggingface import HuggingFaceFolder
+from minibule.models.named import EXPECTED, model_path, refuse_hub_name
 
 
 def open_source(path: str | Path) -> HuggingFaceFolder | GgufModel:
-    """The model folder or GGUF file at `path`; what is in it is read when it is asked for.
+    """The model folder or GGUF file at `path`, or the model of that name (`named`).
 
-    Raises InputError if there is neither, or a file that is no whole GGUF.
+    What is in it is read when it is asked for. Raises InputError if there is no such thing, or a
+    file that is no whole GGUF.
     """
-    if Path(path).suffix == ".gguf" or Path(path).is_file():
+    path = model_path(path)
+    if path.suffix == ".gguf" or path.is_file():
         return GgufModel(read_gguf(path))
-    return HuggingFaceFolder(existing_folder(path, "a Hugging Face model folder, or a GGUF file"))
+    refuse_hub_name(path)
+    return HuggingFaceFolder(existing_folder(path, EXPECTED))

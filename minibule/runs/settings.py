@@ -21,6 +21,7 @@ from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.methods.table import LOSSES
 from minibule.models.exports import EXPORTS, Export
+from minibule.models.named import MODEL_HELP, model_path
 from minibule.settings import (
     Source,
     add_flags,
@@ -44,12 +45,7 @@ DATA, OBJECTIVE, ADAPTER, OPTIMISER, RECORDS, MEASURING, MACHINE, RUN = GROUPS =
 class TrainConfig:
     """The settings of `python -m minibule.train`; `--help` prints this table."""
 
-    model: str = setting(
-        "",
-        "Hugging Face folder of the base model; empty = the embedded one",
-        group=DATA,
-        may_change=True,
-    )
+    model: str = setting("", MODEL_HELP, group=DATA, may_change=True)
     data: str = setting(
         "", "rejection records; empty = the embedded ones", group=DATA, may_change=True
     )
@@ -212,14 +208,15 @@ class TrainConfig:
     def resolved_files(self) -> tuple[Path, Path, Path | None]:
         """The model, the records, and the questions or None: as set, or the embedded ones.
 
-        Raises InputError for a model without records: the embedded ones are not made for it.
+        Raises InputError for a model without records: the embedded ones are not made for it; and
+        for the name of a model that has not been fetched.
         """
         if self.model and not self.data:
             raise InputError("--model without --data: expected a file of rejection records too.")
         embedded = embedded_folder()
         usual = None if self.data else embedded / "heldout.jsonl"
         return (
-            Path(self.model or embedded),
+            model_path(self.model or embedded),
             Path(self.data or embedded / "records.jsonl"),
             Path(self.heldout) if self.heldout else usual,
         )

@@ -24,6 +24,7 @@ from minibule.errors import InputError
 from minibule.evaluate.heldout import evaluate
 from minibule.files import flush_to_disk, whole_file
 from minibule.machine.threads import memory_gb, peak_memory_gb
+from minibule.models.named import base_name
 from minibule.models.peft import save_adapter
 from minibule.program import leave, stop_after_step
 from minibule.report.sections import write_report
@@ -91,7 +92,7 @@ def _write_results(setup: Setup, folder: RunFolder) -> list[tuple[str, Path]]:
     """The adapter and the exports: what they are called, and where they are."""
     manifest = Manifest(folder.path)
     with manifest.writing(folder.adapter) as place:
-        save_adapter(setup.adapter, setup.model.config, place, str(setup.source))
+        save_adapter(setup.adapter, setup.model.config, place, base_name(setup.source))
     written = [("adapter", place), ("metrics", folder.metrics)]
     for export, path in folder.exports(setup.config):
         with manifest.writing(path):
