@@ -12,7 +12,7 @@ rejected there and T = sum_i v(i). What was not rejected is what we want:
     contrast = - sum_i w(i) log(1 - p(i))         w(i) = v(i) / T
 
 with p the model's distribution. Beside this prior, called uniform, and this contrast, called plain,
-there are two more priors and one more contrast (LESSON.md, step 5):
+there are two more priors and two more contrasts (LESSON.md, step 5):
 
   prior "reference"   P(i) is proportional to p_ref(i) (T - v(i) + 1), with p_ref the frozen base
                       model's distribution: without rejections the target is the base itself.
@@ -21,6 +21,8 @@ there are two more priors and one more contrast (LESSON.md, step 5):
                       bracket estimates the share of its attempts that was not rejected.
   contrast "choice"   w(i) = (1 - p_ref(i)) v(i) / T: where the base had no choice, as inside a
                       word, a rejected token is not to blame.
+  contrast "ratio"    sum_i w(i) 2 log(1 + p(i) / p_ref(i)), w(i) = v(i) / T: its gradient by
+                      log p(i) is w(i) while p(i) = p_ref(i), however small these are.
 
 Arithmetic here is in float64.
 """
@@ -133,7 +135,8 @@ def complement_loss(
     -------
     loss : float
     dlogits : (n, V), dtype of `logits` (float64 for whole numbers)
-        alpha (p - P) + (1 - alpha) (a - (sum_i a_i) p), a_i = w_i p_i / (1 - p_i), over n.
+        alpha (p - P) + (1 - alpha) (a - (sum_i a_i) p), over n, with a_i = w_i p_i / (1 - p_i), or
+        for the ratio 2 w_i p_i / (p_i + p_ref,i).
 
     Raises
     ------
@@ -150,8 +153,8 @@ def complement_loss(
     one_of(prior, "prior", get_args(Prior))
     one_of(contrast, "contrast", get_args(Contrast))
     asks = f"prior {prior!r}" if prior != "uniform" else None
-    if contrast == "choice" and asks is None:
-        asks = "contrast 'choice'"
+    if contrast != "plain" and asks is None:
+        asks = f"contrast {contrast!r}"
     z_ref = required(ref_logits, "ref_logits", asks, v.shape)
     m = required(attempts, "attempts", "prior 'rate'" if prior == "rate" else None, v.shape[:1])
     parts = loss_parts(z, v, prior, contrast, z_ref, m)
@@ -165,9 +168,10 @@ class LossParts(NamedTuple):
 
     P, w              target distribution and contrast weights
     logp, log_rest    log p(i) and log(1 - p(i))
-    kl, contrast      P(i) log(P(i) / p(i)) and -w(i) log(1 - p(i)), which sum to a row's KL and
-                      contrast
-    a                 w(i) p(i) / (1 - p(i))
+    kl, contrast      P(i) log(P(i) / p(i)) and -w(i) log(1 - p(i)), or for the ratio's contrast
+                      w(i) 2 log(1 + p(i) / p_ref(i)), which sum to a row's KL and contrast
+    a                 dcontrast / dlog p(i): w(i) p(i) / (1 - p(i)), or 2 w(i) p(i) / (p(i) +
+                      p_ref(i))
     dkl, dcontrast    the gradients of the two sums with respect to the logits
     """
 
@@ -198,6 +202,11 @@ def loss_parts(
     log_rest = _log_one_minus_p(z)
     p = np.exp(logp)
     kl = P * (np.log(P) - logp)
+    if contrast == "ratio" and ref_logits is not None:
+        x = logp - log_softmax(ref_logits)
+        a = 2 * w / (1 + np.exp(-x))
+        dcontrast = a - a.sum(axis=-1, keepdims=True) * p
+        return LossParts(P, w, logp, log_rest, kl, 2 * w * np.logaddexp(0, x), a, p - P, dcontrast)
 
     # d/dz_j of -log(1 - p_i) is p_i at j = i and -p_i p_j / (1 - p_i) elsewhere. With the odds
     # o_i = p_i / (1 - p_i) that is o_i ([i=j] - p_j), but at p_i near 1 the odds explode while
@@ -208,21 +217,19 @@ def loss_parts(
     return LossParts(P, w, logp, log_rest, kl, -w * log_rest, a, p - P, w * p - others * p)
 
 
-def optimum(P: Array, w: Array, alpha: float) -> Array:
+def optimum(P: Array, w: Array, alpha: float, p_ref: Array | None = None) -> Array:
     """p*, the distribution that minimises the objective of each row, to machine precision.
 
-    alpha KL(P || p) - (1 - alpha) sum_i w_i log(1 - p_i) is convex in p. With
-    c_i = (1 - alpha) w_i and lambda the multiplier of sum p = 1, stationarity reads
-    lambda p_i^2 - (lambda + c_i + alpha P_i) p_i + alpha P_i = 0, and its root in [0, 1] is
-
-        p_i = 2 alpha P_i / (b + sqrt(b^2 - 4 lambda alpha P_i))    b = lambda + c_i + alpha P_i
-
-    It falls as lambda rises, so lambda is found by bisection.
+    With c_i = (1 - alpha) w_i and lambda the multiplier of sum p = 1, stationarity of
+    alpha KL(P || p) + (1 - alpha) contrast is a quadratic in each p_i (`optimal_p`) with one root
+    in [0, 1]. It falls as lambda rises, so lambda is found by bisection.
 
     Parameters
     ----------
     P, w : (n, V) target distribution and contrast weights
     alpha : above 0, at most 1
+    p_ref : (n, V) the base model's distribution, for the ratio's contrast, whose rows must have a
+        token of weight 0; None: unlikelihood
 
     Returns
     -------
@@ -231,13 +238,13 @@ def optimum(P: Array, w: Array, alpha: float) -> Array:
     aP, c = alpha * P, (1 - alpha) * w
 
     def p_of(lam: Array) -> Array:
-        b = lam + c + aP
-        return 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam * aP, 0)))
+        return optimal_p(lam, aP, c, p_ref)
 
-    # Stationarity times p_i, summed: lambda = alpha - sum_i c_i p_i / (1 - p_i) <= alpha.
+    # Stationarity times p_i, summed: lambda is alpha less a sum of what is not negative. At a token
+    # that was not rejected it is alpha P_i / p_i, and unlikelihood alone can do without such a one.
     high = np.full((len(aP), 1), alpha)
-    low = high - 1
-    while np.any(short := p_of(low).sum(axis=-1, keepdims=True) < 1):
+    low = high - 1 if p_ref is None else np.zeros_like(high)
+    while p_ref is None and np.any(short := p_of(low).sum(axis=-1, keepdims=True) < 1):
         low = np.where(short, 2 * low - 1, low)
     for _ in range(200):  # beyond the last bit of a float64
         middle = (low + high) / 2
@@ -247,13 +254,35 @@ def optimum(P: Array, w: Array, alpha: float) -> Array:
     return p / p.sum(axis=-1, keepdims=True)
 
 
-def optimality_gap(logits: Array, P: Array, w: Array, alpha: float) -> Array:
+def optimal_p(lam: Array, aP: Array, c: Array, p_ref: Array | None) -> Array:
+    """The stationary p for the multiplier lambda; aP = alpha P, c = (1 - alpha) w.
+
+    Unlikelihood    lam p^2 - (lam + c + aP) p + aP = 0
+    the ratio's     lam p^2 + (lam p_ref + 2 c - aP) p - aP p_ref = 0       lam > 0
+
+    each solved in the form that does not subtract what is nearly equal.
+    """
+    if p_ref is None:
+        b = lam + c + aP
+        root: Array = 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam * aP, 0)))
+        return root
+    lam = np.maximum(lam, np.finfo(np.float64).tiny)
+    b = lam * p_ref + 2 * c - aP
+    s = np.sqrt(b * b + 4 * lam * aP * p_ref)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        root = np.where(b > 0, 2 * aP * p_ref / (b + s), (s - b) / (2 * lam))
+    return root
+
+
+def optimality_gap(
+    logits: Array, P: Array, w: Array, alpha: float, p_ref: Array | None = None
+) -> Array:
     """Total variation between the model's p and p*, (n,), 0 (optimal) to 1.
 
-    logits, P, w: (n, V); alpha above 0, as in `optimum`.
+    logits, P, w, p_ref: (n, V); alpha above 0, as in `optimum`.
     """
     p = np.exp(log_softmax(logits))
-    return np.abs(p - optimum(P, w, alpha)).sum(axis=-1) / 2
+    return np.abs(p - optimum(P, w, alpha, p_ref)).sum(axis=-1) / 2
 
 
 def log_softmax(z: Array) -> Array:

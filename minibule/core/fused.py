@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minibule.core.complement import optimal_p
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
 from minibule.core.objective import MIN_RATE, Objective
@@ -92,6 +93,7 @@ class _Target(NamedTuple):
     dense (n, V)       p_ref where the prior is built on it, else None: q = 1/V
     q, g, w (E,)       prior, correction and contrast weight at the entries
     Z (n,)
+    ref_logp (E,)      log p_ref of the entries, where the contrast is the ratio's
     """
 
     dense: Array | None
@@ -99,6 +101,7 @@ class _Target(NamedTuple):
     g: Array
     w: Array
     Z: Array
+    ref_logp: Array | None
 
 
 def _compare(
@@ -107,7 +110,7 @@ def _compare(
     """The softmax of z, the rows' targets, and how far apart the two are."""
     (n, vocab), row = z.shape, rows.entry_row
     T, v = rows.total[row], rows.entry_count  # (E,)
-    w = v / T
+    w, ref_logp = v / T, None
     values: Values = {}
 
     # KL(q || p) = sum_j q_j (log q_j - log p_j), first for the uniform q, then for p_ref.
@@ -128,6 +131,8 @@ def _compare(
             dense, logq, kl_prior = p_ref, ref.logp, kl_ref
         if objective.contrast == "choice":
             w = w * np.exp(ref.log_rest)
+        elif objective.contrast == "ratio":
+            ref_logp = ref.logp
 
     q = np.exp(logq)
     if rows.attempts is not None:
@@ -142,32 +147,37 @@ def _compare(
     # sum_j P_j (log P_j - log p_j), with log P = log q + log g - log Z.
     kl = (kl_prior - per_row(cut * (logq - p.logp), row, n)) / Z
     kl += per_row(P * np.log(g), row, n) - np.log(Z)
-    contrast = -per_row(w * p.log_rest, row, n)
+    pushed = -p.log_rest if ref_logp is None else 2 * np.logaddexp(0, p.logp - ref_logp)
+    contrast = per_row(w * pushed, row, n)
     values["loss"] = objective.alpha * kl + (1 - objective.alpha) * contrast
     values["kl"], values["contrast"] = kl, contrast
     values["rejected_mass"] = per_row(v / T * np.exp(p.logp), row, n)
-    return values, p, _Target(dense, q, g, w, Z)
+    return values, p, _Target(dense, q, g, w, Z, ref_logp)
 
 
 def _gradient(p: SplitSoftmax, target: _Target, rows: RowCounts, objective: Objective) -> Array:
-    """dz = alpha (p - P) + (1 - alpha) (a - (sum_i a_i) p), a_i = w_i p_i / (1 - p_i); (n, V).
+    """dz = alpha (p - P) + (1 - alpha) (a - (sum_i a_i) p), a_i = dcontrast/dlog p_i; (n, V).
 
+    a_i = w_i p_i / (1 - p_i), or for the ratio's contrast 2 w_i sigmoid(log p_i - log p_ref,i).
     Written over p, and over what is dense of the target.
 
-    For the top token m, a_m is unbounded as p_m nears 1, but its part of the gradient is not:
-    w_m p_m at m, and -w_m p_m r_j elsewhere. So for every j but m, both p_j = r_j (1 - p_m) and
-    the contrast's gradient are r_j times a number of the row.
+    The top token m stands apart. As p_m nears 1, a_m grows without bound or m's gradient is a
+    difference of equals; but its part of the gradient is plain: b = a_m (1 - p_m) at m, which for
+    unlikelihood is w_m p_m, and -b r_j elsewhere. So for every j but m, both p_j = r_j (1 - p_m)
+    and the contrast's gradient are r_j times a number of the row.
     """
     alpha, row, n = objective.alpha, rows.entry_row, len(p.top)
-    odds = np.exp(np.where(p.is_top, -np.inf, p.logp - p.log_rest))
-    a = target.w * odds  # of the entries but the top token
-    a_sum = per_row(a, row, n)
-    w_top = per_row(np.where(p.is_top, target.w, 0), row, n)
     p_top, rest = np.exp(p.log_p_top), np.exp(p.log_rest_top)
-    dz = p.write(
-        rest * (alpha - (1 - alpha) * a_sum) - (1 - alpha) * w_top * p_top,
-        p_top * (alpha + (1 - alpha) * (w_top - a_sum)),
-    )
+    if target.ref_logp is None:
+        a = target.w * np.exp(np.where(p.is_top, -np.inf, p.logp - p.log_rest))
+        b = p_top * per_row(np.where(p.is_top, target.w, 0), row, n)
+    else:
+        a = 2 * target.w / (1 + np.exp(target.ref_logp - p.logp))
+        b = rest * per_row(np.where(p.is_top, a, 0), row, n)
+        a[p.is_top] = 0
+    a_sum = per_row(a, row, n)  # of the entries but m
+    both = alpha - (1 - alpha) * a_sum
+    dz = p.write(rest * both - (1 - alpha) * b, p_top * both + (1 - alpha) * b)
     # - alpha P = - alpha q / Z, plus what the entries lack of it.
     weight = (alpha / target.Z).astype(dz.dtype)[:, None]
     if target.dense is None:
@@ -194,9 +204,10 @@ def _optimum(
     c = (1 - alpha) * target.w
     unrejected = np.maximum(alpha - per_row(aP, row, n), 0)  # (n,)
 
+    p_ref = None if target.ref_logp is None else np.exp(target.ref_logp)
+
     def p_star(lam: Array) -> Array:
-        b = lam[row] + c + aP
-        return 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam[row] * aP, 0)))
+        return optimal_p(lam[row], aP, c, p_ref)
 
     low, high = np.zeros(n), np.full(n, alpha)  # alpha bounds lambda, see `optimum`
     for _ in range(100):

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 from minibule.core.counts import Counts
 
 Prior = Literal["uniform", "reference", "rate"]
-Contrast = Literal["plain", "choice"]
+Contrast = Literal["plain", "choice", "ratio"]
 
 # No token's acceptance rate is estimated below this, so that P of the rate prior stays positive.
 MIN_RATE = 0.05
@@ -19,7 +19,8 @@ class Objective(NamedTuple):
     counts    whether v counts all answers at the row's position, or those that begin as this row
               does
     contrast  unlikelihood weighted by v/T alone, or also by 1 - p_ref(i): by how much choice the
-              base model had
+              base model had; or a bounded function of the ratio p/p_ref, weighted by v/T, whose
+              gradient does not fade where p is small
     alpha     the share of KL(P || p); 1 - alpha is the contrast's
     """
 
@@ -37,7 +38,7 @@ class Objective(NamedTuple):
     @property
     def needs_reference(self) -> bool:
         """Whether the loss asks for the frozen base model's logits."""
-        return self.prior != "uniform" or self.contrast == "choice"
+        return self.prior != "uniform" or self.contrast != "plain"
 
 
 # alpha: the published one for `literal`; for the others the larger of .3 and .7 whose mean over the

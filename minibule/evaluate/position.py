@@ -77,7 +77,8 @@ def telling_position(
     attempts = np.array([max(total, example.total_rounds)])  # p_ref of an empty prefix is 1
     P = target_distribution(v, objective.prior, ref, attempts)
     w = contrast_weights(v, objective.contrast, ref)
-    p_star = optimum(P, w, objective.alpha)[0] if objective.alpha > 0 else None
+    beside = p_ref[[best]] if objective.contrast == "ratio" else None
+    p_star = optimum(P, w, objective.alpha, beside)[0] if objective.alpha > 0 else None
     (batch,) = pack([example], objective.counts, pass_tokens=len(example.prompt))
     hidden, _ = forward_batch(model, batch)
     p = np.exp(log_softmax(hidden @ model.head.T))[0]

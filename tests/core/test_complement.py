@@ -17,6 +17,9 @@ from minibule.errors import InputError
 CHOICES = [
     *OBJECTIVES.values(),
     Objective("reference", "prefix", "plain", 0.3),
+    Objective("reference", "prefix", "ratio", 0.25),
+    Objective("uniform", "position", "ratio", 0.7),
+    Objective("rate", "prefix", "ratio", 0.1),
     Objective("uniform", "prefix", "choice", 0.0),
     Objective("uniform", "position", "plain", 1.0),
 ]
@@ -151,18 +154,24 @@ def test_bad_arguments(call, message):
 # -- the optimum -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("contrast", ["plain", "ratio"])
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("vocab", [2, 3, 11])
-def test_the_optimum_minimises_the_objective(alpha, vocab):
+def test_the_optimum_minimises_the_objective(alpha, vocab, contrast):
     """Against mirror descent on the same objective: a general minimiser on the simplex."""
     rng = np.random.default_rng(vocab)
     counts = random_counts(rng, 5, vocab)
+    if contrast == "ratio":
+        counts[np.arange(5), rng.integers(0, vocab, 5)] = 0  # it needs a token not rejected
+        counts[counts.sum(axis=1) == 0] = np.eye(vocab, dtype=int)[0]
     P, w = complement_distribution(counts), complement.contrast_weights(counts, "plain")
-    best = complement.optimum(P, w, alpha)
+    z_ref = rng.normal(size=P.shape) if contrast == "ratio" else None
+    p_ref = None if z_ref is None else np.exp(complement.log_softmax(z_ref))
+    best = complement.optimum(P, w, alpha, p_ref)
     np.testing.assert_allclose(best.sum(axis=1), 1, rtol=1e-12)
     z = np.zeros_like(P)
     for _ in range(4_000):
-        _, dz = complement_loss(z, counts, alpha)
+        _, dz = complement_loss(z, counts, alpha, contrast=contrast, ref_logits=z_ref)
         z -= 2.0 * len(z) * dz
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(best, p, atol=5e-5)
@@ -260,12 +269,13 @@ def test_fused_metrics_are_the_dense_ones(objective, rng):
     share = counts / counts.sum(axis=1, keepdims=True)
     P = complement.target_distribution(counts, objective.prior, z_ref, options["attempts"])
     w = complement.contrast_weights(counts, objective.contrast, z_ref)
+    rest = (objective.alpha, p_ref if objective.contrast == "ratio" else None)
     expected = {
         "entropy": -(p * np.log(p)).sum(axis=1),
         "kl_to_base": (p_ref * np.log(p_ref / p)).sum(axis=1),
         "rejected_mass": (share * p).sum(axis=1),
-        "optimal_rejected_mass": (share * complement.optimum(P, w, objective.alpha)).sum(axis=1),
-        "optimality_gap": complement.optimality_gap(z, P, w, objective.alpha),
+        "optimal_rejected_mass": (share * complement.optimum(P, w, *rest)).sum(axis=1),
+        "optimality_gap": complement.optimality_gap(z, P, w, *rest),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(values[name], value, rtol=2e-5, atol=1e-7, err_msg=name)
