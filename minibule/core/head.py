@@ -54,7 +54,9 @@ def head_loss(
     dhidden = np.empty_like(hidden)
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden, loss.needs_attempts):
-        held = anchor(c.z, c.z_ref, loss.kl) if loss.kl else None  # first: z is overwritten
+        held = None
+        if loss.kl and c.z_ref is not None:  # first: both are overwritten
+            held = anchor(c.z, loss.held_to(c.z_ref, c.counts), loss.kl)
         z_ref = c.z_ref if loss.needs_reference else None
         values, dz = loss.rows(c.z, z_ref, c.counts)  # (n,) each, (n, V)
         if held:
@@ -109,7 +111,7 @@ def entry_log_probs_backward(
     dhidden, logp = np.empty_like(hidden), np.empty(len(dlogp))
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden):
-        held = anchor(c.z, c.z_ref, kl) if kl else None  # first: z is overwritten
+        held = anchor(c.z, c.z_ref, kl) if c.z_ref is not None else None  # first: z is overwritten
         p = split_softmax(c.z, c.counts)
         entries = counts.entries(c.where)
         logp[entries] = p.logp

@@ -5,7 +5,8 @@ was rejected. An `AnswerLoss` looks at whole answers, accepted ones among them w
 these: log p of each, and which of them belong together; all its gradients have the form
 c (p - onehot), with one c for an answer. A `LinearLoss` is one whose c does not depend on p.
 
-A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it.
+A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it. A
+`RowLoss` may say what else p is held to.
 
 `head` and `step` run both. `methods/table.py` lists them by name.
 """
@@ -59,6 +60,10 @@ class RowLoss(_Loss):
     def needs_attempts(self) -> bool:
         """Whether the counts that `rows` is given have `attempts`."""
         return False
+
+    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
+        """Logits (n, V) of what `kl` holds p to: those of the base."""
+        return z_ref
 
     @abstractmethod
     def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:

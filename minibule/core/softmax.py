@@ -89,15 +89,14 @@ def log_probs_backward(dlogp: Array, p: SplitSoftmax, counts: RowCounts) -> Arra
     return dz
 
 
-def anchor(z: Array, z_ref: Array | None, kl: float) -> tuple[Array, Array]:
-    """KL(p || p_ref) of each row (n,), and kl times its gradient dz (n, V); z, z_ref (n, V).
+def anchor(z: Array, z_held: Array, kl: float) -> tuple[Array, Array]:
+    """KL(p || q) of each row (n,), and kl times its gradient dz (n, V); p, q of z, z_held (n, V).
 
-    With t = log p - log p_ref:  KL = sum_j p_j t_j,  dKL/dz_j = p_j (t_j - KL).
+    With t = log p - log q:  KL = sum_j p_j t_j,  dKL/dz_j = p_j (t_j - KL).
     """
-    assert z_ref is not None  # noqa: S101 - an anchored loss is given the reference
     t = _log_softmax(z)
     p = np.exp(t)
-    t -= _log_softmax(z_ref)
+    t -= _log_softmax(z_held)
     value = np.vecdot(p, t)
     t -= value[:, None]
     t *= p

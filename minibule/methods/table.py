@@ -7,11 +7,12 @@ from minibule.methods.kto import KTO
 from minibule.methods.pairs import DPO, Hinge, SLiC
 from minibule.methods.rejected import NPO, SimNPO
 from minibule.methods.rewarded import GRPO, REDI, SFT, WReinforce
-from minibule.methods.tokens import NSR, Ratio, Unlikelihood
+from minibule.methods.tokens import NSR, Complement, Ratio, Unlikelihood
 
 LOSSES: dict[str, Loss] = {
     **{name: ComplementLoss(objective) for name, objective in OBJECTIVES.items()},
     # from rejected answers alone
+    "complement": Complement(),
     "ratio": Ratio(),
     "nsr": NSR(),
     "unlikelihood": Unlikelihood(),

@@ -63,6 +63,27 @@ class Ratio(TokenLoss):
 
 
 @dataclass(frozen=True)
+class Complement(Ratio):
+    """The bounded ratio, held to the complement distribution P instead of the base: kl KL(p || P).
+
+    P(i) is proportional to p_ref(i) (T - v(i) + 1), the target of the objective `reference`. There
+    the loss has KL(P || p), under which p must keep something of all that P has; reversed, it need
+    not. The optimum of a row, with s(i) = v(i) / (answers through it) and beta 1:
+
+        p*(i) is proportional to P(i) exp(-(2 / kl) s(i) / (p_ref(i) + p*(i)))
+
+    What was not rejected keeps its share of P, and a rejected token loses the more of it, the less
+    the base gave it.
+    """
+
+    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
+        total, log_P = counts.total[counts.entry_row], z_ref.copy()
+        kept = np.log((total - counts.entry_count + 1) / (total + 1))
+        log_P[counts.entry_row, counts.entry_id] += kept.astype(z_ref.dtype)
+        return log_P  # but for a number of the row, which a softmax does not see
+
+
+@dataclass(frozen=True)
 class NSR(TokenLoss):
     """Negative sample reinforcement: f = log p, unbounded below.
 
