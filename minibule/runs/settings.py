@@ -78,8 +78,9 @@ class TrainConfig:
     )
 
     objective: str = setting(
-        "reference",
-        "the loss; literal, reference and rate are named choices of the four settings below",
+        "complement",
+        "the loss; literal, reference and rate are named choices of prior, counts, contrast and "
+        "alpha below",
         choices=tuple(LOSSES),
         group=OBJECTIVE,
     )
@@ -136,7 +137,7 @@ class TrainConfig:
     )
     batch_size: int = setting(4, "records a step (times grad-accum)", 1, group=OPTIMISER)
     grad_accum: int = setting(1, "batches added up into one step", 1, group=OPTIMISER)
-    lr: float = setting(1e-4, "peak learning rate", 0, group=OPTIMISER)
+    lr: float = setting(3e-4, "peak learning rate", 0, group=OPTIMISER)
     warmup_steps: int = setting(
         0, "steps over which the learning rate rises to its peak", 0, group=OPTIMISER
     )
@@ -281,7 +282,7 @@ MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may
 # The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
 # records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"lr": 1e-3, "steps": 90, "warmup_steps": 3},
+    "tiny": {"lr": 1e-3, "steps": 90, "warmup_steps": 3, "kl": 0.7},
     "smollm2-360m": {
         "objective": "literal",
         "max_records": 5000,
