@@ -197,7 +197,7 @@ COLUMNS = {
 
 
 def table(base: Outcome, outcomes: Sequence[Outcome], asked: int) -> Iterator[str]:
-    """One line of Markdown for each row and learning rate: means over the seeds (lowest-highest)."""
+    """A line of Markdown for each row and learning rate: means over the seeds."""
     names = ["pass@" + str(asked) if c == "pass" else c for c in COLUMNS]
     yield "| | lr | " + " | ".join(names) + " |"
     yield "|" + "---|" * (len(COLUMNS) + 2)

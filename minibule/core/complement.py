@@ -262,16 +262,17 @@ def optimal_p(lam: Array, aP: Array, c: Array, p_ref: Array | None) -> Array:
 
     each solved in the form that does not subtract what is nearly equal.
     """
+    p: Array
     if p_ref is None:
         b = lam + c + aP
-        root: Array = 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam * aP, 0)))
-        return root
-    lam = np.maximum(lam, np.finfo(np.float64).tiny)
-    b = lam * p_ref + 2 * c - aP
-    s = np.sqrt(b * b + 4 * lam * aP * p_ref)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        root = np.where(b > 0, 2 * aP * p_ref / (b + s), (s - b) / (2 * lam))
-    return root
+        p = 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam * aP, 0)))
+    else:
+        lam = np.maximum(lam, np.finfo(np.float64).tiny)
+        b = lam * p_ref + 2 * c - aP
+        s = np.sqrt(b * b + 4 * lam * aP * p_ref)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = np.where(b > 0, 2 * aP * p_ref / (b + s), (s - b) / (2 * lam))
+    return p
 
 
 def optimality_gap(

@@ -160,9 +160,7 @@ def prepare(config: TrainConfig) -> Setup:
     )
 
 
-def _nothing_left(
-    config: TrainConfig, data: Path, loss: Loss, records: Sequence[Record]
-) -> str:
+def _nothing_left(config: TrainConfig, data: Path, loss: Loss, records: Sequence[Record]) -> str:
     """Why there is no record to train on, and what to do."""
     needs = {"accepted": "an accepted answer", "both": "an accepted and a rejected answer"}
     if loss.uses in needs and not any(record.accepted for record in records):
