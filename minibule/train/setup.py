@@ -219,8 +219,8 @@ def describe(setup: Setup) -> None:
         f"{trained:,} parameters, trained"
     )
     print(
-        f"records    {len(setup.examples):,} prompts with {both}{setup.rejected:,} rejected answers, "
-        f"{len(setup.heldout):,} more held out"
+        f"records    {len(setup.examples):,} prompts with {both}{setup.rejected:,} rejected "
+        f"answers, {len(setup.heldout):,} more held out"
     )
     print(f"objective  {config.objective}: {setup.loss}")
 
