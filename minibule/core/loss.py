@@ -115,7 +115,7 @@ class AnswerLoss(_Loss):
 
         logp (A,) float64: log p of each answer's tokens together, less log p_ref for a loss that
         needs the reference. mismatched: the mean of the same over the answers of the record before,
-        put to each record's prompt; 0 in a step of one record.
+        put to each record's prompt where that is another; 0 in a step of one prompt.
         """
 
 
