@@ -86,8 +86,8 @@ class TrainConfig:
     )
     kl: float | None = setting(
         None,
-        "how strongly the model is held to its base: so many times KL(p || base) is added to the "
-        "loss (default: the objective's own)",
+        "how strongly the model is held to its base, or in complement to its target: so many times "
+        "KL(p || base) is added to the loss",
         0,
         group=OBJECTIVE,
     )
@@ -282,7 +282,7 @@ MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may
 # The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
 # records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"lr": 1e-3, "steps": 90, "warmup_steps": 3, "kl": 0.7},
+    "tiny": {"kl": 0.7, "lr": 1e-3, "steps": 90, "warmup_steps": 3},
     "smollm2-360m": {
         "objective": "literal",
         "max_records": 5000,
@@ -316,8 +316,10 @@ def add_settings(
 
     The defaults shown are those of a run without arguments and, beside them, of all others.
     """
+    usual = {name: show(FIELDS[name].default) for name in PRESETS[EMBEDDED]}
+    usual["kl"] = "the objective's own"
     defaults = {
-        name: f"{show(value)} for the embedded model, {show(FIELDS[name].default)} with --model"
+        name: f"{show(value)} for the embedded model, {usual[name]} with --model"
         for name, value in PRESETS[EMBEDDED].items()
     }
     return add_flags(parser, TrainConfig, names, defaults, GROUPS)
@@ -366,5 +368,10 @@ def _given(
         preset = default_preset
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise InputError(f"preset {show(preset)} in {file}: unknown. Known: {', '.join(PRESETS)}.")
-    named = Source(f"preset {preset}", PRESETS[preset] if preset else {}, False)
+    values = PRESETS[preset] if preset else {}
+    objective = flags.values.get("objective", table.get("objective"))
+    usual = values.get("objective", FIELDS["objective"].default)
+    if objective not in (None, usual):  # to another, the preset's kl would not fit
+        values = {name: v for name, v in values.items() if FIELDS[name].about.group != OBJECTIVE}
+    named = Source(f"preset {preset}", values, False)
     return preset, checked(TrainConfig, [named, Source(str(file), table, False), flags])
