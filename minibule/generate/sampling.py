@@ -37,6 +37,8 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
     z -= z.max(axis=1, keepdims=True)  # first: a small temperature makes large numbers infinite
     with np.errstate(over="ignore"):
         z /= sampling.temperature
+    if not sampling.top_k and sampling.top_p == 1:
+        return np.array([_draw(row, x) for row, x in zip(z, u, strict=True)], np.int64)
     order = np.argsort(-z, axis=1, kind="stable")  # (B, V), the likeliest first
     z = np.take_along_axis(z, order, axis=1)
     p = np.exp(z - z[:, :1])  # (B, V), falling
@@ -49,3 +51,19 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
     cumulative = p.cumsum(axis=1)
     rank = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1)  # (B,)
     return order[np.arange(len(order)), np.minimum(rank, (p > 0).sum(axis=1) - 1)]
+
+
+def _draw(z: Array, u: float) -> int:
+    """The token at quantile u of softmax(z), the likeliest counted first; z (V,) at most 0.
+
+    A few tokens have nearly all of the probability: only where u lies beyond these are all sorted.
+    """
+    p = np.exp(z)
+    target = u * p.sum()
+    for least in (1e-4, 0.0):
+        likely = np.flatnonzero(p > least)
+        order = likely[np.argsort(-z[likely], kind="stable")]
+        rank = int(p[order].cumsum().searchsorted(target, side="right"))
+        if rank < len(order):
+            break
+    return int(order[min(rank, len(order) - 1)])
