@@ -97,7 +97,6 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
         yield "start", InputError(f"found {json.dumps(text[:20])}, expected one JSON array; {hint}")
         return
     at, row, done = opening.end(), 1, opening[1] is not None
-    unit = "characters in one row"
     while not done:
         start = at
         try:
@@ -114,13 +113,15 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
         except ValueError as error:
             # Most likely the block ended within this element: read on and try again.
             length = len(text) - at
-            if length <= LONGEST and (block := stream.read(max(_BLOCK, length))):
+            block = stream.read(max(_BLOCK, length)) if length <= LONGEST else None
+            if block:
                 text, at = text[at:] + utf8.decode(block), 0
                 continue
-            yield f"row {row:,}", _too_long(unit) if length > LONGEST else _not_json(error, start)
+            most = f" (in the {LONGEST:,} characters that a row may have)" if block is None else ""
+            yield f"row {row:,}", InputError(f"{_not_json(error, start)}{most}")
             return
         if end - start > LONGEST:
-            yield f"row {row:,}", _too_long(unit)
+            yield f"row {row:,}", _too_long("characters in one row")
             return
         wrong = _WRONG_BYTE.search(text, start, end)
         yield f"row {row:,}", InputError("not UTF-8 text") if wrong else value
