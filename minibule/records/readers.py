@@ -18,11 +18,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minibule.errors import InputError
+from minibule.records.formats import fields_read
 
 Items = Iterator[tuple[str, object]]  # where in the file, and the value or an InputError
 
 LONGEST = 32 << 20  # of a row: bytes of a line, characters of an array's element
 DEEPEST = 100  # lists and objects in one another; no format has more than 3
+PACKED = 100  # times its size in the file a file may unpack to; of texts, 3 to 30 are usual
+SMALL = 64 << 20  # bytes: a file that unpacks to less may do so from any size
 
 
 def _not_json(error: Exception, start: int = 0) -> InputError:
@@ -130,19 +133,64 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
         yield "end", InputError("found more after the array, expected nothing")
 
 
+def _most_unpacked(stream: io.BufferedIOBase) -> int:
+    """How many bytes may come out of a compressed file."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    return max(SMALL, PACKED * size)
+
+
+def _bomb(what: str, most: int) -> str:
+    return f"found {what} of more than {most:,} bytes, expected at most {PACKED} times the file's"
+
+
 def _parquet(stream: io.BufferedIOBase) -> Items:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise InputError("reading .parquet needs pyarrow: pip install '.[parquet]'") from None
-    row = 0
+    row, read, most = 0, 0, _most_unpacked(stream)
     try:
-        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=256):
+        file = parquet.ParquetFile(stream)
+        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > most:
+            raise ValueError(_bomb("row groups", most))
+        columns = fields_read(file.schema_arrow.names)  # another may be of a type Python lacks
+        # A value may stand in the file once for many rows: few of them at a time.
+        for batch in file.iter_batches(batch_size=4, columns=columns):
             for value in batch.to_pylist():
+                read += _characters(value)
+                if read > most:
+                    raise ValueError(_bomb("values", most))
                 row += 1
                 yield f"row {row:,}", value
     except Exception as error:  # of pyarrow's many, no other base is common to all
         yield f"after row {row:,}", InputError(f"not readable as parquet: {error}")
+
+
+def _characters(value: object) -> int:
+    if isinstance(value, dict | list):
+        return sum(map(_characters, value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str | bytes) else 1
+
+
+class _Unzipped(gzip.GzipFile):
+    """A gzip file that breaks off where it becomes far more than text can have been."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        super().__init__(fileobj=stream)
+        self._most = _most_unpacked(stream)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._checked(super().readline(size))
+
+    def _checked(self, data: bytes) -> bytes:
+        if self.tell() > self._most:
+            raise gzip.BadGzipFile(_bomb("data", self._most))
+        return data
 
 
 _READERS = {".jsonl": json_lines, ".json": _json_array, ".parquet": _parquet}
@@ -169,7 +217,7 @@ def read_items(path: Path, progress: bool) -> Items:
             disable=None if progress else True,  # None: shown on a terminal only
         )
         with path.open("rb") as raw, bar:
-            for where, value in read(gzip.GzipFile(fileobj=raw) if zipped else raw):
+            for where, value in read(_Unzipped(raw) if zipped else raw):
                 yield where, value
                 bar.update(raw.tell() - bar.n)
     except EOFError:

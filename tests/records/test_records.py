@@ -281,6 +281,53 @@ def test_parquet(tmp_path: Path) -> None:
     assert "not readable as parquet" in refusal(tmp_path / "c.parquet")
 
 
+@pytest.mark.parametrize("row", [row for _, row, _ in ROWS], ids=lambda _: "")
+def test_of_parquet_all_columns_of_the_format_are_read_and_no_others(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "metadata"}])
+    # Nanoseconds that Python's datetime does not have, which no row can be made of.
+    when = pa.array([1], pa.timestamp("ns"))
+    parquet.write_table(table.append_column("created_at", when), tmp_path / "a.parquet")
+    assert read_records(tmp_path / "a.parquet") == read_records(lines(tmp_path, row))
+
+
+def test_of_parquet_that_fits_no_format_all_columns_are_named(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.Table.from_pylist([{"prompt": "A", "stars": 5}])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert 'found the fields "prompt", "stars"' in refusal(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("as_dictionary", [True, False])
+def test_parquet_that_unpacks_to_far_more(
+    as_dictionary: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One value that stands in the file once, for many rows."""
+    pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(row_files, "SMALL", 4 << 20)
+    texts: Any = pa.DictionaryArray.from_arrays([0] * 256, ["x" * (1 << 20)])
+    columns = {"prompt": ["A"] * 256, "chosen": ["y"] * 256, "rejected": texts}
+    if not as_dictionary:
+        columns["rejected"] = texts.cast(pa.string())
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet", compression="gzip")
+    assert (tmp_path / "a.parquet").stat().st_size < 5000
+    tracemalloc.start()
+    message = refusal(tmp_path / "a.parquet")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "after row 3: not readable as parquet: found values of more than 4,194,304 b" in message
+    assert peak < 20 << 20
+    monkeypatch.setattr(row_files, "SMALL", 1 << 19)
+    assert "found row groups of more than 524,288 bytes, expected at most 100 times the" in refusal(
+        tmp_path / "a.parquet"
+    )
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # makes the import fail
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
@@ -856,6 +903,20 @@ def test_a_line_without_an_end_is_not_read_to_its_end(
     assert peak < 8 << 20
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("flood", [b"\n" * 1_000_000, b" " * 1_000_000, GOOD * 10_000])
+def test_gzip_that_unpacks_to_far_more(
+    name: str, flood: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = flood if "jsonl" in name else b"[" + b",".join(flood.splitlines())
+    (tmp_path / name).write_bytes(gzip.compress(rows))
+    size = (tmp_path / name).stat().st_size
+    monkeypatch.setattr(row_files, "SMALL", 0)
+    monkeypatch.setattr(row_files, "_BLOCK", 1000)
+    most = f"found data of more than {100 * size:,} bytes, expected at most 100 times the file's"
+    assert most in refusal(tmp_path / name)
+
+
 # --- How files are read --------------------------------------------------------------------------
 
 
@@ -977,7 +1038,7 @@ def test_what_any_file_holds_is_read_back_equal_once_converted(tmp_path: Path) -
 
     known = [row for _, row, _ in ROWS]
     tally: Counter[str] = Counter()
-    for _ in range(100):
+    for _ in range(40):
         rows = [rng.choice([answers, unpaired, hh, scores])() for _ in range(12)]
         path = lines(tmp_path, canonical(), *rows, *rng.sample(known, 5))
         for unrejected in (False, True):
