@@ -53,6 +53,8 @@ class Record:
     accepted_ended: tuple[bool, ...] = ()
 
 
+MOST_PROBLEMS = 10_000  # in one file: what has more is no file of records
+
 # What a summary counts, in the order in which it is printed.
 TALLY = {
     "rows": "rows",
@@ -135,6 +137,8 @@ def read_file(
                 problems.append(f"{where}: {error}")
                 if isinstance(error, UnknownFormatError):
                     hint = "\n" + KNOWN
+                if len(problems) == MOST_PROBLEMS:
+                    break
                 continue
             summary.formats[name] += 1
             _count(draft, summary)
@@ -147,6 +151,8 @@ def read_file(
         raise InputError(f"{summary.source}: {error}") from None
     if problems:
         many = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}"
+        if len(problems) == MOST_PROBLEMS:
+            many += ", and more may come: the rest is not read"
         raise InputError(f"{summary.source}: {many}\n{listed(problems)}{hint}")
     return _records(drafts, summary, unrejected), summary
 

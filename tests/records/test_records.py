@@ -18,6 +18,7 @@ import pytest
 
 from minibule.errors import InputError
 from minibule.records import readers as row_files
+from minibule.records import records
 from minibule.records.__main__ import main
 from minibule.records.formats import FORMATS
 from minibule.records.records import TALLY, Record, read_file, read_records, write_records
@@ -764,6 +765,18 @@ def test_all_bad_rows_are_reported_together(tmp_path: Path) -> None:
         f"  line {2 * k}" for k in range(1, 21)
     ]
     assert message[21:] == ["  ... and 5 more"]
+
+
+def test_a_file_of_bad_rows_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lines(tmp_path, *["x"] * 30)
+    monkeypatch.setattr(records, "MOST_PROBLEMS", 31)
+    assert refusal(path).split("\n")[0].endswith("data.jsonl: 30 problems")
+    monkeypatch.setattr(records, "MOST_PROBLEMS", 25)
+    message = refusal(path).split("\n")
+    assert message[0].endswith("25 problems, and more may come: the rest is not read")
+    assert message[-1] == "  ... and 5 more"
 
 
 def test_damaged_lines_never_show_a_traceback(tmp_path: Path) -> None:
