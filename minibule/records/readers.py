@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minibule.errors import InputError
 from minibule.records.formats import fields_read
+from minibule.wording import printable
 
 Items = Iterator[tuple[str, object]]  # where in the file, and the value or an InputError
 
@@ -165,7 +166,7 @@ def _parquet(stream: io.BufferedIOBase) -> Items:
                 row += 1
                 yield f"row {row:,}", value
     except Exception as error:  # of pyarrow's many, no other base is common to all
-        yield f"after row {row:,}", InputError(f"not readable as parquet: {error}")
+        yield f"after row {row:,}", InputError(f"not readable as parquet: {printable(str(error))}")
 
 
 def _characters(value: object) -> int:
@@ -196,6 +197,12 @@ class _Unzipped(gzip.GzipFile):
 _READERS = {".jsonl": json_lines, ".json": _json_array, ".parquet": _parquet}
 
 
+def _no_file(path: Path) -> str:
+    if not path.exists():
+        return "no such file"
+    return f"found a {'folder' if path.is_dir() else 'pipe or a device'}, expected a file"
+
+
 def read_items(path: Path, progress: bool) -> Items:
     """Each row of the file as (where, value); damage to the file itself comes as a last row."""
     name = path.name.lower()
@@ -204,12 +211,12 @@ def read_items(path: Path, progress: bool) -> Items:
     where = "start"
     try:
         if not path.is_file():
-            raise InputError("found a folder, expected a file" if path.is_dir() else "no such file")
+            raise InputError(_no_file(path))
         if read is None:
             raise InputError("unknown extension, expected .jsonl, .json, .parquet or .gz of a JSON")
         bar = tqdm(
             total=path.stat().st_size,
-            desc=path.name,
+            desc=printable(path.name),
             unit="B",
             unit_scale=True,
             delay=1.0,  # seconds: a small file needs no bar

@@ -31,6 +31,7 @@ from minibule.files import whole_file
 from minibule.records.formats import KNOWN, Answer, Draft, UnknownFormatError, parse_row
 from minibule.records.readers import read_items
 from minibule.records.values import Prompt, turns_of
+from minibule.wording import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +249,8 @@ def _count_kept(records: list[Record], summary: Summary) -> None:
 
 
 def shown(path: Path) -> str:
-    """The path as text that can always be printed: a file's name need not be valid Unicode."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    """The path as text that can always be printed: a file's name may hold any bytes."""
+    return printable(str(path))
 
 
 def write_records(records: Sequence[Record], path: str | Path) -> None:
@@ -285,6 +286,8 @@ def check_output(path: Path) -> None:
     """InputError where `write_records` could not write: to be known before minutes of reading."""
     if path.is_dir():
         raise InputError(f"{shown(path)}: found a folder, expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{shown(path)}: found a pipe or a device, expected the name of a file")
     if not path.parent.is_dir():
         raise InputError(f"{shown(path)}: no such folder, expected one to write into")
     if path.suffix.lower() != ".jsonl":

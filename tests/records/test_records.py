@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -860,6 +861,54 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     assert "found a folder, expected a file" in refusal(tmp_path / "folder.jsonl")
     assert "no such file" in refusal(tmp_path / "missing.jsonl")
     assert "cannot be read: File name too long" in refusal(tmp_path / ("long" * 99 + ".jsonl"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """Opened, it would be waited for without end; as an output, replaced by a file."""
+    for place in (tmp_path / "pipe.jsonl", tmp_path / "link.jsonl"):
+        if place.name == "pipe.jsonl":
+            os.mkfifo(place)
+        else:
+            place.symlink_to("/dev/zero")
+        assert "found a pipe or a device, expected a file" in refusal(place)
+        with pytest.raises(InputError, match="found a pipe or a device, expected the name of a f"):
+            write_records([ONE], place)
+
+
+def test_no_message_sends_commands_to_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    escape = "\x1b]52;c;eA==\x07\r\u202e"
+
+    def only_printable(message: str) -> None:
+        assert all(c.isprintable() for line in message.split("\n") for c in line)
+        assert "\\x1b]52" in message
+
+    for row in ({escape: 1}, {"prompt": escape, "rejected": escape}, canonical(prompt=[escape])):
+        with pytest.raises(InputError) as caught:
+            read_records(lines(tmp_path, row))
+        assert str(caught.value).replace("\n", "").isprintable()
+    with pytest.raises(InputError) as caught:
+        read_records(lines(tmp_path, pair(rejected=""), name=f"{escape}.jsonl"))
+    only_printable(str(caught.value))
+    _, summary = read_file(lines(tmp_path, pair(), name=f"{escape}.jsonl"))
+    only_printable(str(summary))
+    with pytest.raises(InputError) as caught:
+        write_records([ONE], tmp_path / f"{escape}.txt")
+    only_printable(str(caught.value))
+
+    class Parquet:
+        def __init__(self, _: Any) -> None:
+            raise ValueError(f"no parquet: {escape}")
+
+    monkeypatch.setitem(sys.modules, "pyarrow", types.ModuleType("pyarrow"))
+    module = types.ModuleType("pyarrow.parquet")
+    module.ParquetFile = Parquet  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
+    with pytest.raises(InputError) as caught:
+        read_records(lines(tmp_path, "", name="a.parquet"))
+    only_printable(str(caught.value))
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
