@@ -90,9 +90,10 @@ def _canonical(row: _Fields) -> Draft:
     rejected, accepted = _side(row, _REJECTED), _side(row, _ACCEPTED)
     where, value = _field(row, _ROUNDS)
     if value is None:
-        rounds = sum(answer.times for answer in rejected or accepted)
-    else:
-        rounds = whole(value, where, least=max((answer.times for answer in rejected), default=1))
+        value = sum(answer.times for answer in rejected or accepted)
+        where = f"{where}, the sum of the counts"
+    least = max((answer.times for answer in rejected), default=1)
+    rounds = whole(value, where, least)
     return Draft(prompt_of(row.get("prompt"), "prompt"), rejected, accepted, rounds)
 
 

@@ -45,15 +45,17 @@ def _too_long(unit: str) -> InputError:
 def _check_depth(value: object) -> None:
     """RecursionError, as of the parser itself, whose own limit differs from Python to Python."""
     level = [value] if isinstance(value, list | dict) else []
-    for _ in range(DEEPEST):
+    depth = 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise RecursionError
         level = [
             part
             for outer in level
             for part in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(part, list | dict)
         ]
-    if level:
-        raise RecursionError
 
 
 def json_lines(stream: io.BufferedIOBase) -> Items:

@@ -166,17 +166,18 @@ def _key(draft: Draft, format_name: str) -> object:
 
 
 def _count(draft: Draft, summary: Summary) -> None:
-    empty = {
-        "empty": [answer.where for answer in draft.rejected if not answer.text.strip()],
-        "accepted_empty": [answer.where for answer in draft.accepted if not answer.text.strip()],
-    }
-    summary.notes += [f"{draft.where}: {at} is empty" for places in empty.values() for at in places]
+    empty, accepted_empty = (
+        [answer for answer in answers if not answer.text.strip()]
+        for answers in (draft.rejected, draft.accepted)
+    )
+    summary.notes += [f"{draft.where}: {a.where} is empty" for a in empty + accepted_empty]
     if draft.note:
         summary.notes.append(f"{draft.where}: {draft.note}")
     summary.tally.update(
         rows=1,
         counts=sum(answer.times for answer in draft.rejected),
-        **{key: len(places) for key, places in empty.items()},
+        empty=len(empty),
+        accepted_empty=len(accepted_empty),
         discarded=draft.discarded,
         unshared=draft.unshared,
     )

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 import tracemalloc
 import types
 from collections import Counter
@@ -596,6 +597,22 @@ def test_a_file_without_any_record_is_an_error(
     assert note in message
 
 
+def test_equal_answers_cost_linear_time(tmp_path: Path) -> None:
+    """A second in all, also on a slow machine; where each is compared with all others, minutes."""
+    many = 40_000
+    rows = [json.dumps({"prompt": "A", "completion": "x", "label": False})] * many
+    many_rows = lines(tmp_path, *rows, name="rows.jsonl")
+    start = time.process_time()
+    assert read_records(many_rows) == [Record("A", ("x",), (many,), many)]
+    answers = [{"response": "x", "overall_score": k % 2} for k in range(many)]
+    scored = lines(tmp_path, {"instruction": "A", "completions": answers}, name="scored.jsonl")
+    pairs = (many // 2) ** 2
+    assert read_records(scored) == [Record("A", ("x",), (pairs,), pairs, ("x",), (pairs,))]
+    (record,) = read_records(lines(tmp_path, {"prompt": "A", "rejected": ["x"] * many}))
+    assert record.counts == (1,) * many
+    assert time.process_time() - start < 15
+
+
 # --- Bad rows ------------------------------------------------------------------------------------
 
 
@@ -669,6 +686,10 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (canonical(rejection_counts=["1", 1]), f'rejection_counts[0]: found "1", {NO_COUNT}'),
     (canonical(rejection_counts=[10**400, 1]), f"..., {NO_COUNT}"),
     (canonical(total_rounds=1), "total_rounds: found 1, expected a whole number from 2 to"),
+    (
+        canonical(rejection_counts=[2**31 - 1, 1]),  # it could be written, and not read back
+        "total_rounds, the sum of the counts: found 2147483648, expected a whole number from",
+    ),
     (canonical(total_rounds=3.0), "total_rounds: found 3.0, expected a whole number"),
     (canonical(accepted_responses="x"), 'accepted_responses: found "x", expected a list of acc'),
     (canonical(accepted_responses=["x", 1]), "accepted_responses[1]: found 1, expected text"),
