@@ -291,8 +291,8 @@ def print_rule(outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     (base,) = figures["base"]
     every = [name for name, row in figures.items() if all(follows_the_rule(f, base) for f in row)]
     print(
-        f"\non every seed {GREEDY} > .95, {ACCEPTED_P} >= .75, noise <= .03, perplexity not above the "
-        f"base's: {'; '.join(every) or 'none'}"
+        f"\non every seed {GREEDY} > .95, {ACCEPTED_P} >= .75, noise <= .03, perplexity not above "
+        f"the base's: {'; '.join(every) or 'none'}"
     )
 
 
