@@ -6,8 +6,10 @@ seeds. Then other questions of the same kinds are asked, and questions of kinds 
 once greedily and several times at temperature 1; the perplexity of a text that has nothing to do
 with any of it shows damage, and so does the distance from the base.
 
-A run takes some minutes. Each is written to --results as soon as it is done, and is not done again:
-the table can be stopped and gone on with.
+A run takes some minutes. Each is written to --folder as soon as it is done, and is not done again:
+the table can be stopped and gone on with. --data trains on other records, for instance another
+model's rejected answers; of those with accepted answers that --set max_records spares, the margin
+shows whether rejected answers became less likely than these.
 """
 
 import argparse
@@ -25,17 +27,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from minibule.evaluate.__main__ import write_samples
-from minibule.evaluate.judge import JUDGES, read_rows
-from minibule.evaluate.perplexity import text_perplexity
-from minibule.evaluate.sampled import ask, figures
 from tqdm import tqdm
 
 from minibule.core.counts import Example
+from minibule.core.forest import pack
 from minibule.core.llama import Llama
+from minibule.core.step import answer_log_probs
 from minibule.errors import InputError
+from minibule.evaluate.__main__ import write_samples
 from minibule.evaluate.heldout import evaluate
+from minibule.evaluate.judge import JUDGES, read_rows
+from minibule.evaluate.perplexity import text_perplexity
+from minibule.evaluate.sampled import ask, figures
 from minibule.files import embedded_folder, whole_file
+from minibule.machine.threads import threads
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
@@ -51,6 +56,7 @@ QUESTIONS = embedded_folder().parent / "questions"
 SAMPLES = 8  # of each training question
 MAX_NEW_TOKENS = 32
 PASS_TOKENS = 640
+LAST = 60  # records of --data that margins are taken on, at most
 
 # Settings beside a method's own: what a row of the table is called, and what it sets.
 ROWS = {
@@ -78,11 +84,17 @@ class Run(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What every run needs: the model, the folder with the judged samples, settings that all runs
-    share, and how many answers to each question they are asked for."""
+    """What every run needs.
+
+    model, folder    the base model, and where its judged samples lie
+    data             the records to train on
+    settings         that all runs share
+    asked            samples of each held-out question
+    """
 
     model: str
     folder: Path
+    data: Path
     settings: dict[str, str]
     asked: int
 
@@ -121,6 +133,8 @@ def measure(model: Llama, chat: Chat, job: Job) -> Outcome:
     text = (QUESTIONS / "prose.txt").read_text(encoding="utf-8")
     outcome["perplexity"] = text_perplexity(model, chat, text)
     outcome["KL"] = evaluate(model, _rejected(job, chat), None, PASS_TOKENS)["kl_to_base"]
+    if examples := _judged_both_ways(job, chat):
+        outcome["margin"] = margin(model, examples)
     return outcome
 
 
@@ -130,11 +144,32 @@ def _rejected(job: Job, chat: Chat) -> list[Example]:
     return tokenize(records, chat, 512, max_rejected=2)
 
 
+def _judged_both_ways(job: Job, chat: Chat) -> list[Example]:
+    """The last records that have accepted and rejected answers, which --set max_records spares."""
+    if "max_records" not in job.settings:
+        return []
+    records, _ = read_file(job.data)
+    spared = records[int(job.settings["max_records"]) :]
+    return tokenize(spared[-LAST:], chat, 512, skip_long=True, uses="both")
+
+
+def margin(model: Llama, examples: Sequence[Example]) -> float:
+    """Mean, over records, of how much more likely training made an accepted answer, in nats, less
+    the same of a rejected one."""
+    batches = list(pack(examples, "prefix", PASS_TOKENS, threads()))
+    gain = answer_log_probs(model, batches, examples)
+    gain -= answer_log_probs(model.base, batches, examples)
+    ends = np.cumsum([len(example.answers) for example in examples])[:-1]
+    accepted = [np.array(example.rewards) > 0 for example in examples]
+    parts = zip(np.split(gain, ends), accepted, strict=True)
+    return float(np.mean([part[good].mean() - part[~good].mean() for part, good in parts]))
+
+
 def train_and_measure(run: Run, job: Job) -> Outcome:
     """One run, in a process of its own."""
     settings = dict(pair.split("=") for pair in ROWS[run.row].split())
     config: TrainConfig = resolve(
-        {"model": job.model, "data": str(job.folder / "train.jsonl")}
+        {"model": job.model, "data": str(job.data)}
         | {"eval_fraction": "0", "threads": "1", "probe": "", "save_every": "0"}
         | job.settings
         | settings
@@ -192,26 +227,29 @@ COLUMNS = {
     "perplexity": ".1f",
     "other greedy": ".2f",
     "other T=1": ".2f",
+    "margin": "+.1f",
     "seconds": ".0f",
 }
 
 
 def table(base: Outcome, outcomes: Sequence[Outcome], asked: int) -> Iterator[str]:
     """A line of Markdown for each row and learning rate: means over the seeds."""
-    names = ["pass@" + str(asked) if c == "pass" else c for c in COLUMNS]
+    columns = [name for name in COLUMNS if any(name in o for o in outcomes)]
+    names = [f"pass@{asked}" if name == "pass" else name for name in columns]
     yield "| | lr | " + " | ".join(names) + " |"
-    yield "|" + "---|" * (len(COLUMNS) + 2)
-    yield f"| base | | {' | '.join(cells([base]))} |"
+    yield "|" + "---|" * (len(columns) + 2)
+    yield f"| base | | {' | '.join(cells([base], columns))} |"
     lines = dict.fromkeys((o["row"], o["lr"]) for o in outcomes)
     for row, lr in lines:
         of_line = [o for o in outcomes if (o["row"], o["lr"]) == (row, lr)]
-        yield f"| {row} | {lr} | {' | '.join(cells(of_line))} |"
+        yield f"| {row} | {lr} | {' | '.join(cells(of_line, columns))} |"
 
 
-def cells(outcomes: Sequence[Outcome]) -> list[str]:
+def cells(outcomes: Sequence[Outcome], columns: Sequence[str]) -> list[str]:
     """A line's figures, with their spread over seeds where it shows."""
     found = []
-    for name, form in COLUMNS.items():
+    for name in columns:
+        form = COLUMNS[name]
         numbers = [o[name] for o in outcomes if name in o]
         if not numbers:
             found.append("")
@@ -259,7 +297,7 @@ def main(argv: list[str]) -> None:
     folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
     settings = dict(pair.split("=") for pair in given.set.split())
-    job = Job(given.model, folder, settings, given.asked)
+    job = Job(given.model, folder, given.data or folder / "train.jsonl", settings, given.asked)
 
     base_file = folder / "base.json"
     if not base_file.exists():
