@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from minibule.errors import InputError, Terminated
 
@@ -106,6 +106,49 @@ def existing_folder(path: str | Path, what: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: found a file, expected a folder: {what}.")
     return folder
+
+
+def found_at(path: Path) -> str:
+    """What a path leads to: "a file", "a folder", "a pipe or a device", or "" where nothing is."""
+    if not path.exists():
+        return ""
+    return "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe or a device"
+
+
+def no_file(path: Path) -> str:
+    """What a path is that is to be a file, and is none: a pipe would be waited for without end."""
+    found = found_at(path)
+    return f"found {found}, expected a file" if found else "no such file"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A file, open to be read; InputError that names it where it is none or cannot be read."""
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: {no_file(path)}.")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def check_own(path: Path, wanted: str) -> None:
+    """InputError where not `wanted`, "a file" or "a folder", has the name of one that a run writes.
+
+    A link is none, wherever it leads: what is there is somebody else's.
+    """
+    found = "a link" if path.is_symlink() else found_at(path)
+    if found not in (wanted, ""):
+        raise InputError(f"{path}: found {found}, a run writes {wanted} there. Move it away.")
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Open a file of a run, made if need be, to be read and written; what is no file is refused."""
+    check_own(path, "a file")
+    with writing(path):
+        more = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | more, 0o666))
 
 
 @contextmanager
