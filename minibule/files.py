@@ -143,6 +143,12 @@ def check_own(path: Path, wanted: str) -> None:
         raise InputError(f"{path}: found {found}, a run writes {wanted} there. Move it away.")
 
 
+def check_new(output: Path) -> None:
+    """InputError where something has that name already: nothing is replaced unasked."""
+    if output.is_symlink() or output.exists():
+        raise InputError(f"--output {output}: exists already; expected a new name.")
+
+
 def open_own(path: Path) -> BinaryIO:
     """Open a file of a run, made if need be, to be read and written; what is no file is refused."""
     check_own(path, "a file")

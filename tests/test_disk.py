@@ -64,14 +64,13 @@ def command(kind, output):
 
 @pytest.fixture(params=["records", *EXPORTS])
 def output(request, tmp_path):
-    """(kind, path to write), where an earlier result stands unless it is a folder."""
+    """(kind, path to write), beside which something else stands."""
     config = load_config(embedded_folder())
     save_adapter(random_adapter(config), config, tmp_path / "adapter", "base")
     folder = tmp_path / "out"
     folder.mkdir()
     path = folder / ("canonical.jsonl" if request.param == "records" else EXPORTS[request.param][0])
-    if request.param != "hf":
-        path.write_text(json.dumps("the earlier one"))
+    (folder / "other.json").write_text(json.dumps("another's"))
     return request.param, path
 
 
