@@ -22,7 +22,7 @@ import numpy as np
 from minibule.core.complement import optimal_p
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
-from minibule.core.objective import MIN_RATE, Objective
+from minibule.core.objective import MIN_RATE, Objective, Prior
 from minibule.core.softmax import SplitSoftmax, per_row, split_softmax
 from minibule.machine.matrix import Array
 
@@ -48,6 +48,10 @@ class ComplementLoss(RowLoss):
     @property
     def needs_attempts(self) -> bool:
         return self.objective.prior == "rate"
+
+    @property
+    def prior(self) -> Prior | None:
+        return self.objective.prior
 
     def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
         return row_losses(z, z_ref, counts, self.objective)
