@@ -143,8 +143,8 @@ def test_all_exports_are_listed_at_the_end(capsys):
 def test_the_objective_is_settled_once(data):
     """Of a set-up it is what the settings name, and its settings then say so knob by knob."""
     setup = prepare(resolve({"data": str(data), "objective": "rate", "alpha": "0.5"}))
-    assert setup.objective == OBJECTIVES["rate"]._replace(alpha=0.5)
-    assert setup.config.resolved_objective() == setup.objective
+    assert setup.loss.objective == OBJECTIVES["rate"]._replace(alpha=0.5)
+    assert setup.config.resolved_objective() == setup.loss.objective
     assert (setup.config.prior, setup.config.alpha) == ("rate", 0.5)
 
 
