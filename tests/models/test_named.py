@@ -267,7 +267,7 @@ def test_generate_explain_and_export_take_the_name(cached, capsys):
     assert answer.strip()
     generate(["--model=run/merged", "--prompt=hello"])
     assert capsys.readouterr().out == answer
-    explain([f"--model={NAME}", records(), "--adapter=run/adapter"])
+    explain([f"--model={NAME}", records(), "--adapter=run/adapter", "--objective=reference"])
     assert f"model      {NAME}, adapter run/adapter" in capsys.readouterr().out
     for form, place in {"gguf": "m.gguf", "hf": "m", "gguf-lora": "a.gguf"}.items():
         flags = [f"--model={NAME}", "--adapter=run/adapter", f"--format={form}"]
