@@ -14,6 +14,7 @@ from minibule.files import embedded_folder, whole_file, writing
 from minibule.machine.threads import set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
+from minibule.models.named import MODEL_HELP
 from minibule.program import run
 from minibule.records.records import check_output, shown
 from minibule.settings import Parser, add_flags, from_flags, setting
@@ -27,9 +28,7 @@ EXAMPLES = 2  # questions shown with an answer or two
 class EvaluateConfig:
     """The settings of `python -m minibule.evaluate`."""
 
-    model: Path | None = setting(
-        None, "Hugging Face folder or GGUF file (default: the embedded one)", group=MODEL
-    )
+    model: Path | None = setting(None, MODEL_HELP, group=MODEL)
     adapter: Path | None = setting(None, "PEFT adapter folder to put on top", group=MODEL)
     data: Path = setting(
         Path(),

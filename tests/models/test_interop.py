@@ -319,4 +319,4 @@ def test_llama_cpp_answers_as_we_do_with_the_real_model(tmp_path, smollm2_135m):
         z = model.logits(np.concatenate([prompt, answer[:same]]).astype(int))[-1]
         gaps.append(round(float(z[mine] - z[other]), 3))
     print(f"the real model's file in llama.cpp: {20 - len(gaps)} answers the same, gaps {gaps}")
-    assert len(gaps) < len(ours) and max(gaps, default=0) < 0.5
+    assert len(gaps) < len(ours) and max(gaps, default=0) < 1  # found: .004 to .31
