@@ -28,7 +28,7 @@ class _Loss(ABC):
     """kl: how strongly p is held to p_ref; 0: not at all.
 
     end_token: whether the end of the turn is trained as the last token of an answer that came to
-    its own end. With rejected answers alone it never is: that would teach the model not to stop.
+    its own end. A loss of rejected answers never trains it: that would teach the model not to stop.
     """
 
     kl: float = 0.0
