@@ -27,9 +27,10 @@ class Measure(NamedTuple):
 
 # The measures of `evaluate`, by their key in metrics.jsonl, before.json and after.json.
 MEASURES = {
-    "loss": Measure("loss", "alpha KL(P || p) + (1 - alpha) contrast, mean over rows", "lower"),
+    "loss": Measure("loss", "what training minimises, mean over rows", "lower"),
     "kl": Measure("KL(P || p)", "nats: how far the model is from the target P", "lower"),
-    "contrast": Measure("contrast", "-w log(1 - p), summed over the rejected tokens", "lower"),
+    "contrast": Measure("contrast", "summed over the rejected tokens: pushes them down", "lower"),
+    "anchor": Measure("anchor", "nats: KL(p || q), with q what p is held to: the base, or P"),
     "rejected_mass": Measure(
         "mean p of a rejected token",
         "each weighted by how often it was rejected, v/T; mean over all rows",

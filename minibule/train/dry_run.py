@@ -95,7 +95,7 @@ def _snapshot_seconds(setup: Setup) -> float:
         asking += asked - started
         if longest:
             model = dataclasses.replace(setup.model, adapter=adapter)
-            evaluate(model, longest, setup.measured, setup.config.pass_tokens)
+            evaluate(model, longest, setup.loss, setup.config.pass_tokens)
             evaluating += time.perf_counter() - asked
     share = total_weight(longest) / total_weight(setup.heldout) if longest else 1.0
     return asking + evaluating / share
