@@ -12,6 +12,7 @@ Commands, each with `--help`:
 
     python -m minibule.train      teach a model from rejection records
     python -m minibule.generate   answer a prompt
+    python -m minibule.evaluate   ask questions, judge the answers, write them to train on
     python -m minibule.export     write the model or its adapter for others to load
     python -m minibule.records    check, count and convert files of rejected answers
     python -m minibule.report     a run as one page: what it learnt, in pictures and tables
@@ -29,7 +30,7 @@ Begin with core/LESSON.md, or with `python -m minibule.explain --tiny-vocab`. Th
     methods     the losses by name: other ways to learn from judged answers
     models      models and adapters on disk: Hugging Face, PEFT, GGUF
     generate    answers: prefill, sampling, one token at a time
-    evaluate    what a model does with prompts it was not trained on
+    evaluate    what a model does with questions, and with prompts it was not trained on
     runs        the folder of a run: what is in it, and whose it is
     train       one run, from its settings to its report
     report      a run as one page

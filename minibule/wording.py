@@ -61,6 +61,17 @@ def _shown(x: float) -> str:
     return f"{x:,}" if isinstance(x, int) else f"{x:g}"
 
 
+def printable(text: str) -> str:
+    r"""Text from a file, or its name, as it may be sent to a terminal: one line, no commands to it.
+
+    >>> printable("caf\u00e9\x1b[2J\n") == "caf\u00e9" + r"\x1b[2J\n"
+    True
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean NAME?", or nothing where no known name is like it.
 

@@ -17,6 +17,7 @@ OF_THE_MACHINE = (
     "closed to other users",
     "needs two cores",
     "UTF-8 names",
+    "tools/fetch.py",
 )
 
 
@@ -24,6 +25,19 @@ OF_THE_MACHINE = (
 def matplotlib_in_tmp(tmp_path_factory):
     """matplotlib keeps a list of the machine's fonts: tests write nothing outside tmp."""
     os.environ["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_135m():
+    """The real model's file, or a skip where it is neither fetched nor installed."""
+    from minibule.errors import InputError
+    from minibule.models.named import NAMED
+
+    model = NAMED["smollm2-135m"]
+    try:
+        return model.find()
+    except InputError:
+        pytest.skip(f"needs {model.fetching}")
 
 
 # -- what the extras change ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
+from minibule.core.loss import Answers, Uses
 from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,31 @@ def random_examples(seed=0, records=3, vocab=ODD.vocab_size):
         prompt = rng.integers(0, vocab, rng.integers(1, 6))
         examples.append(Example(prompt, tuple(answers), counts, sum(counts) + 3))
     return examples
+
+
+def random_answers(uses: Uses = "any", seed: int = 0) -> tuple[Answers, np.ndarray]:
+    """The answers to four prompts, each given up to three times, and a log p for each."""
+    rng, sizes = np.random.default_rng(seed), (2, 4, 3, 5)
+    n = sum(sizes)
+    of_both_sorts = np.concatenate([np.arange(size) % 2.0 for size in sizes])
+    answers = Answers(
+        length=rng.integers(1, 9, n),
+        times=rng.integers(1, 4, n).astype(float),
+        reward={"rejected": np.zeros(n), "accepted": np.ones(n)}.get(uses, of_both_sorts),
+        record=np.repeat(np.arange(4), sizes),
+    )
+    return answers, rng.normal(scale=4, size=n)
+
+
+def each_time(answers: Answers) -> list[int]:
+    """The answers one by one: one that was given three times stands there three times."""
+    return np.repeat(np.arange(len(answers.times)), answers.times.astype(int)).tolist()
+
+
+def each_pair(answers: Answers) -> list[tuple[int, int]]:
+    """The accepted and the rejected one of every two answers to a prompt, one by one."""
+    each, record, reward = each_time(answers), answers.record, answers.reward
+    return [(w, k) for w in each for k in each if record[w] == record[k] and reward[w] > reward[k]]
 
 
 def shared(path: str) -> Path:

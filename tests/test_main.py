@@ -30,7 +30,10 @@ def test_it_lists_the_commands(argv, capsys):
     assert "The code is meant" not in lines[-1] and len(lines) > 7
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "export", "records", "report", "explain"])
+COMMANDS = ["train", "generate", "evaluate", "export", "records", "report", "explain"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_is_run_by_its_name(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])
@@ -64,6 +67,7 @@ def test_the_version():
     [
         (("train", "--lora-rank", "8"), "--lora-rank: no such flag; did you mean --lora-r?"),
         (("generate", "--promt", "x"), "--promt: no such flag; did you mean --prompt?"),
+        (("evaluate", "--juge", "exact"), "--juge: no such flag; did you mean --judge?"),
         (("export", "--dtyp=f32", "--fromat=hf"), "--fromat: no such flag; did you mean --format?"),
         (("records", "--outptu", "x"), "--outptu: no such flag; did you mean --output?"),
         (("records",), "the following arguments are required: FILE"),

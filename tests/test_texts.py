@@ -292,11 +292,15 @@ def test_the_prose_has_the_figures_of_the_table():
     rejected = f"{100 * (1 - after):.0f} % of the time ({100 * (1 - before):.0f} % before)"
     assert rejected in prose
     factors = {name: row[1] / row[0] for name, row in figures.items() if name.startswith("P(")}
-    assert [name for name, factor in factors.items() if factor < 1] == ["P(echo)"]
-    assert f"fell: to {factors['P(echo)']:.2f} of what it was" in prose
-    assert f"accepted answers by a factor of {factors['P(accepted answer), exact']:.2f}" in prose
-    for style in ("rude ones by", "refusing", "chatter", "wrong", "noise"):
-        assert f"{style} {factors[f'P({style.split()[0]})']:.2f}" in prose
+    rising = ["P(accepted answer), exact", "P(wrong)", "P(noise)"]
+    assert [name for name, factor in factors.items() if factor > 1] == rising
+    assert f"by a factor of {factors['P(accepted answer), exact']:.2f}" in prose
+    assert f"echo fell to {factors['P(echo)']:.2f} of what it was" in prose
+    for style, words in {"rude": "to", "refusing": "to", "wrong": "answers,", "noise": ","}.items():
+        assert f"{style} {words} {factors[f'P({style})']:.2f}".replace(" ,", ",") in prose
+    shares = zip(figures["P(wrong)"], figures["P(accepted answer), exact"], strict=True)
+    before, after = [f"{wrong / (wrong + good):.2f}"[1:] for wrong, good in shares][:2]
+    assert f"of that form {before} were wrong and {after} are" in prose
     greedy = figures["greedy answer accepted"]
     assert f"from {greedy[0]:.2f} to {greedy[1]:.2f} ".replace("0.", ".") in prose
 

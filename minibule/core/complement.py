@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from minibule.core.arguments import numbers, one_of, rejection_counts, required, share
-from minibule.core.objective import MIN_RATE, OBJECTIVES, Contrast, Prior
+from minibule.core.objective import MIN_RATE, OBJECTIVES, Contrast, Prior, optimal_p
 from minibule.errors import InputError
 from minibule.machine.matrix import Array
 
@@ -252,26 +252,6 @@ def optimum(P: Array, w: Array, alpha: float, p_ref: Array | None = None) -> Arr
         low, high = np.where(too_much, middle, low), np.where(too_much, high, middle)
     p = p_of(high)
     return p / p.sum(axis=-1, keepdims=True)
-
-
-def optimal_p(lam: Array, aP: Array, c: Array, p_ref: Array | None) -> Array:
-    """The stationary p for the multiplier lambda; aP = alpha P, c = (1 - alpha) w.
-
-    Unlikelihood    lam p^2 - (lam + c + aP) p + aP = 0
-    the ratio's     lam p^2 + (lam p_ref + 2 c - aP) p - aP p_ref = 0       lam > 0
-
-    each solved in the form that does not subtract what is nearly equal.
-    """
-    if p_ref is None:
-        b = lam + c + aP
-        root: Array = 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam * aP, 0)))
-        return root
-    lam = np.maximum(lam, np.finfo(np.float64).tiny)
-    b = lam * p_ref + 2 * c - aP
-    s = np.sqrt(b * b + 4 * lam * aP * p_ref)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        root = np.where(b > 0, 2 * aP * p_ref / (b + s), (s - b) / (2 * lam))
-    return root
 
 
 def optimality_gap(

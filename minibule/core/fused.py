@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.complement import optimal_p
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
-from minibule.core.objective import MIN_RATE, Objective, Prior
+from minibule.core.objective import MIN_RATE, Objective, Prior, optimal_p
 from minibule.core.softmax import SplitSoftmax, per_row, split_softmax
 from minibule.machine.matrix import Array
 

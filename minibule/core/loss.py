@@ -30,7 +30,7 @@ class _Loss(ABC):
 
     held: what it is held to, in a word: the base, or the target P.
     end_token: whether the end of the turn is trained as the last token of an answer that came to
-    its own end. With rejected answers alone it never is: that would teach the model not to stop.
+    its own end. A loss of rejected answers never trains it: that would teach the model not to stop.
     """
 
     kl: float = 0.0
@@ -123,7 +123,7 @@ class AnswerLoss(_Loss):
 
         logp (A,) float64: log p of each answer's tokens together, less log p_ref for a loss that
         needs the reference. mismatched: the mean of the same over the answers of the record before,
-        put to each record's prompt; 0 in a step of one record.
+        put to each record's prompt where that is another; 0 in a step of one prompt.
         """
 
 

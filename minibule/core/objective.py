@@ -2,7 +2,10 @@
 
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from minibule.core.counts import Counts
+from minibule.machine.matrix import Array
 
 Prior = Literal["uniform", "reference", "rate"]
 Contrast = Literal["plain", "choice", "ratio"]
@@ -49,3 +52,24 @@ OBJECTIVES = {
     "reference": Objective("reference", "prefix", "choice", 0.3),
     "rate": Objective("rate", "prefix", "choice", 0.7),
 }
+
+
+def optimal_p(lam: Array, aP: Array, c: Array, p_ref: Array | None) -> Array:
+    """The stationary p for the multiplier lambda; aP = alpha P, c = (1 - alpha) w.
+
+    Unlikelihood    lam p^2 - (lam + c + aP) p + aP = 0
+    the ratio's     lam p^2 + (lam p_ref + 2 c - aP) p - aP p_ref = 0       lam > 0
+
+    each solved in the form that does not subtract what is nearly equal.
+    """
+    p: Array
+    if p_ref is None:
+        b = lam + c + aP
+        p = 2 * aP / (b + np.sqrt(np.maximum(b * b - 4 * lam * aP, 0)))
+    else:
+        lam = np.maximum(lam, np.finfo(np.float64).tiny)
+        b = lam * p_ref + 2 * c - aP
+        s = np.sqrt(b * b + 4 * lam * aP * p_ref)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = np.where(b > 0, 2 * aP * p_ref / (b + s), (s - b) / (2 * lam))
+    return p

@@ -238,7 +238,7 @@ def swiglu(gate: Array, up: Array) -> tuple[Array, Cache]:
     """h = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
     h = np.empty_like(gate)
     for rows in _row_blocks(gate):
-        s = _sigmoid(gate[rows])
+        s = sigmoid(gate[rows])
         s *= gate[rows]
         np.multiply(s, up[rows], out=h[rows])
     return h, (gate, up)
@@ -252,7 +252,7 @@ def swiglu_backward(dh: Array, cache: Cache) -> tuple[Array, Array]:
     gate, up = cache
     dgate, dup = np.empty_like(gate), np.empty_like(up)
     for rows in _row_blocks(gate):
-        s = _sigmoid(gate[rows])
+        s = sigmoid(gate[rows])
         silu = gate[rows] * s
         np.multiply(dh[rows], silu, out=dup[rows])
         slope = s + silu
@@ -269,7 +269,8 @@ def _row_blocks(x: Array) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(x), size))
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), for any x."""
     s = np.negative(x)
     with np.errstate(over="ignore"):  # exp(-x) = inf gives the right answer, 0
         np.exp(s, out=s)

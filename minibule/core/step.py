@@ -154,15 +154,23 @@ def _log_probs(
 def _mismatched(
     model: Llama, examples: Sequence[Example], loss: AnswerLoss, pass_tokens: int
 ) -> float | None:
-    """Mean of log p - log p_ref over prompts with the answers of the record before them."""
+    """Mean of log p - log p_ref over prompts with the answers of the record before them.
+
+    A record before of the same prompt is none, and what exceeds the model's context is cut off.
+    """
     if not loss.needs_mismatched:
         return None
-    if len(examples) == 1:
-        return 0.0
+    context = model.config.max_position_embeddings
     rotated = [
-        Example(example.prompt, before.answers, before.counts, before.total_rounds)
+        before._replace(
+            prompt=example.prompt,
+            answers=tuple(answer[: context - len(example.prompt)] for answer in before.answers),
+        )
         for example, before in zip(examples, [examples[-1], *examples[:-1]], strict=True)
+        if not np.array_equal(example.prompt, before.prompt)
     ]
+    if not rotated:
+        return 0.0
     batches = list(pack(rotated, "prefix", pass_tokens, threads()))
     logp = _log_probs(model, batches, rotated, loss.needs_reference)
     return float(np.average(logp, weights=_answers(rotated).times))

@@ -52,21 +52,25 @@ def telling_position(
     examples: Sequence[Example],
     loss: Loss,
     pass_tokens: int,
-) -> Position:
+) -> Position | None:
     """The first position of one of the first records, with the dense functions of `complement`.
 
     Which one follows from the base model alone, so it is the same before and after: the one where
     v/T p_ref (1 - p_ref), summed, is largest. There rejected tokens are likely, and others too.
+    None where nothing was rejected.
     """
+    rejected = [example for example in examples if any(example.rejections)][:LOOKED_AT]
+    if not rejected:
+        return None
     # Of the answers only the first tokens: each record has one row, at the end of its prompt.
-    first = [e._replace(answers=tuple(a[:1] for a in e.answers)) for e in examples[:LOOKED_AT]]
+    first = [e._replace(answers=tuple(a[:1] for a in e.answers)) for e in rejected]
     z_ref = np.empty((len(first), model.config.vocab_size))
     for batch in pack(first, loss.counts, pass_tokens):
         examples_there = np.unique(batch.answer[:, 0])
         z_ref[examples_there] = forward_batch(model.base, batch)[0] @ model.head.T
     counts = np.zeros(z_ref.shape)
     for row, example in enumerate(first):
-        np.add.at(counts[row], [int(a[0]) for a in example.answers], example.counts)
+        np.add.at(counts[row], [int(a[0]) for a in example.answers], example.rejections)
     totals = counts.sum(axis=1, keepdims=True)
     p_ref = np.exp(log_softmax(z_ref))
     best = int((counts / totals * p_ref * (1 - p_ref)).sum(axis=1).argmax())

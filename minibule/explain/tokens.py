@@ -24,7 +24,7 @@ from minibule.methods.tokens import TokenLoss
 class Worked(NamedTuple):
     """A row with its loss taken apart.
 
-    share, f, c    v / answers through the row, f of the loss, and share df/dlog p; each (V,)
+    share, f, a    v / answers through the row, f of the loss, and share df/dlog p; each (V,)
     shown          the tokens that are listed
     """
 
@@ -32,7 +32,7 @@ class Worked(NamedTuple):
     loss: TokenLoss
     share: Array
     f: Array
-    c: Array
+    a: Array
     anchor: Anchor | None
     shown: list[int]
 
@@ -86,8 +86,8 @@ def _loss(it: Worked) -> Iterator[str]:
     yield from heading(4, "The loss")
     yield from prose(
         f"Two parts: what pushes the rejected tokens down, and how far p is from {anchor.q}."
-        + " In this direction p weighs the terms, so that p need not keep all that "
-        f"{anchor.q} has: step 3 of core/LESSON.md has both."
+        " That charges p for what it says, and not for what it no longer says: step 5 of "
+        "core/LESSON.md."
         if anchor
         else "It is only what pushes the rejected tokens down: with kl = 0, p is held to nothing."
     )
@@ -111,15 +111,15 @@ def _loss(it: Worked) -> Iterator[str]:
 
 
 def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
-    row, c, anchor, number = it.row, it.c, it.anchor, decimals(it.row.digits)
-    pushed = c - c.sum() * row.p
+    row, a, anchor, number = it.row, it.a, it.anchor, decimals(it.row.digits)
+    pushed = a - a.sum() * row.p
     dz = pushed + (anchor.gradient if anchor else 0)
     slope = decimals_for(dz, row.digits)
-    columns = {"c": Column(c, number), "c-C p": Column(pushed, slope)}
+    columns = {"a": Column(a, number), "a-S p": Column(pushed, slope)}
     yield from heading(5, "Its gradient with respect to the logits")
-    yield f"     dL/dz(i) = c(i) - C p(i){' + anchor(i)' if anchor else ''}"
-    yield f"     c = share df/dlog p          df/dlog p = {it.loss.df}{it.beta}"
-    yield f"     C = sum_i c(i) = {number(c.sum())}"
+    yield f"     dL/dz(i) = a(i) - S p(i){' + anchor(i)' if anchor else ''}"
+    yield f"     a = share df/dlog p          df/dlog p = {it.loss.df}{it.beta}"
+    yield f"     S = sum_i a(i) = {number(a.sum())}"
     remarks = ["For d log p(i) / dz(j) is [i=j] - p(j), as in step 4 of core/LESSON.md."]
     if it.loss.needs_reference:
         remarks.append(

@@ -39,7 +39,7 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
         z /= sampling.temperature
     p = np.exp(z, out=z)
     if sampling.top_k == 0 and sampling.top_p == 1:
-        return np.array([_drawn(row, x) for row, x in zip(p, u, strict=True)])
+        return np.array([_drawn(row, x) for row, x in zip(p, u, strict=True)], np.int64)
     order = np.argsort(-p, axis=1, kind="stable")  # (B, V), the likeliest first
     p = np.take_along_axis(p, order, axis=1)
     if sampling.top_k:

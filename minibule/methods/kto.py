@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minibule.core.loss import AnswerLoss, Answers
+from minibule.core.ops import sigmoid
 from minibule.machine.matrix import Array
 
 
@@ -41,5 +42,5 @@ class KTO(AnswerLoss):
         sign = np.where(answers.accepted, 1.0, -1.0)
         weight = np.where(answers.accepted, self.desirable, self.undesirable)
         weight = weight * answers.times / answers.times.sum()
-        s = 1 / (1 + np.exp(-self.beta * sign * (logp - z)))
+        s = sigmoid(self.beta * sign * (logp - z))
         return float(weight @ (1 - s)), -weight * self.beta * sign * s * (1 - s)

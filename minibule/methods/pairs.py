@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minibule.core.loss import AnswerLoss, Answers
+from minibule.core.ops import sigmoid
 from minibule.machine.matrix import Array
 
 
@@ -62,7 +63,7 @@ class DPO(PairLoss):
     needs_reference = True
 
     def margin(self, m: Array) -> tuple[Array, Array]:
-        return np.logaddexp(0, -self.beta * m), -self.beta / (1 + np.exp(self.beta * m))
+        return np.logaddexp(0, -self.beta * m), -self.beta * sigmoid(-self.beta * m)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minibule.core.loss import AnswerLoss, Answers
+from minibule.core.ops import sigmoid
 from minibule.machine.matrix import Array
 
 
@@ -58,4 +59,4 @@ class SimNPO(AnswerLoss):
 
 def bounded(x: Array, beta: float) -> tuple[Array, Array]:
     """(2 / beta) log(1 + exp(beta x)), which is never below 0, and its derivative by x."""
-    return 2 / beta * np.logaddexp(0, beta * x), 2 / (1 + np.exp(-beta * x))
+    return 2 / beta * np.logaddexp(0, beta * x), 2 * sigmoid(beta * x)

@@ -21,6 +21,7 @@ from minibule.core.loss import RowLoss, Values
 from minibule.core.objective import Prior
 from minibule.core.softmax import log_probs_backward, per_row, split_softmax
 from minibule.machine.matrix import Array
+from minibule.methods.rejected import bounded
 
 LEAST_REST = 1e-5  # 1 - p is clamped there by Welleck et al., which bounds the gradient
 
@@ -68,8 +69,7 @@ class Ratio(TokenLoss):
     needs_reference = True
 
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
-        x = self.beta * (logp - ref_logp)
-        return 2 / self.beta * np.logaddexp(0, x), 2 / (1 + np.exp(-x))
+        return bounded(logp - ref_logp, self.beta)
 
 
 @dataclass(frozen=True)

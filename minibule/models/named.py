@@ -88,8 +88,10 @@ NAMED = {
     ]
 }
 
-EXPECTED = f"a Hugging Face model folder, a GGUF file, or the name {', '.join(NAMED)}"
-MODEL_HELP = f"{EXPECTED.replace('a ', '')}; empty = the embedded one"  # of every --model
+_NAMES = ", ".join(NAMED)
+EXPECTED = f"a Hugging Face model folder, a GGUF file, or the name {_NAMES}"
+# Of every command's --model.
+MODEL_HELP = f"Hugging Face folder, GGUF file, or the name {_NAMES}; empty = the embedded one"
 
 
 def cache_folder() -> Path:

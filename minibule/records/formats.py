@@ -6,7 +6,7 @@
 import re
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
@@ -70,6 +70,7 @@ _ACCEPTED = _Names(
     ("acceptance_counts", "acceptanceCounts"),
     ("accepted_ended", "acceptedEnded"),
 )
+_ROUNDS = ("total_rounds", "totalRounds")
 
 
 def _canonical(row: _Fields) -> Draft:
@@ -87,11 +88,12 @@ def _canonical(row: _Fields) -> Draft:
     if not value and not _field(row, _ACCEPTED.texts)[1]:
         raise wrong(where, value, "a list of rejected answers")
     rejected, accepted = _side(row, _REJECTED), _side(row, _ACCEPTED)
-    where, value = _field(row, ("total_rounds", "totalRounds"))
+    where, value = _field(row, _ROUNDS)
     if value is None:
-        rounds = sum(answer.times for answer in rejected or accepted)
-    else:
-        rounds = whole(value, where, least=max((answer.times for answer in rejected), default=1))
+        value = sum(answer.times for answer in rejected or accepted)
+        where = f"{where}, the sum of the counts"
+    least = max((answer.times for answer in rejected), default=1)
+    rounds = whole(value, where, least)
     return Draft(prompt_of(row.get("prompt"), "prompt"), rejected, accepted, rounds)
 
 
@@ -333,6 +335,21 @@ FORMATS = (
     Format("canonical", ("accepted_responses",), _canonical),
     Format("canonical", ("acceptedResponses",), _canonical),
 )
+
+_OPTIONAL = {name for side in (_REJECTED, _ACCEPTED) for names in side for name in names} | {
+    *_ROUNDS,
+    "system",
+    "ended",
+}
+
+
+def fields_read(names: Sequence[str]) -> Sequence[str]:
+    """Of the fields of rows those that are read, or all where they fit no format."""
+    if not any(set(form.fields) <= set(names) for form in FORMATS):
+        return names
+    required = {name for form in FORMATS for name in form.fields}
+    return [name for name in names if name in required | _OPTIONAL]
+
 
 KNOWN = "formats known, by their fields:\n" + "\n".join(
     f"  {form.name:26} {', '.join(form.fields)}" + (" as text" if form.kind is str else "")

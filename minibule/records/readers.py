@@ -18,11 +18,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minibule.errors import InputError
+from minibule.records.formats import fields_read
+from minibule.wording import printable
 
 Items = Iterator[tuple[str, object]]  # where in the file, and the value or an InputError
 
 LONGEST = 32 << 20  # of a row: bytes of a line, characters of an array's element
 DEEPEST = 100  # lists and objects in one another; no format has more than 3
+PACKED = 100  # times its size in the file a file may unpack to; of texts, 3 to 30 are usual
+SMALL = 64 << 20  # bytes: a file that unpacks to less may do so from any size
 
 
 def _not_json(error: Exception, start: int = 0) -> InputError:
@@ -41,15 +45,17 @@ def _too_long(unit: str) -> InputError:
 def _check_depth(value: object) -> None:
     """RecursionError, as of the parser itself, whose own limit differs from Python to Python."""
     level = [value] if isinstance(value, list | dict) else []
-    for _ in range(DEEPEST):
+    depth = 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise RecursionError
         level = [
             part
             for outer in level
             for part in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(part, list | dict)
         ]
-    if level:
-        raise RecursionError
 
 
 def json_lines(stream: io.BufferedIOBase) -> Items:
@@ -97,7 +103,6 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
         yield "start", InputError(f"found {json.dumps(text[:20])}, expected one JSON array; {hint}")
         return
     at, row, done = opening.end(), 1, opening[1] is not None
-    unit = "characters in one row"
     while not done:
         start = at
         try:
@@ -114,13 +119,15 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
         except ValueError as error:
             # Most likely the block ended within this element: read on and try again.
             length = len(text) - at
-            if length <= LONGEST and (block := stream.read(max(_BLOCK, length))):
+            block = stream.read(max(_BLOCK, length)) if length <= LONGEST else None
+            if block:
                 text, at = text[at:] + utf8.decode(block), 0
                 continue
-            yield f"row {row:,}", _too_long(unit) if length > LONGEST else _not_json(error, start)
+            most = f" (in the {LONGEST:,} characters that a row may have)" if block is None else ""
+            yield f"row {row:,}", InputError(f"{_not_json(error, start)}{most}")
             return
         if end - start > LONGEST:
-            yield f"row {row:,}", _too_long(unit)
+            yield f"row {row:,}", _too_long("characters in one row")
             return
         wrong = _WRONG_BYTE.search(text, start, end)
         yield f"row {row:,}", InputError("not UTF-8 text") if wrong else value
@@ -129,22 +136,73 @@ def _json_array(stream: io.BufferedIOBase) -> Items:
         yield "end", InputError("found more after the array, expected nothing")
 
 
+def _most_unpacked(stream: io.BufferedIOBase) -> int:
+    """How many bytes may come out of a compressed file."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    return max(SMALL, PACKED * size)
+
+
+def _bomb(what: str, most: int) -> str:
+    return f"found {what} of more than {most:,} bytes, expected at most {PACKED} times the file's"
+
+
 def _parquet(stream: io.BufferedIOBase) -> Items:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise InputError("reading .parquet needs pyarrow: pip install '.[parquet]'") from None
-    row = 0
+    row, read, most = 0, 0, _most_unpacked(stream)
     try:
-        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=256):
+        file = parquet.ParquetFile(stream)
+        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > most:
+            raise ValueError(_bomb("row groups", most))
+        columns = fields_read(file.schema_arrow.names)  # another may be of a type Python lacks
+        # A value may stand in the file once for many rows: few of them at a time.
+        for batch in file.iter_batches(batch_size=4, columns=columns):
             for value in batch.to_pylist():
+                read += _characters(value)
+                if read > most:
+                    raise ValueError(_bomb("values", most))
                 row += 1
                 yield f"row {row:,}", value
     except Exception as error:  # of pyarrow's many, no other base is common to all
-        yield f"after row {row:,}", InputError(f"not readable as parquet: {error}")
+        yield f"after row {row:,}", InputError(f"not readable as parquet: {printable(str(error))}")
+
+
+def _characters(value: object) -> int:
+    if isinstance(value, dict | list):
+        return sum(map(_characters, value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str | bytes) else 1
+
+
+class _Unzipped(gzip.GzipFile):
+    """A gzip file that breaks off where it becomes far more than text can have been."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        super().__init__(fileobj=stream)
+        self._most = _most_unpacked(stream)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._checked(super().readline(size))
+
+    def _checked(self, data: bytes) -> bytes:
+        if self.tell() > self._most:
+            raise gzip.BadGzipFile(_bomb("data", self._most))
+        return data
 
 
 _READERS = {".jsonl": json_lines, ".json": _json_array, ".parquet": _parquet}
+
+
+def _no_file(path: Path) -> str:
+    if not path.exists():
+        return "no such file"
+    return f"found a {'folder' if path.is_dir() else 'pipe or a device'}, expected a file"
 
 
 def read_items(path: Path, progress: bool) -> Items:
@@ -155,12 +213,12 @@ def read_items(path: Path, progress: bool) -> Items:
     where = "start"
     try:
         if not path.is_file():
-            raise InputError("found a folder, expected a file" if path.is_dir() else "no such file")
+            raise InputError(_no_file(path))
         if read is None:
             raise InputError("unknown extension, expected .jsonl, .json, .parquet or .gz of a JSON")
         bar = tqdm(
             total=path.stat().st_size,
-            desc=path.name,
+            desc=printable(path.name),
             unit="B",
             unit_scale=True,
             delay=1.0,  # seconds: a small file needs no bar
@@ -168,7 +226,7 @@ def read_items(path: Path, progress: bool) -> Items:
             disable=None if progress else True,  # None: shown on a terminal only
         )
         with path.open("rb") as raw, bar:
-            for where, value in read(gzip.GzipFile(fileobj=raw) if zipped else raw):
+            for where, value in read(_Unzipped(raw) if zipped else raw):
                 yield where, value
                 bar.update(raw.tell() - bar.n)
     except EOFError:

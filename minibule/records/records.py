@@ -31,6 +31,7 @@ from minibule.files import whole_file
 from minibule.records.formats import KNOWN, Answer, Draft, UnknownFormatError, parse_row
 from minibule.records.readers import read_items
 from minibule.records.values import Prompt, turns_of
+from minibule.wording import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Record:
     rejected_ended: tuple[bool, ...] = ()
     accepted_ended: tuple[bool, ...] = ()
 
+
+MOST_PROBLEMS = 10_000  # in one file: what has more is no file of records
 
 # What a summary counts, in the order in which it is printed.
 TALLY = {
@@ -135,6 +138,8 @@ def read_file(
                 problems.append(f"{where}: {error}")
                 if isinstance(error, UnknownFormatError):
                     hint = "\n" + KNOWN
+                if len(problems) == MOST_PROBLEMS:
+                    break
                 continue
             summary.formats[name] += 1
             _count(draft, summary)
@@ -147,6 +152,8 @@ def read_file(
         raise InputError(f"{summary.source}: {error}") from None
     if problems:
         many = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}"
+        if len(problems) == MOST_PROBLEMS:
+            many += ", and more may come: the rest is not read"
         raise InputError(f"{summary.source}: {many}\n{listed(problems)}{hint}")
     return _records(drafts, summary, unrejected), summary
 
@@ -159,17 +166,18 @@ def _key(draft: Draft, format_name: str) -> object:
 
 
 def _count(draft: Draft, summary: Summary) -> None:
-    empty = {
-        "empty": [answer.where for answer in draft.rejected if not answer.text.strip()],
-        "accepted_empty": [answer.where for answer in draft.accepted if not answer.text.strip()],
-    }
-    summary.notes += [f"{draft.where}: {at} is empty" for places in empty.values() for at in places]
+    empty, accepted_empty = (
+        [answer for answer in answers if not answer.text.strip()]
+        for answers in (draft.rejected, draft.accepted)
+    )
+    summary.notes += [f"{draft.where}: {a.where} is empty" for a in empty + accepted_empty]
     if draft.note:
         summary.notes.append(f"{draft.where}: {draft.note}")
     summary.tally.update(
         rows=1,
         counts=sum(answer.times for answer in draft.rejected),
-        **{key: len(places) for key, places in empty.items()},
+        empty=len(empty),
+        accepted_empty=len(accepted_empty),
         discarded=draft.discarded,
         unshared=draft.unshared,
     )
@@ -242,8 +250,8 @@ def _count_kept(records: list[Record], summary: Summary) -> None:
 
 
 def shown(path: Path) -> str:
-    """The path as text that can always be printed: a file's name need not be valid Unicode."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    """The path as text that can always be printed: a file's name may hold any bytes."""
+    return printable(str(path))
 
 
 def write_records(records: Sequence[Record], path: str | Path) -> None:
@@ -279,6 +287,8 @@ def check_output(path: Path) -> None:
     """InputError where `write_records` could not write: to be known before minutes of reading."""
     if path.is_dir():
         raise InputError(f"{shown(path)}: found a folder, expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{shown(path)}: found a pipe or a device, expected the name of a file")
     if not path.parent.is_dir():
         raise InputError(f"{shown(path)}: no such folder, expected one to write into")
     if path.suffix.lower() != ".jsonl":

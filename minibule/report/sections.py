@@ -97,6 +97,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Records": _joined(
             text(config.data or "embedded"),
             _many(counted, "records", "prompts"),
+            _many(counted, "accepted", "accepted answers"),
             _many(counted, "answers", "rejected answers"),
             _many(counted, "heldout", "more prompts held out"),
         ),

@@ -153,17 +153,21 @@ def _times(factor: float) -> str:
 
 def print_comparison(before: Snapshot, after: Snapshot, probe: str) -> None:
     """The table, its words and the answers to the probe."""
-    print()
-    for line in comparison_lines(before, after):
-        print(line)
+    if lines := list(comparison_lines(before, after)):
+        print("", *lines, sep="\n")
     if before.probe is not None:
         print(f"\n{probe!r}\n  before: {before.probe}\n  after:  {after.probe}")
 
 
 def comparison_lines(before: Snapshot, after: Snapshot) -> Iterator[str]:
-    """The table of `comparisons` and the sentences of `in_words`, at most 100 columns wide."""
-    yield f"{'':<{LABEL}}{'before':>12}{'after':>12}{'change':>12}   better"
-    for title, rows in comparisons(before, after).items():
+    """The table of `comparisons` and the sentences of `in_words`, at most 100 columns wide.
+
+    Nothing where nothing was measured.
+    """
+    compared = comparisons(before, after)
+    if compared:
+        yield f"{'':<{LABEL}}{'before':>12}{'after':>12}{'change':>12}   better"
+    for title, rows in compared.items():
         yield title
         for row in rows:
             label, numbers = row.measure.label, f"{row.before:>12.4f}{row.after:>12.4f}"

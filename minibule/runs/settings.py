@@ -78,15 +78,16 @@ class TrainConfig:
     )
 
     objective: str = setting(
-        "reference",
-        "the loss; literal, reference and rate are named choices of the four settings below",
+        "complement",
+        "the loss; literal, reference and rate are named choices of prior, counts, contrast and "
+        "alpha below",
         choices=tuple(LOSSES),
         group=OBJECTIVE,
     )
     kl: float | None = setting(
         None,
         "how strongly the model is held to its base: so many times KL(p || base), for complement "
-        "KL(p || P), is added to the loss (default: the objective's own)",
+        "KL(p || P), is added to the loss",
         0,
         group=OBJECTIVE,
     )
@@ -136,7 +137,7 @@ class TrainConfig:
     )
     batch_size: int = setting(4, "records a step (times grad-accum)", 1, group=OPTIMISER)
     grad_accum: int = setting(1, "batches added up into one step", 1, group=OPTIMISER)
-    lr: float = setting(1e-4, "peak learning rate", 0, group=OPTIMISER)
+    lr: float = setting(3e-4, "peak learning rate", 0, group=OPTIMISER)
     warmup_steps: int = setting(
         0, "steps over which the learning rate rises to its peak", 0, group=OPTIMISER
     )
@@ -280,7 +281,7 @@ MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may
 # The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
 # records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"lr": 1e-3, "steps": 90, "warmup_steps": 3},
+    "tiny": {"kl": 0.7, "lr": 1e-3, "steps": 90, "warmup_steps": 3},
     "smollm2-360m": {
         "objective": "literal",
         "max_records": 5000,
@@ -314,8 +315,10 @@ def add_settings(
 
     The defaults shown are those of a run without arguments and, beside them, of all others.
     """
+    usual = {name: show(FIELDS[name].default) for name in PRESETS[EMBEDDED]}
+    usual["kl"] = "the objective's own"
     defaults = {
-        name: f"{show(value)} for the embedded model, {show(FIELDS[name].default)} with --model"
+        name: f"{show(value)} for the embedded model, {usual[name]} with --model"
         for name, value in PRESETS[EMBEDDED].items()
     }
     return add_flags(parser, TrainConfig, names, defaults, GROUPS)
@@ -364,5 +367,10 @@ def _given(
         preset = default_preset
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise InputError(f"preset {show(preset)} in {file}: unknown. Known: {', '.join(PRESETS)}.")
-    named = Source(f"preset {preset}", PRESETS[preset] if preset else {}, False)
+    values = PRESETS[preset] if preset else {}
+    objective = flags.values.get("objective", table.get("objective"))
+    usual = values.get("objective", FIELDS["objective"].default)
+    if objective not in (None, usual):  # to another, the preset's kl would not fit
+        values = {name: v for name, v in values.items() if FIELDS[name].about.group != OBJECTIVE}
+    named = Source(f"preset {preset}", values, False)
     return preset, checked(TrainConfig, [named, Source(str(file), table, False), flags])

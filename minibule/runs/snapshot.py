@@ -12,19 +12,20 @@ from minibule.files import from_json, read_json, to_json, whole_file, write_json
 class Snapshot(NamedTuple):
     """What a model does at one moment.
 
-    sizes       how many `parameters`, `trained` ones, training `records` and `answers`, and
-                `heldout` records there are
+    sizes       how many `parameters`, `trained` ones, training `records`, their rejected `answers`
+                and `accepted` ones, and `heldout` records there are
     probe       the answer to the probe
     questions   the answers to held-out prompts
     heldout     `evaluate` on held-out records
-    position    what the model expects at one position of one of them, and what it should
+    position    what the model expects at one position of one of them, and what it should; None
+                where no answer was rejected
     """
 
     sizes: dict[str, int]
     probe: str | None
     questions: Answers | None
     heldout: dict[str, float] | None
-    position: Position
+    position: Position | None
 
 
 def save_snapshot(snapshot: Snapshot, path: Path) -> None:
@@ -48,8 +49,8 @@ def load_snapshot(path: Path) -> Snapshot:
 
 def _check(snapshot: Snapshot) -> None:
     """ValueError for what has the right types and cannot be."""
-    if not snapshot.position.total > 0:
-        raise ValueError(f"position: found a total of {snapshot.position.total}, expected more")
+    if (position := snapshot.position) and not position.total > 0:
+        raise ValueError(f"position: found a total of {position.total}, expected more")
     if asked := snapshot.questions:
         lengths = {len(asked.prompts), len(asked.texts), len(asked.styles)}
         if len(lengths) > 1 or 0 in lengths:

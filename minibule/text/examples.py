@@ -19,6 +19,13 @@ from minibule.text.chat import Chat
 Order = Literal["file", "shuffle", "density"]  # of the records in training
 
 
+# What a record must have to say something to a loss that learns from accepted answers.
+NEEDED: dict[Uses, str] = {
+    "accepted": "an accepted answer",
+    "both": "an accepted and a rejected answer",
+}
+
+
 class _Judged(NamedTuple):
     """An answer of a record: its text, how often it was given, whether it ended, its reward."""
 
@@ -46,11 +53,11 @@ def tokenize(
     So nothing may be left. `numbers` are the records' places in their file, from 1; None: `records`
     are the file.
 
-    uses: which answers are taken; a record that lacks one of both sorts where `both` are needed is
-    left out and counted. end_token: whether the end of the turn is part of the answers that came to
-    their own end, and are not cut.
+    uses: which answers are taken; a record that lacks what is `NEEDED` is left out and counted.
+    end_token: whether the end of the turn is part of the answers that came to their own end, and
+    are not cut.
     """
-    examples, too_long, lost, one_sided = [], [], [], 0
+    examples, too_long, lost, lacking = [], [], [], 0
     bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
     for number, record in zip(numbers or itertools.count(1), bar, strict=False):
         prompt = chat.encode_prompt(record.prompt)
@@ -67,15 +74,11 @@ def tokenize(
         ]
         if len(kept) < len(encoded):
             lost.append(f"record {number:,}: {len(encoded) - len(kept):,} of {len(encoded):,}")
-        rewards = tuple(answer.reward for _, answer in kept)
-        if uses == "both" and len(set(rewards)) < 2:
-            one_sided += 1
+        sorts = {answer.reward for _, answer in kept}
+        if uses in NEEDED and len(sorts) < (2 if uses == "both" else 1):
+            lacking += 1
         elif kept:
-            answers = tuple(ids for ids, _ in kept)
-            times = tuple(answer.times for _, answer in kept)
-            if not any(rewards):
-                rewards = ()
-            examples.append(Example(prompt, answers, times, record.total_rounds, number, rewards))
+            examples.append(_example(prompt, kept, record.total_rounds, number))
     if too_long and not skip_long:
         raise InputError(
             f"prompts with no room for an answer in {limit:,} tokens:\n{listed(too_long)}\n"
@@ -86,8 +89,8 @@ def tokenize(
         tqdm.write(f"{len(too_long):,} records left out: their prompts fill {limit:,} tokens")
     if lost:
         tqdm.write(f"left out: answers without a token of this model's\n{listed(lost)}")
-    if one_sided:
-        tqdm.write(f"{one_sided:,} records left out: without an accepted and a rejected answer")
+    if lacking:
+        tqdm.write(f"{lacking:,} records left out: without {NEEDED[uses]}")
     return examples
 
 
@@ -108,6 +111,16 @@ def _answers(record: Record, uses: Uses, max_rejected: int) -> list[_Judged]:
         rows = zip(texts, counts, all_ended, strict=True)
         found += [_Judged(*row, reward) for row in itertools.islice(rows, most)]
     return found
+
+
+def _example(
+    prompt: Array, kept: Sequence[tuple[Array, _Judged]], total_rounds: int, number: int
+) -> Example:
+    """A record of these answers; its rewards are () where all of them were rejected."""
+    answers = tuple(ids for ids, _ in kept)
+    times = tuple(answer.times for _, answer in kept)
+    rewards = tuple(answer.reward for _, answer in kept)
+    return Example(prompt, answers, times, total_rounds, number, rewards if any(rewards) else ())
 
 
 def _cut(ids: Array, room: int, end: int | None) -> Array:
@@ -153,9 +166,9 @@ def record_order(order: Order, seed: int, examples: Sequence[Example]) -> Callab
 
 
 def counts_per_row(example: Example) -> float:
-    """Mean of T over the rows of a record, counted by position."""
+    """Mean of T, the rejections, over the rows of a record, counted by position."""
     lengths = np.array([len(answer) for answer in example.answers])
-    counts = np.array(example.counts)
+    counts = np.array(example.rejections)
     totals = [counts[lengths > t].sum() for t in range(lengths.max())]
     rows = [(lengths > t).sum() for t in range(lengths.max())]
     return float(np.dot(totals, rows) / np.sum(rows))

@@ -43,7 +43,8 @@ def observe(setup: Setup, adapter: Adapter | None) -> Snapshot:
         "parameters": model.config.parameters,
         "trained": sum(p.size for p in setup.adapter.params.values()),
         "records": len(examples),
-        "answers": sum(len(example.answers) for example in examples),
+        "answers": setup.rejected,
+        "accepted": setup.accepted,
         "heldout": len(heldout),
     }
     probe = None

@@ -25,7 +25,7 @@ from minibule.records.records import Record, read_file
 from minibule.runs.checkpoint import Identity, identity
 from minibule.runs.settings import FIELDS, TrainConfig
 from minibule.text.chat import Chat
-from minibule.text.examples import record_order, split_by_prompt, tokenize
+from minibule.text.examples import NEEDED, record_order, split_by_prompt, tokenize
 
 # Of fewer parameters, a model's matrix products are over before a second thread has woken up; on a
 # busy machine the two then wait for each other.
@@ -68,6 +68,16 @@ class Setup:
     @property
     def adapter(self) -> Adapter:
         return cast(Adapter, self.model.adapter)  # `prepare` puts one there
+
+    @property
+    def rejected(self) -> int:
+        """How many rejected answers are trained on."""
+        return sum(times > 0 for example in self.examples for times in example.rejections)
+
+    @property
+    def accepted(self) -> int:
+        """How many accepted answers are trained on."""
+        return sum(len(example.answers) for example in self.examples) - self.rejected
 
     @functools.cached_property
     def identity(self) -> Identity:
@@ -152,12 +162,13 @@ def prepare(config: TrainConfig) -> Setup:
 
 def _nothing_left(config: TrainConfig, data: Path, loss: Loss, records: Sequence[Record]) -> str:
     """Why there is no record to train on, and what to do."""
-    needs = {"accepted": "an accepted answer", "both": "an accepted and a rejected answer"}
-    if loss.uses in needs and not any(record.accepted for record in records):
+    one_sort = loss.uses == "accepted"
+    if loss.uses in NEEDED and not any(r.accepted and (r.rejected or one_sort) for r in records):
+        others = (name for name, other in LOSSES.items() if other.uses not in NEEDED)
         return (
-            f"{data}: found no accepted answer. --objective {config.objective} learns from records "
-            f"with {needs[loss.uses]}; from rejected ones alone learn "
-            f"{', '.join(name for name, other in LOSSES.items() if other.uses == 'rejected')}."
+            f"{data}: of {len(records):,} records to train on found none with {NEEDED[loss.uses]}, "
+            f"which is what --objective {config.objective} learns from. Rejected answers alone are "
+            f"enough for {', '.join(others)}."
         )
     return (
         f"{data}: no record is left to train on. Raise --max-length, or check that the "
@@ -190,9 +201,7 @@ def describe(setup: Setup) -> None:
     """Print what is about to be trained."""
     config, adapter, model = setup.config, setup.adapter, setup.model
     trained = sum(p.size for p in adapter.params.values())
-    rejected = sum(n > 0 for example in setup.examples for n in example.rejections)
-    accepted = sum(len(example.answers) for example in setup.examples) - rejected
-    both = f"{accepted:,} accepted and " if accepted else ""
+    both = f"{setup.accepted:,} accepted and " if setup.accepted else ""
     name = config.model or "embedded"
     print(f"model      {name}: {model.config.parameters:,} parameters, frozen")
     print(
@@ -200,8 +209,8 @@ def describe(setup: Setup) -> None:
         f"{trained:,} parameters, trained"
     )
     print(
-        f"records    {len(setup.examples):,} prompts with {both}{rejected:,} rejected answers, "
-        f"{len(setup.heldout):,} more held out"
+        f"records    {len(setup.examples):,} prompts with {both}{setup.rejected:,} rejected "
+        f"answers, {len(setup.heldout):,} more held out"
     )
     print(f"objective  {config.objective}: {setup.loss}")
 

@@ -194,14 +194,14 @@ def test_a_wrong_gradient_of_the_loss_shows(monkeypatch):
         parts = right(*args)
         return parts._replace(dcontrast=parts.dcontrast * 1.0001)
 
-    monkeypatch.setattr(complement, "loss_parts", wrong)
-    lines = lines_of()
+    monkeypatch.setattr("minibule.explain.complement.loss_parts", wrong)
+    lines = lines_of(objective="reference")
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 5))
 
 
 def test_a_logit_that_goes_with_its_gradient_is_shown():
     """In shared weights a step is no step in z: at this place one logit goes the other way."""
-    lines = lines_of()
+    lines = lines_of(objective="reference")
     gradient, step = (tables(section(lines, n))[0] for n in (5, 7))
     assert "Section 7 shows it." in " ".join(" ".join(lines).split())
     odd = re.findall(r"('\S+') (\d+\.\d+) -> (\d+\.\d+)", " ".join(section(lines, 7)))
@@ -374,9 +374,10 @@ def test_five_tokens_by_hand():
 def test_five_tokens_under_every_objective(name):
     text = "\n".join(explain_tiny_vocab(LOSSES[name]))
     assert "They agree" in text and max(map(len, text.splitlines())) <= 100
-    P = {"uniform": "0.1200", "reference": "0.3750", "rate": "0.4545"}  # 3/25, 24/64 and 20/44
-    prior = LOSSES[name].prior
-    assert P[prior] in text if prior else not any(number in text for number in P.values())
+    P = {"uniform": 3 / 25, "reference": 24 / 64, "rate": 20 / 44}
+    (target,), prior = tables(section(text.splitlines(), 3)), LOSSES[name].prior
+    assert ("P" in target["'hello'"]) == (prior is not None)
+    assert target["'hello'"].get("P") == (round(P[prior], 4) if prior else None)
 
 
 # -- losses of tokens, and anchors -----------------------------------------------------------------
@@ -428,9 +429,9 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
     q = p_ref
     if objective == "complement":
         (q,) = complement.target_distribution(v[None], "reference", z_ref[None])
-    terms, c = p * np.log(p / q), share * df
+    terms, a = p * np.log(p / q), share * df
     anchor = kl * (terms - terms.sum() * p)
-    dz = c - c.sum() * p + anchor
+    dz = a - a.sum() * p + anchor
     name = "P" if objective == "complement" else "p_ref"
     expected = {
         "v": v,
@@ -442,8 +443,8 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
         "share f": share * f,
         f"p log(p / {name})": terms,
         name: q,
-        "c": c,
-        "c-C p": c - c.sum() * p,
+        "a": a,
+        "a-S p": a - a.sum() * p,
         "anchor": anchor,
         "dL/dz": dz,
         "numeric": dz,
@@ -461,7 +462,7 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
             want = expected[column][i]
             assert row[column] == pytest.approx(want, rel=6e-3, abs=4e-6), (token, column)
         columns |= row.keys()
-    wanted = {"v", "p", "share", "f", "share f", "c", "c-C p", "dL/dz", "numeric"}
+    wanted = {"v", "p", "share", "f", "share f", "a", "a-S p", "dL/dz", "numeric"}
     wanted |= {"p_ref", "r"} if objective in ("complement", "ratio") else set()
     wanted |= {"anchor", f"p log(p / {name})", name} if kl else set()
     assert wanted <= columns and ("anchor" in columns) == (kl > 0)
@@ -469,10 +470,10 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
         for column in table["sum"]:
             assert adds_up(table, column), column
     (printed,) = re.findall(r"row loss = .*= ([\d.e-]+)$", "\n".join(lines), re.MULTILINE)
-    assert float(printed) == pytest.approx(share @ f + kl * terms.sum(), rel=1e-5)
+    assert float(printed) == pytest.approx(share @ f + kl * terms.sum(), rel=6e-3)
     within = re.search(r"dL/dz to\s+within (\S+)\.", "\n".join(section(lines, 5)))[1]
-    assert float(within) < 1e-6
-    assert ("does not pull yet" in " ".join(" ".join(lines).split())) is False
+    assert float(within) < 1e-6 * max(1, a.max())  # float32, and a - S p is a difference
+    assert "does not pull yet" not in " ".join(" ".join(lines).split())
 
 
 @pytest.mark.parametrize("objective", ["literal", "reference", "rate"])
@@ -481,7 +482,8 @@ def test_an_anchor_of_a_complement_objective_is_a_part_of_it(objective, moved):
         lines_of(2, 1, 1, objective=objective, init_adapter=str(moved), **kl)
         for kl in ({"kl": "0.5"}, {})
     )
-    assert "\n".join(lines).count("They agree") == 4 and max(map(len, lines)) <= 100
+    assert "\n".join(lines).count("They agree") == 3 and max(map(len, lines)) <= 100
+    assert "NOT AGREE" not in "\n".join(lines)
     assert "anchor" not in "\n".join(section(without, 5))
     (terms,), (gradient,), (less,) = (
         tables(section(these, n)) for these, n in ((lines, 4), (lines, 5), (without, 5))
@@ -556,8 +558,8 @@ def test_five_tokens_of_the_complement_by_hand():
             "f": 2 * math.log(2),
             "share f": float(share[i]) * 2 * math.log(2),
             "p log(p / P)": float(p[i]) * log_ratio,
-            "c": share[i],
-            "c-C p": pushed,
+            "a": share[i],
+            "a-S p": pushed,
             "anchor": anchor,
             "dL/dz": float(pushed) + anchor,
             "numeric": float(pushed) + anchor,
@@ -581,7 +583,7 @@ def test_steps_of_the_lesson_that_are_named_exist(name):
     said = " ".join(" ".join(explain_tiny_vocab(LOSSES[name])).split())
     steps = re.findall(r"step (\d+) of core/LESSON\.md", said)
     assert steps
-    headings = {"3": "The loss", "4": "Its gradient"}
+    headings = {"4": "Its gradient", "5": "The objectives"}
     assert all(f"\n## {step}. {headings[step]}" in lesson for step in steps)
 
 
@@ -595,7 +597,7 @@ ODD_RECORD = {
         "\ufffd\u0301e" + "x" * 300,
         *(f"{i} is no" for i in range(20)),
     ],
-    "rejection_counts": [2**31 - 1, 3, *range(1, 22)],
+    "rejection_counts": [2**31 - 500, 3, *range(1, 22)],  # their sum may be 2^31 - 1
 }
 
 
@@ -691,6 +693,6 @@ def test_headings_are_bold_on_a_terminal_only(tiny, monkeypatch, capsys):
 
 
 def test_the_command_runs_by_name():
-    command = [sys.executable, "-m", "minibule.explain", "--record", "2", "--alpha", "0.5"]
+    command = [sys.executable, "-m", "minibule.explain", "--record", "2", "--beta", "0.5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "alpha 0.5" in done.stdout and not done.stderr
+    assert done.returncode == 0 and "beta 0.5" in done.stdout and not done.stderr

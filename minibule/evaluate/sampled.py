@@ -1,0 +1,177 @@
+"""Questions put to a model: its greedy answers, samples of its answers, and what a judge says."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from minibule.core.llama import Llama
+from minibule.evaluate.judge import Judge, Row, judged
+from minibule.generate.decode import generate
+from minibule.generate.sampling import Sampling
+from minibule.machine.matrix import Array
+from minibule.text.chat import Chat
+
+# Sequences decoded at once: fewer would read the weights too often. And the most bytes that their
+# keys and values may take.
+SEQUENCES, CACHE_BYTES = 256, 2**30
+
+ACCEPTED_FROM = 0.5  # the least reward of an accepted answer
+
+
+class Answer(NamedTuple):
+    """An answer of the model.
+
+    tokens   how many it has, the end of its turn not counted
+    ended    whether the model ended it, and not the limit of tokens
+    reward   the judge's, from 0 to 1; None where it could not tell
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+    reward: float | None
+
+    @property
+    def accepted(self) -> bool:
+        return self.reward is not None and self.reward >= ACCEPTED_FROM
+
+
+class Asked(NamedTuple):
+    """A question, the greedy answer to it, and samples of the answers to it."""
+
+    row: Row
+    greedy: Answer
+    samples: list[Answer]
+
+
+class Figures(NamedTuple):
+    """What a model does with some questions; shares are from 0 to 1.
+
+    prompts         how many questions
+    greedy          share of the greedy answers that are accepted
+    accepted        share of the samples that are
+    accepted_error  its standard error over the prompts; NaN for a single one
+    pass_at         k -> the chance that one of k samples is accepted, mean over the prompts
+    tokens          mean length of a sample
+    ended           share of the samples that ended by themselves
+    unique          different samples of a prompt, mean over the prompts
+    """
+
+    prompts: int
+    greedy: float
+    accepted: float
+    accepted_error: float
+    pass_at: dict[int, float]
+    tokens: float
+    ended: float
+    unique: float
+
+
+def ask(
+    model: Llama,
+    chat: Chat,
+    rows: Sequence[Row],
+    judge: Judge,
+    *,
+    samples: int = 8,
+    temperature: float = 1.0,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+) -> list[Asked]:
+    """Put every question to the model, once greedily and `samples` times at the temperature.
+
+    A sample depends on the seed, the prompt and its number among the samples alone. InputError
+    where a prompt and max_new_tokens exceed the model's context.
+    """
+    prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
+
+    def answers(sampling: Sampling, samples: int) -> list[list[Answer]]:
+        found: list[list[Answer]] = []
+        with tqdm(total=len(rows), desc="asking", unit=" prompts", delay=1, leave=False) as bar:
+            for block in _blocks(model, prompts, samples, max_new_tokens):
+                texts = generate(
+                    model,
+                    prompts[block],
+                    stop=chat.stop,
+                    max_new_tokens=max_new_tokens,
+                    sampling=sampling,
+                    samples=samples,
+                )
+                for row, several in zip(rows[block], texts, strict=True):
+                    found.append(
+                        [_answer(chat, row, judge, ids, max_new_tokens) for ids in several]
+                    )
+                bar.update(len(texts))
+        return found
+
+    greedy = answers(Sampling(), 1)
+    sampled = answers(Sampling(temperature, seed=seed), samples)
+    return [Asked(row, g[0], s) for row, g, s in zip(rows, greedy, sampled, strict=True)]
+
+
+def _blocks(
+    model: Llama, prompts: Sequence[Array], samples: int, max_new_tokens: int
+) -> list[slice]:
+    """Slices of the prompts, each with as many sequences as are decoded at once."""
+    config = model.config
+    one_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    places = max(map(len, prompts)) + max_new_tokens  # of one sequence
+    at_once = min(SEQUENCES, CACHE_BYTES // (one_token * places))
+    size = max(1, at_once // samples)
+    return [slice(i, i + size) for i in range(0, len(prompts), size)]
+
+
+def _answer(chat: Chat, row: Row, judge: Judge, ids: Sequence[int], max_new_tokens: int) -> Answer:
+    text = chat.decode(ids)
+    return Answer(text, len(ids), len(ids) < max_new_tokens, judged(judge, text, row))
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def pass_at(k: int, n: int, c: int) -> float:
+    """The chance that one of k samples is accepted, of n samples of which c were: k <= n.
+
+    1 - C(n - c, k) / C(n, k), the estimate without bias of Chen et al., arXiv:2107.03374, as the
+    product that does not overflow.
+
+    >>> pass_at(1, 8, 2), pass_at(8, 8, 1)
+    (0.25, 1.0)
+    """
+    if n - c < k:
+        return 1.0
+    return 1 - math.prod(1 - k / i for i in range(n - c + 1, n + 1))
+
+
+def figures(asked: Sequence[Asked]) -> Figures:
+    """The figures of questions that were asked, each with the same number n >= 1 of samples."""
+    n = len(asked[0].samples)
+    right = np.array([sum(sample.accepted for sample in one.samples) for one in asked])
+    samples = [sample for one in asked for sample in one.samples]
+    error = np.std(right / n, ddof=1) / math.sqrt(len(asked)) if len(asked) > 1 else math.nan
+    powers = [2**i for i in range(n.bit_length())]
+    return Figures(
+        len(asked),
+        float(np.mean([one.greedy.accepted for one in asked])),
+        float(np.mean(right)) / n,
+        float(error),
+        {
+            k: float(np.mean([pass_at(k, n, int(c)) for c in right]))
+            for k in dict.fromkeys([*powers, n])
+        },
+        float(np.mean([sample.tokens for sample in samples])),
+        float(np.mean([sample.ended for sample in samples])),
+        float(np.mean([len({sample.text for sample in one.samples}) for one in asked])),
+    )
+
+
+def by_kind(asked: Sequence[Asked]) -> dict[str, Figures]:
+    """The figures of each `kind` of question, in the order in which they first stand there."""
+    kinds: dict[str, list[Asked]] = {}
+    for one in asked:
+        if one.row.get("kind") is not None:
+            kinds.setdefault(one.row["kind"], []).append(one)
+    return {kind: figures(those) for kind, those in kinds.items()}

@@ -1,0 +1,81 @@
+"""`python -m minibule.evaluate`: what it prints and writes, and what it refuses."""
+
+import json
+
+import pytest
+
+from minibule.errors import InputError
+from minibule.evaluate.__main__ import main
+from minibule.records.records import read_file
+
+ROWS = [
+    {"prompt": "hello", "accept": "welcome|good", "kind": "greeting"},
+    {"prompt": "hi", "accept": "welcome|good", "kind": "greeting"},
+    {"prompt": "1 + 1 = ?", "accept": "2", "kind": "sum"},
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_figures_and_samples(data, tmp_path, capsys):
+    output, text = tmp_path / "samples.jsonl", tmp_path / "text.txt"
+    text.write_text("hello, how are you?")
+    main(["--data", str(data), "--samples", "6", "--output", str(output), "--text", str(text)])
+    said = capsys.readouterr().out
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 18
+    accepted = sum(row["label"] for row in rows)
+    assert 0 < accepted < 18
+    assert f"accepted                      {accepted / 18:8.4f} +- " in said
+    for words in (
+        "3 questions of 2 kinds",
+        "pass@4 ",
+        "pass@6 ",
+        "perplexity of the text",
+        "sum  ",
+    ):
+        assert words in said
+    for row in rows:
+        assert list(row) == ["prompt", "completion", "label", "reward", "ended", "kind"]
+        assert row["reward"] == float(row["label"]) and row["ended"] is True
+    records, summary = read_file(output)
+    assert [record.prompt for record in records] == [row["prompt"] for row in ROWS]
+    assert summary.tally["counts"] == 18 - accepted and summary.formats["unpaired"] == 18
+    main(["--data", str(data), "--samples", "6", "--output", str(tmp_path / "again.jsonl")])
+    assert (tmp_path / "again.jsonl").read_bytes() == output.read_bytes()
+
+
+def test_questions_without_a_kind(tmp_path, capsys):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"prompt": "hello", "answer": "hello"}')
+    main(["--data", str(path), "--judge", "exact", "--samples", "1"])
+    said = capsys.readouterr().out
+    assert "1 questions, judged by exact" in said and "+-" not in said and "kind" not in said
+
+
+def test_what_is_refused_leaves_files_as_they_are(data, tmp_path):
+    there, empty = tmp_path / "there.jsonl", tmp_path / "empty.txt"
+    there.write_text("mine")
+    empty.write_text("\n")
+    for flags, says in (
+        (["--output", str(there)], "exists already"),
+        (["--output", str(tmp_path / "x.json")], "ends in .jsonl"),
+        (["--output", str(tmp_path / "no" / "x.jsonl")], "no such folder"),
+        (["--text", str(empty)], "found no text"),
+        (["--text", str(tmp_path / "none.txt")], "cannot be read"),
+        (["--judge", "taste"], "expected one of regex, contains, exact"),
+        (["--samples", "0"], "expected a whole number from 1 to 256"),
+        (["--temperature", "0"], "expected a number above 0"),
+        (["--max-new-tokens", "5000"], "exceeds the model's context"),
+    ):
+        with pytest.raises(InputError, match=says):
+            main(["--data", str(data), *flags])
+    assert there.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {data.name, there.name, empty.name}
+    with pytest.raises(InputError, match="--data: not given"):
+        main([])
