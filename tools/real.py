@@ -62,7 +62,7 @@ LAST = 60  # records of --data that margins are taken on, at most
 ROWS = {
     **{name: f"objective={name}" for name in LOSSES if name not in ("literal", "rate")},
     "rate, target alone": "objective=rate alpha=1",
-    "complement, contrast ratio": "objective=reference contrast=ratio",
+    "reference, contrast ratio": "objective=reference contrast=ratio",
     "nsr, kl .3": "objective=nsr kl=0.3",
     "npo, kl .3": "objective=npo kl=0.3",
     "sft, kl .3": "objective=sft kl=0.3",
