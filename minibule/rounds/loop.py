@@ -91,6 +91,9 @@ def _round(
             f"{samples}: nothing was rejected in round {number}: there is nothing to learn from. "
             "Ask harder questions, or stop here: the adapter of the round before is whole."
         )
+    records = run.path / "records.jsonl"
+    if not records.exists():
+        _pool(run.path.parent, number, records)
     started = time.perf_counter()
     if not run.report.exists():  # the last that a run writes
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -104,6 +107,17 @@ def _round(
         "evaluation_seconds": time.perf_counter() - started,
     }
     return {"round": number} | sampled._asdict() | measured | seconds
+
+
+def _pool(place: Path, number: int, records: Path) -> None:
+    """What all rounds so far have sampled: what was rejected once stays rejected.
+
+    Without it nothing would stand against the anchor, which pulls back to the base, where the model
+    no longer says what it was trained not to say.
+    """
+    with whole_file(records) as part, part.open("wb") as file:
+        for i in range(1, number + 1):
+            file.write((place / f"round-{i:03d}" / "samples.jsonl").read_bytes())
 
 
 def _held(

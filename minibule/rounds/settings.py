@@ -9,13 +9,16 @@ from minibule.evaluate.judge import JUDGES
 from minibule.files import embedded_folder
 from minibule.methods.table import LOSSES
 from minibule.models.named import MODEL_HELP, model_path
-from minibule.runs.settings import EMBEDDED, FIELDS, PRESETS, TrainConfig
+from minibule.runs.settings import FIELDS, TrainConfig
 from minibule.settings import setting
 
 DATA, ROUND, TRAINING = "model and questions", "a round", "training"
 
 # Settings of a training run that are those of every round.
 TRAINED = ("objective", "kl", "beta", "lr", "epochs", "batch_size", "lora_r", "lora_alpha")
+
+# What suits the embedded model, where nothing else is asked for.
+TINY = {"lr": 5e-4, "kl": 0.7}
 
 
 def _as_in_training(name: str) -> Any:
@@ -108,14 +111,11 @@ class RoundsConfig:
     def round_config(self, number: int, place: Path, start: Path | None) -> TrainConfig:
         """The settings of the training run of a round: 1, 2, ..."""
         own = {name: getattr(self, name) for name in TRAINED}
-        if not self.model:  # whose preset fits it where nothing else is asked for
-            own = {
-                n: PRESETS[EMBEDDED].get(n, v) if v == FIELDS[n].default else v
-                for n, v in own.items()
-            }
+        if not self.model:
+            own |= {name: v for name, v in TINY.items() if own[name] == FIELDS[name].default}
         return TrainConfig(
             model=self.model or str(embedded_folder()),
-            data=str(place / "samples.jsonl"),
+            data=str(place / "records.jsonl"),
             output=str(place),
             init_adapter=str(start) if start else "",
             export=("none",),
