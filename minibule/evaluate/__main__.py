@@ -9,7 +9,7 @@ from pathlib import Path
 from minibule.errors import InputError
 from minibule.evaluate.judge import JUDGES, read_rows
 from minibule.evaluate.perplexity import text_perplexity
-from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures
+from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures, record_row
 from minibule.files import embedded_folder, whole_file, writing
 from minibule.machine.threads import set_threads
 from minibule.models.chat_files import load_chat
@@ -110,24 +110,15 @@ def _read_text(path: Path) -> str:
 def write_samples(asked: Sequence[Asked], path: Path) -> None:
     """The samples that were judged, one a line, in the unpaired format of `records`.
 
-    Beside prompt, completion and label: the reward, whether the answer ended by itself, and the
-    kind of question where it has one.
+    Beside prompt, completion and label: the reward, whether the answer ended by itself, its tokens,
+    and the kind of question where it has one.
     """
     with writing(path), whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for one in asked:
-            kind = {} if one.row.get("kind") is None else {"kind": one.row["kind"]}
             for sample in one.samples:
-                if sample.reward is None:
-                    continue
-                row = {
-                    "prompt": one.row["prompt"],
-                    "completion": sample.text,
-                    "label": sample.accepted,
-                    "reward": sample.reward,
-                    "ended": sample.ended,
-                    **kind,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                if sample.reward is not None:
+                    row = record_row(one.row, sample)
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 # -- what is printed -------------------------------------------------------------------------------
