@@ -20,12 +20,13 @@ OF_THE_OBJECTIVE = ("kl", "contrast", "optimal_rejected_mass", "optimality_gap")
 
 @np.errstate(all="ignore")
 def evaluate(
-    model: Llama, examples: Sequence[Example], loss: Loss, pass_tokens: int
+    model: Llama, examples: Sequence[Example], loss: Loss | None, pass_tokens: int
 ) -> dict[str, float]:
     """Means over the rows of held-out examples; what they are, `fused.row_metrics` says.
 
     "loss" is the loss that is trained, with its "anchor" where it has one. A loss of whole answers
-    has no number for a row, and only a complement objective has what is OF_THE_OBJECTIVE.
+    has no number for a row, and only a complement objective has what is OF_THE_OBJECTIVE; None: of
+    no loss at all.
     """
     objective, own = OBJECTIVES["reference"], loss if isinstance(loss, RowLoss) else None
     meaningless: tuple[str, ...] = OF_THE_OBJECTIVE if own else ("loss", *OF_THE_OBJECTIVE)

@@ -86,7 +86,7 @@ def _loss(it: Worked) -> Iterator[str]:
     yield from heading(4, "The loss")
     yield from prose(
         f"Two parts: what pushes the rejected tokens down, and how far p is from {anchor.q}."
-        " That charges p for what it says, and not for what it no longer says: step 5 of "
+        " The KL charges p for what it says, and not for what it no longer says: step 5 of "
         "core/LESSON.md."
         if anchor
         else "It is only what pushes the rejected tokens down: with kl = 0, p is held to nothing."
@@ -120,7 +120,7 @@ def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
     yield f"     dL/dz(i) = a(i) - S p(i){' + anchor(i)' if anchor else ''}"
     yield f"     a = share df/dlog p          df/dlog p = {it.loss.df}{it.beta}"
     yield f"     S = sum_i a(i) = {number(a.sum())}"
-    remarks = ["For d log p(i) / dz(j) is [i=j] - p(j), as in step 4 of core/LESSON.md."]
+    remarks = ["That follows from d log p(i) / dz(j) = [i=j] - p(j), step 4 of core/LESSON.md."]
     if it.loss.needs_reference:
         remarks.append(
             "The slope of f is 1 where p = p_ref, never above 2, and next to nothing where p is "
