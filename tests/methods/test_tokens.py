@@ -1,5 +1,7 @@
 """Losses of single tokens: their formulas in plain loops, their limits, and what they count."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers import random_adapter, random_examples, random_llama
@@ -44,6 +46,21 @@ def test_it_is_the_mean_over_rejected_tokens(loss, f, kl, pass_tokens):
     examples = random_examples()
     _, metrics, _ = gradients(model, examples, loss, pass_tokens)
     assert metrics["loss"] == pytest.approx(plain_loss(model, examples, f, kl), rel=1e-9)
+
+
+def evaluated(formula, **values):
+    """A formula as people write it, "2 r^beta / (1 + r)", worked out."""
+    code = re.sub(r"(?<=[\d)]) (?=[a-z(])", " * ", formula).replace("^", "**")
+    return eval(code, {"log": np.log}, values)  # noqa: S307 - our own text
+
+
+@pytest.mark.parametrize("loss", [Ratio(beta=0.5), Complement(beta=2.0), NSR(), Unlikelihood()])
+def test_what_is_written_of_it_is_what_it_computes(loss):
+    p, p_ref = np.array([0.9, 0.3, 1e-3]), np.array([0.5, 0.6, 1e-2])
+    values = {"p": p, "r": p / p_ref, "beta": getattr(loss, "beta", None)}
+    f, df = loss.token(np.log(p), np.log1p(-p), np.log(p_ref))
+    np.testing.assert_allclose(evaluated(loss.f, **values), f)
+    np.testing.assert_allclose(evaluated(loss.df, **values) * np.ones(3), df)
 
 
 def test_the_ratio_starts_as_nsr_and_lets_go():
