@@ -50,7 +50,8 @@ def test_it_is_the_mean_over_rejected_tokens(loss, f, kl, pass_tokens):
 
 def evaluated(formula, **values):
     """A formula as people write it, "2 r^beta / (1 + r)", worked out."""
-    code = re.sub(r"(?<=[\d)]) (?=[a-z(])", " * ", formula).replace("^", "**")
+    code = re.sub(r"log (\w)", r"log(\1)", formula)
+    code = re.sub(r"(?<=[\d)]) (?=[a-z(])", " * ", code).replace("^", "**")
     return eval(code, {"log": np.log}, values)  # noqa: S307 - our own text
 
 

@@ -104,7 +104,7 @@ def test_settings_reach_the_loss():
 
 @pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if not hasattr(loss, "beta")])
 def test_a_beta_is_refused_where_there_is_none(name):
-    having = "ratio, npo, simnpo, kto, dpo, rso, rso-hinge"
+    having = "complement, ratio, npo, simnpo, kto, dpo, rso, rso-hinge"
     with pytest.raises(InputError, match=f"--beta: a number of {having}, and not of {name}"):
         main([*QUICK, f"--objective={name}", "--beta=0.2", "--output=run"])
     assert not Path("run").exists()
