@@ -94,7 +94,7 @@ def _loss(it: Worked) -> Iterator[str]:
     base = "          r = p / p_ref" if loss.needs_reference else ""
     yield f"     f = {loss.f}{base}{it.beta}"
     yield f"     share(i) = v(i) / n          n = {n:,.0f}, the answers that begin as this one does"
-    columns = {"share": Column(it.share, number)}
+    columns = {"share": Column(it.share, decimals_for(it.share, row.digits))}
     if loss.needs_reference:
         r = np.exp(log_softmax(row.z) - log_softmax(row.z_ref))
         columns["r"] = Column(r, number, adds=False)
@@ -111,10 +111,10 @@ def _loss(it: Worked) -> Iterator[str]:
 
 
 def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
-    row, a, anchor, number = it.row, it.a, it.anchor, decimals(it.row.digits)
+    row, a, anchor = it.row, it.a, it.anchor
     pushed = a - a.sum() * row.p
     dz = pushed + (anchor.gradient if anchor else 0)
-    slope = decimals_for(dz, row.digits)
+    number, slope = decimals_for(a, row.digits), decimals_for(dz, row.digits)
     columns = {"a": Column(a, number), "a-S p": Column(pushed, slope)}
     yield from heading(5, "Its gradient with respect to the logits")
     yield f"     dL/dz(i) = a(i) - S p(i){' + anchor(i)' if anchor else ''}"

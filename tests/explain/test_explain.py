@@ -25,8 +25,9 @@ from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import InputError
 from minibule.explain import check
 from minibule.explain.__main__ import main
-from minibule.explain.story import explain, explain_tiny_vocab
-from minibule.explain.subject import Place, one_pass, subject_of
+from minibule.explain.row import Row
+from minibule.explain.story import _explain_row, explain, explain_tiny_vocab
+from minibule.explain.subject import Place, one_pass, row_counts, subject_of
 from minibule.explain.text import columns_of, shortened
 from minibule.files import embedded_folder
 from minibule.methods.table import LOSSES
@@ -568,6 +569,21 @@ def test_five_tokens_of_the_complement_by_hand():
         assert shown == pytest.approx({k: float(x) for k, x in expected.items()}, abs=5.1e-5), name
     (printed,) = re.findall(r"row loss = .*= ([\d.]+)$", "\n".join(lines), re.MULTILINE)
     assert float(printed) == pytest.approx(5 * math.log(2) + 0.3 * KL, abs=5.1e-5)
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_the_largest_counts_and_vocabulary_fit(name):
+    """As many rejections as a record may have, all of SmolLM2's tokens, and the longest names."""
+    rng, V = np.random.default_rng(0), 49152
+    z_ref = 4 * rng.normal(size=V)
+    z = z_ref + rng.normal(size=V)
+    first, second = np.argsort(-z)[:2, None]
+    loss = dataclasses.replace(LOSSES[name], kl=0.3)
+    example = Example(np.array([1]), (first, second, np.array([7])), (2**31 - 5, 3, 1), 2**31 - 1)
+    subject = subject_of(example, Place(), loss)
+    counts = row_counts(subject, complement.log_softmax(z_ref)[subject.counts.entry_id])
+    lines = list(_explain_row(Row(z, z_ref, counts, loss, lambda i: "x" * 20)))
+    assert max(map(len, lines)) <= 100 and "They agree" in "\n".join(lines)
 
 
 def test_at_the_base_an_anchor_to_it_does_not_pull():
