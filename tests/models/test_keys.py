@@ -107,7 +107,7 @@ def test_a_part_of_a_tokenizer_that_nobody_knows(tmp_path):
     tokenizer = json.loads((embedded_folder() / "tokenizer.json").read_text())
     assert set(tokenizer) <= TOKENIZER_JSON.used | TOKENIZER_JSON.free | set(TOKENIZER_JSON.values)
     write_json(tmp_path / "tokenizer.json", tokenizer | {"detokenizer": {"type": "x"}})
-    with pytest.raises(InputError, match="detokenizer: found .* does not know this key"):
+    with pytest.raises(InputError, match=r"detokenizer: found .* does not know this key"):
         load_chat(tmp_path)
 
 
