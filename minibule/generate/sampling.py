@@ -9,6 +9,8 @@ from minibule.settings import setting
 
 SAMPLING = "sampling"  # the heading in --help
 
+TINY = float(np.finfo(np.float64).tiny)  # the least number with all its digits
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -35,8 +37,8 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
         return logits.argmax(axis=1)
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)  # first: a small temperature makes large numbers infinite
-    with np.errstate(over="ignore"):
-        z /= sampling.temperature
+    with np.errstate(over="ignore"):  # a temperature below TINY may count as 0, and 0 / 0 is none
+        z /= max(sampling.temperature, TINY)
     if not sampling.top_k and sampling.top_p == 1:
         return np.array([_draw(row, x) for row, x in zip(z, u, strict=True)], np.int64)
     order = np.argsort(-z, axis=1, kind="stable")  # (B, V), the likeliest first
