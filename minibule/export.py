@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibule.core.llama import Llama
-from minibule.errors import InputError
-from minibule.files import embedded_folder
+from minibule.files import check_new, embedded_folder
 from minibule.models.chat_files import load_chat
 from minibule.models.exports import FORMS
 from minibule.models.load import load_model
@@ -55,8 +54,7 @@ def main(argv: list[str]) -> None:
     )
     add_flags(parser, ExportConfig)
     config = from_flags(ExportConfig, vars(parser.parse_args(argv)))
-    if config.format == "hf" and config.output.exists():
-        raise InputError(f"--output {config.output}: exists already; expected a new folder.")
+    check_new(config.output)
     source = config.model or embedded_folder()
     model, chat = load_model(source, config.adapter), load_chat(source)
     export(model, chat, config.format, config.dtype, config.output)

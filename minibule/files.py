@@ -1,20 +1,25 @@
 """JSON in and out with clear errors, and files that are either whole or not there."""
 
 import dataclasses
+import glob
 import json
 import os
 import re
+import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from minibule.errors import InputError, Terminated, shortened
 
-# What `whole_file` and `whole_folder` call what is not whole yet: .NAME.PID.partial
-_PARTIAL = re.compile(r"\..+\.(\d{1,9})\.partial")
+# What `whole_file` and `whole_folder` call what is not whole yet: .NAME.a1b2c3d4.partial, with as
+# much of the name as a name may have on any disk.
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{1,9}\.partial")
+_NAME = 50
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,6 +106,55 @@ def existing_folder(path: str | Path, what: str) -> Path:
     return folder
 
 
+def found_at(path: Path) -> str:
+    """What a path leads to: "a file", "a folder", "a pipe or a device", or "" where nothing is."""
+    if not path.exists():
+        return ""
+    return "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe or a device"
+
+
+def no_file(path: Path) -> str:
+    """What a path is that is to be a file, and is none: a pipe would be waited for without end."""
+    found = found_at(path)
+    return f"found {found}, expected a file" if found else "no such file"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A file, open to be read; InputError that names it where it is none or cannot be read."""
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: {no_file(path)}.")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def check_own(path: Path, wanted: str) -> None:
+    """InputError where not `wanted`, "a file" or "a folder", has the name of one that a run writes.
+
+    A link is none, wherever it leads: what is there is somebody else's.
+    """
+    found = "a link" if path.is_symlink() else found_at(path)
+    if found not in (wanted, ""):
+        raise InputError(f"{path}: found {found}, a run writes {wanted} there. Move it away.")
+
+
+def check_new(output: Path) -> None:
+    """InputError where something has that name already: nothing is replaced unasked."""
+    if output.is_symlink() or output.exists():
+        raise InputError(f"--output {output}: exists already; expected a new name.")
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Open a file of a run, made if need be, to be read and written; what is no file is refused."""
+    check_own(path, "a file")
+    with writing(path):
+        more = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | more, 0o666))
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a full disk, a read-only folder and the like into an InputError that names `path`."""
@@ -114,11 +168,12 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well, and else goes away."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
-        yield partial
-        flush_to_disk(partial)  # before the name says so
-        partial.replace(path)
+        with _held(partial, os.O_CREAT | os.O_EXCL):
+            yield partial
+            flush_to_disk(partial)  # before the name says so
+            partial.replace(path)
         flush_to_disk(path.parent)  # where the name stands
     finally:
         partial.unlink(missing_ok=True)
@@ -127,9 +182,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder, which replaces an older one of that name."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with scratch_folder(path) as partial:
         yield partial
         for file in partial.iterdir():
             flush_to_disk(file)
@@ -138,8 +191,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         partial.replace(path)
         flush_to_disk(path.parent)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` that goes away when the block ends, unless it is renamed."""
+    partial = _partial(path)
+    partial.mkdir(parents=True)
+    try:
+        with _held(partial):
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    """A name of its own for what is to become `path`; what others died writing there goes away."""
+    remove_stale(path.parent, path.name)
+    return path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.partial")
 
 
 def flush_to_disk(path: Path) -> None:
@@ -160,29 +229,54 @@ def is_partial(path: Path) -> bool:
     return _PARTIAL.fullmatch(path.name) is not None
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove what processes that were killed left half-written in `folder`."""
-    for path in folder.glob(".*.partial"):
-        found = _PARTIAL.fullmatch(path.name)
-        if found and not _is_another_process(int(found[1])):
-            if path.is_dir():
+def remove_stale(folder: Path, name: str = "") -> None:
+    """Remove what processes that were killed left half-written in `folder`, or there of `name`."""
+    for path in folder.glob(f".{glob.escape(name[:_NAME]) or '*'}.*.partial"):
+        if is_partial(path) and not _is_held(path):
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 with suppress(OSError):  # Windows keeps the file of a process that lives
                     path.unlink()
 
 
-def _is_another_process(pid: int) -> bool:
-    """Whether a process of that number lives that is not this one; False where it is not known."""
-    if os.name == "nt" or pid == os.getpid():  # on Windows, os.kill would end it
+# A process number would not tell who still writes: in a container it is always the same.
+if sys.platform == "win32":
+
+    def _held(_path: Path, _flags: int = 0) -> AbstractContextManager[None]:
+        """Nothing is needed there: nobody can remove an open file."""
+        return nullcontext()
+
+    def _is_held(path: Path) -> bool:
+        return path.is_dir()  # whose open files are in it
+
+else:
+    import fcntl
+
+    @contextmanager
+    def _held(path: Path, flags: int = 0) -> Iterator[None]:
+        """Lock a file or folder until the block ends, or the process."""
+        handle = os.open(path, flags | os.O_RDONLY, 0o666)
+        try:
+            with suppress(OSError):  # not every disk can
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _is_held(path: Path) -> bool:
+        """Whether a process holds it; True, too, where that cannot be known."""
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError:
+            return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # not ours to signal, so it lives
-        return True
-    return True
 
 
 def _what_is_there(folder: Path) -> str:

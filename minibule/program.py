@@ -1,16 +1,20 @@
-"""A program's start and end: what it says when it fails, and what signals do."""
+"""A program's start and end: where its words go, what it says when it fails, what signals do."""
 
+import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, cast
 
 from minibule.errors import InputError, Terminated
+from minibule.wording import harmless
 
 # Signals that asked the program to leave. Python drops an exception that a handler raises inside a
 # finaliser, or while an import takes its lock; who starts something long looks here first.
@@ -22,6 +26,8 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     Exit status: 0 done, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 1 anything
     else that is no bug.
+
+    Whatever the program prints, by whichever way, goes through a `Screen`.
     """
     # Both become exceptions, so that what is open is put away.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -30,15 +36,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets its code instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = Screen.on(sys.stdout), Screen.on(sys.stderr, bars=True)
     try:
         main(sys.argv[1:])
-        if sys.stdout is not None:  # it is None where the caller closed it
-            sys.stdout.flush()
+        sys.stdout.flush()
     except InputError as error:
         _exit(f"error: {error}", 2)
-    except BrokenPipeError:
-        # The reader (`| head`) has left; what is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # of `leave_if_unread`
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -53,6 +57,77 @@ def run(main: Callable[[list[str]], None]) -> None:
         _exit("interrupted", 130)
     except Terminated:
         _exit("terminated", 143)
+
+
+class Screen(io.TextIOBase):
+    r"""A stream to people: what a file, a name or a model holds reaches it as text alone.
+
+    A control character in it becomes its escape, such as \x1b, also where no terminal is: one may
+    show the file or pipe later. And a reader who leaves (`| head`), or a terminal that is gone,
+    ends nothing: what is printed then is lost, what else the program has to write is not.
+
+    bars: progress bars are drawn here. A write may then begin as theirs do, going back to the
+    line's start or to a line above.
+    """
+
+    _OF_BARS = re.compile(r"\r|\n*(\x1b\[A)*")
+    _NOBODY = (errno.EPIPE, errno.EIO)
+
+    def __init__(self, stream: TextIO, bars: bool = False) -> None:
+        self.stream = stream
+        self.bars = bars
+        self.unread = False
+
+    @classmethod
+    def on(cls, stream: TextIO | None, bars: bool = False) -> TextIO:
+        """A screen on the stream; one that nobody sees where the caller has closed it (None)."""
+        if stream is None:
+            nowhere = Path(os.devnull)
+            stream = nowhere.open("w", encoding="utf-8", errors="replace")
+        return cast(TextIO, cls(stream, bars))
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        own = self._OF_BARS.match(text) if self.bars else None
+        start = own.end() if own else 0
+        self._reach(self.stream.write, text[:start] + harmless(text[start:]))
+        return len(text)
+
+    def flush(self) -> None:
+        self._reach(self.stream.flush)
+
+    def _reach(self, do: Callable[..., Any], *text: str) -> None:
+        try:
+            do(*text)
+        except OSError as error:
+            # What is still buffered must not raise again, nor at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if error.errno not in self._NOBODY:
+                raise
+            self.unread = True
+
+
+def leave_if_unread() -> None:
+    """BrokenPipeError where nobody reads on: for a program that has nothing to do but to print."""
+    if isinstance(sys.stdout, Screen) and sys.stdout.unread:
+        raise BrokenPipeError
+
+
+def print_bold(line: str) -> None:
+    """Print a line in a terminal's bold type."""
+    stream = sys.stdout.stream if isinstance(sys.stdout, Screen) else sys.stdout
+    stream.write("\033[1m")
+    print(line, end="")
+    stream.write("\033[0m\n")
 
 
 def leave(number: int, _: object = None) -> NoReturn:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from minibule.errors import InputError, listed
+from minibule.files import reading
 from minibule.wording import Number, did_you_mean
 
 T = TypeVar("T")
@@ -283,9 +284,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises InputError if the file cannot be read, or names a setting both ways.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the settings ({error.strerror}).") from None
+        with reading(path) as file:
+            table = tomllib.load(file)
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too many digits, too deep
         raise InputError(f"{path}: not a TOML file ({error}).") from None
     settings = {name.replace("-", "_"): value for name, value in table.items()}

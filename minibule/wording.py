@@ -72,6 +72,24 @@ def printable(text: str) -> str:
     )
 
 
+# What a terminal takes for a command (the control characters but for the tab and the end of a line,
+# which are text) or for the order to show a text in another order than it has.
+_COMMANDS = {
+    code: chr(code).encode("unicode_escape").decode("ascii")
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\n\t"
+}
+
+
+def harmless(text: str) -> str:
+    r"""Any text as it may be sent to a terminal: in lines, in any language, and no commands to it.
+
+    >>> harmless("caf\u00e9\x1b[2J\n") == "caf\u00e9" + r"\x1b[2J" + "\n"
+    True
+    """
+    return text.translate(_COMMANDS)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean NAME?", or nothing where no known name is like it.
 

@@ -64,14 +64,13 @@ def command(kind, output):
 
 @pytest.fixture(params=["records", *EXPORTS])
 def output(request, tmp_path):
-    """(kind, path to write), where an earlier result stands unless it is a folder."""
+    """(kind, path to write), beside which something else stands."""
     config = load_config(embedded_folder())
     save_adapter(random_adapter(config), config, tmp_path / "adapter", "base")
     folder = tmp_path / "out"
     folder.mkdir()
     path = folder / ("canonical.jsonl" if request.param == "records" else EXPORTS[request.param][0])
-    if request.param != "hf":
-        path.write_text(json.dumps("the earlier one"))
+    (folder / "other.json").write_text(json.dumps("another's"))
     return request.param, path
 
 
@@ -109,9 +108,9 @@ def test_a_folder_that_may_not_be_written(output):
 def test_the_device_that_is_always_full():
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("there is no /dev/full here")
-    # It is no .jsonl, and the printed summary is lost: both end in words.
+    # It is no file, and the printed summary is lost: both end in words.
     message = refused(run(*command("records", "/dev/full"), limits=None))
-    assert "expected a name that ends in .jsonl" in message
+    assert "found a pipe or a device, expected the name of a file" in message
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
             [sys.executable, "-B", "-m", "minibule.records", embedded_folder() / "records.jsonl"],

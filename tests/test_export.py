@@ -1,9 +1,16 @@
 """The export command's flags."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from minibule.errors import InputError
+from minibule.evaluate.__main__ import main as evaluate
 from minibule.export import main
+from minibule.files import embedded_folder
+from minibule.models.exports import FORMS
+from minibule.records.__main__ import main as records
 
 
 @pytest.mark.parametrize(
@@ -21,6 +28,40 @@ def test_arguments_that_cannot_be_used(arguments, says):
     with pytest.raises(InputError) as error:
         main(arguments)
     assert says in str(error.value)
+
+
+def existing(tmp_path):
+    """Whatever may have a name already, made by name."""
+    (tmp_path / "a file").write_text("mine")
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a link").symlink_to(tmp_path / "nowhere")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "a pipe")
+    return [*tmp_path.iterdir(), Path(os.devnull)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_replaced_unasked(tmp_path, form):
+    for path in existing(tmp_path):
+        before = path.lstat()
+        with pytest.raises(InputError, match=f"--output {path}: exists already; expected a new"):
+            main(["--format", form, "--output", str(path), "--model", "not read yet"])
+        assert path.lstat() == before
+
+
+def test_nor_by_other_commands(tmp_path):
+    questions = tmp_path / "questions"
+    questions.write_text("")
+    (tmp_path / "earlier.jsonl").write_text("mine")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "nowhere")
+    for name in ("earlier.jsonl", "link.jsonl"):
+        output = ["--output", str(tmp_path / name)]
+        with pytest.raises(InputError, match="exists already"):
+            records([str(embedded_folder() / "records.jsonl"), *output])
+        with pytest.raises(InputError, match="exists already"):
+            evaluate(["--data", str(questions), *output])
+    assert (tmp_path / "earlier.jsonl").read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_help_names_forms_types_and_the_usual_ones(capsys):

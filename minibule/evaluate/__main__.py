@@ -10,7 +10,7 @@ from minibule.errors import InputError
 from minibule.evaluate.judge import JUDGES, read_rows
 from minibule.evaluate.perplexity import text_perplexity
 from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures, record_row
-from minibule.files import embedded_folder, whole_file, writing
+from minibule.files import check_new, embedded_folder, reading, whole_file, writing
 from minibule.machine.threads import set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
@@ -66,10 +66,7 @@ def main(argv: list[str]) -> None:
     config = from_flags(EvaluateConfig, vars(parser.parse_args(argv)))
     if config.output:
         check_output(config.output)
-        if config.output.exists():
-            raise InputError(
-                f"--output {shown(config.output)}: exists already; expected a new name."
-            )
+        check_new(config.output)
     set_threads(config.threads)
     judge = JUDGES[config.judge]
     rows = read_rows(config.data, judge)
@@ -99,9 +96,10 @@ def main(argv: list[str]) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--text {shown(path)}: cannot be read ({error}).") from None
+        with reading(path) as file:
+            text = file.read().decode()
+    except ValueError as error:
+        raise InputError(f"--text {path}: not UTF-8 text ({error}).") from None
     if not text.strip():
         raise InputError(f"--text {shown(path)}: found no text, expected some.")
     return text

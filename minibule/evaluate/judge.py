@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibule.errors import InputError, listed
+from minibule.files import reading
 from minibule.records.readers import json_lines
 
 Row = Mapping[str, Any]
@@ -92,18 +93,15 @@ def read_rows(path: Path, judge: Judge) -> list[Row]:
     """
     rows: dict[str, Row] = {}
     problems = []
-    try:
-        with path.open("rb") as file:
-            for where, value in json_lines(file):
-                try:
-                    row = _row(value, judge)
-                    if row["prompt"] in rows:
-                        raise ValueError("found a prompt that stands above, expected another")
-                    rows[row["prompt"]] = row
-                except (InputError, ValueError) as error:
-                    problems.append(f"{where}: {error}")
-    except (OSError, ValueError) as error:  # a name with a NUL is no OSError
-        raise InputError(f"{path}: cannot be read ({error}).") from None
+    with reading(path) as file:
+        for where, value in json_lines(file):
+            try:
+                row = _row(value, judge)
+                if row["prompt"] in rows:
+                    raise ValueError("found a prompt that stands above, expected another")
+                rows[row["prompt"]] = row
+            except (InputError, ValueError) as error:
+                problems.append(f"{where}: {error}")
     if not rows and not problems:
         problems = ["no line that is not blank"]
     if problems:

@@ -21,6 +21,7 @@ from minibule.core.forest import pack
 from minibule.core.llama import Llama
 from minibule.core.step import answer_log_probs
 from minibule.errors import InputError, listed
+from minibule.files import reading
 from minibule.generate.decode import answer
 from minibule.machine.threads import threads
 from minibule.records.readers import json_lines
@@ -60,15 +61,12 @@ def read_questions(path: str | Path) -> list[Question]:
     """Read a heldout file; InputError lists the rows that are none."""
     path = Path(path)
     questions, problems = [], []
-    try:
-        with path.open("rb") as file:
-            for where, row in json_lines(file):
-                try:
-                    questions.append(_question(row))
-                except (InputError, ValueError) as error:
-                    problems.append(f"{where}: {error}")
-    except (OSError, ValueError) as error:  # a name with a NUL is no OSError
-        raise InputError(f"{path}: cannot be read ({error}).") from None
+    with reading(path) as file:
+        for where, row in json_lines(file):
+            try:
+                questions.append(_question(row))
+            except (InputError, ValueError) as error:
+                problems.append(f"{where}: {error}")
     if not questions and not problems:
         problems = ["no line that is not blank"]
     if problems:

@@ -6,7 +6,7 @@ import sys
 from minibule.errors import InputError
 from minibule.explain.story import explain, explain_tiny_vocab, loss_of_rows
 from minibule.explain.subject import Place
-from minibule.program import run
+from minibule.program import leave_if_unread, print_bold, run
 from minibule.runs.settings import add_settings, resolve
 from minibule.settings import Parser
 
@@ -68,7 +68,9 @@ def main(argv: list[str]) -> None:
         lines = explain(config, place._replace(**chosen), arguments["module"] or "")
     bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for line in lines:
-        print(f"\033[1m{line}\033[0m" if bold and line[:1].isdigit() else line, flush=True)
+        (print_bold if bold and line[:1].isdigit() else print)(line)
+        sys.stdout.flush()
+        leave_if_unread()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.models.named import MODEL_HELP
-from minibule.program import run
+from minibule.program import leave_if_unread, run
 from minibule.settings import Parser, add_flags, from_flags, setting
 from minibule.text.chat import Chat
 
@@ -72,6 +72,7 @@ class _Printer:
         if not text.endswith("\ufffd"):
             print(text[self.printed :], end="", flush=True)
             self.printed = len(text)
+            leave_if_unread()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the machine is asked: how much memory this process takes, and to compute on all cores."""
+"""What the machine is asked: memory taken, time passed, and to compute on all cores."""
 
 import contextvars
 import ctypes
@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,14 @@ from minibule.errors import InputError
 
 X = TypeVar("X")
 Y = TypeVar("Y")
+
+
+def seconds_since(started: float) -> float:
+    """Seconds since perf_counter was at `started`; some, also where a clock stands or is set back.
+
+    What is divided by them is finite, and what is summed does not shrink.
+    """
+    return max(time.perf_counter() - started, 1e-9)
 
 
 def memory_gb() -> float:

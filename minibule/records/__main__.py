@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from minibule.errors import InputError
+from minibule.files import check_new
 from minibule.program import run
 from minibule.records.formats import KNOWN
 from minibule.records.records import (
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
         check_output(args.output)
         if args.output.resolve() in [path.resolve() for path in args.files]:
             raise InputError(f"{shown(args.output)}: is an input too, expected another name")
+        check_new(args.output)
 
     total = Summary(f"all {len(args.files)} files")
     records: list[Record] = []

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minibule.errors import InputError
+from minibule.files import no_file
 from minibule.records.formats import fields_read
 from minibule.wording import printable
 
@@ -199,12 +200,6 @@ class _Unzipped(gzip.GzipFile):
 _READERS = {".jsonl": json_lines, ".json": _json_array, ".parquet": _parquet}
 
 
-def _no_file(path: Path) -> str:
-    if not path.exists():
-        return "no such file"
-    return f"found a {'folder' if path.is_dir() else 'pipe or a device'}, expected a file"
-
-
 def read_items(path: Path, progress: bool) -> Items:
     """Each row of the file as (where, value); damage to the file itself comes as a last row."""
     name = path.name.lower()
@@ -213,7 +208,7 @@ def read_items(path: Path, progress: bool) -> Items:
     where = "start"
     try:
         if not path.is_file():
-            raise InputError(_no_file(path))
+            raise InputError(no_file(path))
         if read is None:
             raise InputError("unknown extension, expected .jsonl, .json, .parquet or .gz of a JSON")
         bar = tqdm(

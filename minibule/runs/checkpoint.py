@@ -22,7 +22,7 @@ from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.optim import AdamW
 from minibule.errors import InputError, listed
-from minibule.files import from_json, to_json, whole_file, writing
+from minibule.files import from_json, no_file, to_json, whole_file, writing
 from minibule.machine.half import widened
 from minibule.machine.matrix import Array
 from minibule.models.safetensors import check_finite
@@ -237,6 +237,8 @@ def _read(path: Path, run: Identity, shapes: Mapping[str, tuple[int, ...]]) -> C
 
 def _verified(path: Path) -> tuple[dict[str, Any], int]:
     """What a checkpoint says about itself, and its header's bytes, if its checksum is right."""
+    if not path.is_file():
+        raise DamagedError(no_file(path))
     with path.open("rb") as file:
         length = file.read(8)
         size = int.from_bytes(length, "little")

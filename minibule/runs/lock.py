@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minibule.errors import InputError
+from minibule.files import open_own, writing
 from minibule.runs.folder import RunFolder
 
 if sys.platform == "win32":
@@ -48,10 +49,11 @@ def locked(folder: Path) -> Iterator[None]:
             "host": platform.node(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(holder).encode() + b"\n")
-        file.flush()
+        with writing(path):
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(holder).encode() + b"\n")
+            file.flush()
         yield
     finally:
         if os.name == "nt":
@@ -67,13 +69,13 @@ def locked(folder: Path) -> Iterator[None]:
 def refuse_if_locked(folder: Path) -> None:
     """InputError where another run holds the folder; nothing is made or left there."""
     path = RunFolder(folder).lock
-    if path.exists():
+    if path.exists() or path.is_symlink():
         _take(path).close()
 
 
 def _take(path: Path) -> BinaryIO:
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = open_own(path)
         try:
             _lock(file)
         except BlockingIOError:

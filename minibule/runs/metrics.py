@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from minibule.errors import InputError
-from minibule.files import writing
+from minibule.files import open_own, reading, writing
 from minibule.records.readers import json_lines
 from minibule.wording import Number
 
@@ -21,9 +21,8 @@ def open_metrics(path: Path, length: int) -> BinaryIO:
 
     Where it is shorter (somebody changed it), it goes on after its last whole line.
     """
+    log = open_own(path)
     with writing(path):
-        path.touch()
-        log = path.open("r+b")
         kept = log.read(length).rfind(b"\n") + 1
         if kept < length:
             tqdm.write(f"{path}: lines of earlier steps are missing there")
@@ -47,11 +46,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl by step; a last one that is only half there is left out."""
     if not path.exists():
         return []
-    try:
-        with path.open("rb") as file:
-            lines = list(json_lines(file))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    with reading(path) as file:
+        lines = list(json_lines(file))
     steps: dict[int, dict[str, Any]] = {}
     for where, value in lines:
         try:

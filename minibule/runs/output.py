@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from minibule.errors import InputError
-from minibule.files import remove_stale
+from minibule.files import check_own, remove_stale
 from minibule.runs.folder import RunFolder
 from minibule.runs.lock import refuse_if_locked
 from minibule.runs.manifest import Manifest
@@ -62,9 +62,7 @@ def check_output(
         )
     manifest, results = Manifest(output), folder.results(config)
     for path in results:
-        if path.is_dir() != (path in folder.folders(config)) and path.exists():
-            found, wanted = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
-            raise InputError(f"{path}: found {found}, a run writes {wanted} there. Move it away.")
+        check_own(path, "a folder" if path in folder.folders(config) else "a file")
     if resume and not manifest.exists:  # a run of an earlier version had no list, and may go on
         manifest.assume(results)
     manifest.refuse_foreign(results if resume else [*manifest.own, *results], resume)

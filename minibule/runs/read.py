@@ -38,7 +38,7 @@ def read_run(folder: str | Path) -> Run:
     """Read a run's folder, finished or not."""
     folder = existing_folder(folder, "the output folder of a training run")
     files = RunFolder(folder)
-    if not files.settings.is_file():
+    if not files.settings.exists():
         raise InputError(
             f"{folder}: not the folder of a training run: it has no {files.settings.name}. "
             "Expected what `python -m minibule.train` has written, such as runs/tiny."

@@ -4,7 +4,7 @@ A chat template is a program by whoever made the model. jinja2's sandbox keeps i
 modules and attributes, but not from running for ever (two nested loops) or filling the memory
 (`{{ "a" * 10**10 }}`), and nothing within a Python process can: so it runs in a process of its own,
 which is given so many seconds for each prompt and so much memory (on Linux; elsewhere the seconds
-have to do), and is ended when it takes more.
+have to do), and is ended when it takes more; where nobody is left to end it, the system does.
 
 This module is both sides. They exchange lines of JSON: first the template and an empty object back,
 then for each prompt the template's variables and its text.
@@ -13,10 +13,12 @@ then for each prompt the template's variables and its text.
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -107,15 +109,12 @@ def _serve() -> None:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse  # the hub's templates call it
-    with contextlib.suppress(ImportError):
-        import resource  # Unix only
-
-        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit("RLIMIT_AS", MEMORY)
+    _limit("RLIMIT_CORE", 0)
     _say({})
     template = None
     for line in sys.stdin.buffer:
+        _limit("RLIMIT_CPU", math.ceil(time.process_time() + SECONDS) + 1)
         try:
             question = json.loads(line)
             if template is None:
@@ -129,6 +128,15 @@ def _serve() -> None:
             _say({"text": text})
         except Exception as error:  # a template may fail in any way a program can
             _say({"error": f"{type(error).__name__}: {error}"[:500]})
+
+
+def _limit(what: str, most: int) -> None:
+    """Have the system give this process no more of it, where the system can."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # or a lower limit is set already
+        import resource  # Unix only
+
+        kind = getattr(resource, what)
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
 def _say(answer: dict[str, Any]) -> None:

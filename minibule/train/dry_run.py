@@ -13,7 +13,7 @@ from minibule.core.counts import total_weight
 from minibule.core.forest import pack
 from minibule.core.optim import AdamW
 from minibule.evaluate.heldout import evaluate
-from minibule.machine.threads import memory_gb, peak_memory_gb, threads
+from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since, threads
 from minibule.report import figures
 from minibule.runs.folder import RunFolder
 from minibule.runs.output import check_space, output_folder
@@ -78,7 +78,7 @@ def _rehearse(
     for index in usual:
         seconds += take_step(1 + int(index))
         computed += tokens[index]
-        if time.perf_counter() - started > USUAL_SECONDS:
+        if seconds_since(started) > USUAL_SECONDS:
             break
     return tokens, rows, computed / seconds
 
@@ -91,12 +91,12 @@ def _snapshot_seconds(setup: Setup) -> float:
     for adapter in (setup.start, setup.adapter):
         started = time.perf_counter()
         observe(without, adapter)
-        asked = time.perf_counter()
-        asking += asked - started
+        asking += seconds_since(started)
         if longest:
             model = dataclasses.replace(setup.model, adapter=adapter)
+            started = time.perf_counter()
             evaluate(model, longest, setup.loss, setup.config.pass_tokens)
-            evaluating += time.perf_counter() - asked
+            evaluating += seconds_since(started)
     share = total_weight(longest) / total_weight(setup.heldout) if longest else 1.0
     return asking + evaluating / share
 

@@ -23,7 +23,7 @@ from minibule.core.step import gradients
 from minibule.errors import InputError
 from minibule.evaluate.heldout import evaluate
 from minibule.files import flush_to_disk, whole_file
-from minibule.machine.threads import memory_gb, peak_memory_gb
+from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since
 from minibule.models.named import base_name
 from minibule.models.peft import save_adapter
 from minibule.program import leave, stop_after_step
@@ -174,7 +174,7 @@ def take_step(setup: Setup, optimiser: AdamW, step: int) -> dict[str, Any]:
         finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
         if finite:
             optimiser.step(grads, lr)
-    seconds = time.perf_counter() - started
+    seconds = seconds_since(started)
     line: dict[str, Any] = {
         "step": step,
         **metrics,

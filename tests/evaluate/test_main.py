@@ -67,7 +67,7 @@ def test_what_is_refused_leaves_files_as_they_are(data, tmp_path):
         (["--output", str(tmp_path / "x.json")], "ends in .jsonl"),
         (["--output", str(tmp_path / "no" / "x.jsonl")], "no such folder"),
         (["--text", str(empty)], "found no text"),
-        (["--text", str(tmp_path / "none.txt")], "cannot be read"),
+        (["--text", str(tmp_path / "none.txt")], "no such file"),
         (["--judge", "taste"], "expected one of regex, contains, exact"),
         (["--samples", "0"], "expected a whole number from 1 to 256"),
         (["--temperature", "0"], "expected a number above 0"),

@@ -1,5 +1,7 @@
 """A run removes and replaces what a run wrote, and nothing else; all that can fail fails before."""
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ from minibule.files import embedded_folder
 from minibule.machine import threads as machine
 from minibule.models.exports import HuggingFaceExport
 from minibule.report.__main__ import main as report
+from minibule.runs import lock
 from minibule.runs.manifest import Manifest
 from minibule.runs.settings import TrainConfig
 from minibule.train import loop
@@ -149,6 +152,80 @@ def test_a_list_names_files_of_its_folder_only(name):
     files = {name: None}
     Path("out/manifest.json").write_text(json.dumps({"files": files}))
     assert "not the list" in refuses("--output=out", "--overwrite")
+
+
+# -- links, pipes and devices: nothing outside the folder is written, nothing is waited for --------
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "checkpoint", "config.toml", "adapter"])
+@pytest.mark.parametrize("target", ["victim", "victims", "nowhere"])
+def test_a_link_with_the_name_of_a_result_leads_nowhere(name, target):
+    """As in a folder of a stranger's, or where strangers write too: /tmp."""
+    run("--output=out")
+    manifest = Path("out/manifest.json").read_text()
+    Path("victim").write_text("mine")
+    Path("victims").mkdir()
+    for stale in ("victims/step-00000001.safetensors", "victims/.x.12ab.partial"):
+        Path(stale).write_text("mine")
+    path = Path("out", name)
+    if path.exists():
+        shutil.move(path, "elsewhere")
+    path.symlink_to(Path(target).absolute())
+    before = everything()
+    assert name in refuses("--output=out", "--overwrite")
+    with pytest.raises(InputError, match=name):
+        main(["--resume", "--output=out"])
+    assert everything() == before and path.is_symlink() and not Path("nowhere").exists()
+    assert Path("out/manifest.json").read_text() == manifest
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("device", [False, True], ids=["pipe", "device"])
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.toml", "before.json"])
+def test_a_pipe_or_a_device_with_the_name_of_a_result(name, device):
+    run("--output=out")
+    Path("out", name).unlink(missing_ok=True)
+    if device:
+        Path("out", name).symlink_to("/dev/zero")  # which has no end
+    else:
+        os.mkfifo(Path("out", name))  # which would be waited for
+    assert name in refuses("--output=out", "--overwrite")
+    with pytest.raises(InputError, match=name):
+        main(["--resume", "--output=out"])
+    if name != ".lock":  # of no interest to a report
+        with pytest.raises(InputError, match=f"{name}: found .*, expected a"):
+            report(["out"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_checkpoint_that_is_a_pipe_is_damaged(capsys):
+    run("--output=out", "--save-every=1", "--steps=2", "--keep=2")
+    (first, last) = sorted(Path("out/checkpoint").iterdir())
+    last.unlink()
+    os.mkfifo(last)
+    main(["--resume", "--output=out"])
+    said = capsys.readouterr().out
+    assert f"{last}: found a pipe or a device" in said and f"from {first}" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("flag", ["heldout", "config", "data"])
+def test_an_input_that_is_a_pipe_or_a_device(flag):
+    os.mkfifo("pipe.jsonl")
+    for place in ("pipe.jsonl", "/dev/zero"):
+        assert f"{place}: found a pipe or a device" in refuses(f"--{flag}={place}")
+    assert "no such file" in refuses(f"--{flag}=nowhere")
+
+
+def test_a_lock_that_cannot_be_written_is_named(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(lock, "open_own", lambda _: Full())
+    monkeypatch.setattr(lock, "_lock", lambda _: None)
+    monkeypatch.setattr(lock, "_take", lambda path: lock.open_own(path))
+    assert "out/.lock: cannot be written (File too large)" in refuses("--output=out")
 
 
 def test_a_run_that_died_while_writing_can_be_replaced(monkeypatch):

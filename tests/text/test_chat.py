@@ -1,10 +1,14 @@
 """Rendering and encoding: the real tokenizer where it is at hand, the embedded one everywhere."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from helpers import shared
+from helpers import ROOT, shared
 from tokenizers import Tokenizer
 
 from minibule.errors import InputError
@@ -218,6 +222,28 @@ def test_a_template_takes_no_more_than_its_share(folder, template, message, monk
     set_template(folder, template)
     with pytest.raises(InputError, match=message):
         load_chat(folder).encode_prompt("x")
+
+
+def test_a_template_ends_by_itself_where_nobody_is_left_to_end_it():
+    """The process that started it was killed, and so was what watched its time."""
+    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
+    pytest.importorskip("resource", reason="processor time is limited on Unix")
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    lines = [json.dumps(question) for question in ({"template": endless}, {}, {})]
+    code = "from minibule.text import template; template.SECONDS = 0.1; template._serve()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    with process:
+        process.stdin.write("\n".join(lines).encode() + b"\n")
+        process.stdin.flush()  # and it stays open
+        try:
+            assert process.wait(timeout=60) == -signal.SIGXCPU
+        finally:
+            process.kill()
 
 
 def test_a_template_that_fails_on_one_prompt_is_asked_again_for_the_next(folder):

@@ -1,8 +1,12 @@
 """The main command: what it writes, that it repeats itself, and that bad input ends in words."""
 
+import itertools
 import json
+import math
+import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -158,6 +162,20 @@ def test_start_adapter_and_last_layers(capsys):
     again = load_file("b/adapter/adapter_model.safetensors")
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(again[name], tensor)  # lr 0: as it came
+
+
+@pytest.mark.parametrize("tick", [0.0, -1.0], ids=["stands still", "runs backwards"])
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_clock_that(tick, flags, monkeypatch, capsys):
+    moments = itertools.count(1000.0, tick)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
+    main([*QUICK, "--export=none", "--output=out", *flags])
+    said = capsys.readouterr().out
+    assert ("0.0 s" in said) or flags
+    assert not re.search(r"[ (]-\d[\d.]* s|inf|nan", said), said
+    if not flags:
+        for line in metrics_of("out"):
+            assert line["seconds"] > 0 and math.isfinite(line["tokens_per_s"])
 
 
 def test_a_start_adapter_brings_its_own_shape(capsys):
