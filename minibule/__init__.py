@@ -11,6 +11,7 @@
 Commands, each with `--help`:
 
     python -m minibule.train      teach a model from rejection records
+    python -m minibule.rounds     sample answers, judge them, train on the rejected ones, again
     python -m minibule.generate   answer a prompt
     python -m minibule.evaluate   ask questions, judge the answers, write them to train on
     python -m minibule.export     write the model or its adapter for others to load
@@ -35,6 +36,7 @@ Begin with core/LESSON.md, or with `python -m minibule.explain --tiny-vocab`. Th
     train       one run, from its settings to its report
     report      a run as one page
     explain     one gradient, worked through with its numbers
+    rounds      runs one after another, each on samples of the model as it is
 """
 
 import os

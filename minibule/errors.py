@@ -18,7 +18,13 @@ class Terminated(BaseException):
 
 def listed(problems: Sequence[str], limit: int = 20) -> str:
     """`problems` one a line, indented; after `limit` of them only how many more there are."""
-    lines = [f"  {problem}" for problem in problems[:limit]]
+    lines = [f"  {shortened(problem)}" for problem in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit:,} more")
     return "\n".join(lines)
+
+
+def shortened(text: str, most: int = 500) -> str:
+    """`text`, or its beginning and end: what is wrong with a file may be as long as the file."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
-from minibule.errors import InputError, Terminated
+from minibule.errors import InputError, Terminated, shortened
 
 # What `whole_file` and `whole_folder` call what is not whole yet: .NAME.a1b2c3d4.partial, with as
 # much of the name as a name may have on any disk.
@@ -55,9 +55,7 @@ def native_parser(refusal: str) -> Iterator[None]:
     except (InputError, MemoryError, KeyboardInterrupt, Terminated, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        said = str(error)  # which may quote a value as long as the file
-        shown = said if len(said) <= 500 else f"{said[:250]} ... {said[-250:]}"
-        raise InputError(f"{refusal} ({shown}).") from None
+        raise InputError(f"{refusal} ({shortened(str(error))}).") from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

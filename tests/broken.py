@@ -1,11 +1,13 @@
-"""Model and adapter folders of the ODD shapes, and ways to break them."""
+"""Model and adapter folders of the ODD shapes, GGUF files, and ways to break them."""
 
 import json
 
+from gguf import GGUFWriter
 from helpers import ODD, random_adapter, random_llama
 from safetensors.numpy import load_file, save_file
 
 from minibule.files import write_json
+from minibule.models.gguf_file import read_gguf
 from minibule.models.huggingface import config_json
 from minibule.models.peft import save_adapter
 from minibule.models.save import save_weights
@@ -37,3 +39,19 @@ def change_tensors(path, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+
+
+def change_metadata(path, changes):
+    """Give keys of an F32 GGUF file's metadata these values."""
+    file = read_gguf(path)
+    tensors = {name: file.array(name) for name in file.tensors}
+    writer = GGUFWriter(path, "llama")
+    writer.kv_data[0].clear()
+    for key, value in (file.metadata | changes).items():
+        writer.add_key_value(key, value.value, value.type, value.sub_type)
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -53,6 +53,7 @@ def read(path: str) -> Text:
 NAMES = (
     "README.md",
     "minibule/core/LESSON.md",
+    "minibule/methods/METHODS.md",
     "minibule/records/FORMATS.md",
     "tools/EXPERIMENTS.md",
     "tools/BENCHMARKS.md",

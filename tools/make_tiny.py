@@ -211,6 +211,8 @@ def main(argv: list[str]) -> None:
     records = sample_records(model, chat, train, args.seed)
     write_lines(args.output / "records.jsonl", records)
     write_lines(args.output / "heldout.jsonl", [world.heldout_row(p) for p in heldout])
+    for name, part in (("questions", train), ("questions-test", heldout)):
+        write_lines(args.output / f"{name}.jsonl", [world.question_row(p) for p in part])
     print(f"{args.output}: {len(records)} records, {len(heldout)} held-out prompts")
 
 

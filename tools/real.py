@@ -62,7 +62,7 @@ LAST = 60  # records of --data that margins are taken on, at most
 ROWS = {
     **{name: f"objective={name}" for name in LOSSES if name not in ("literal", "rate")},
     "rate, target alone": "objective=rate alpha=1",
-    "complement, contrast ratio": "objective=reference contrast=ratio",
+    "reference, contrast ratio": "objective=reference contrast=ratio",
     "nsr, kl .3": "objective=nsr kl=0.3",
     "npo, kl .3": "objective=npo kl=0.3",
     "sft, kl .3": "objective=sft kl=0.3",
@@ -195,17 +195,16 @@ def measure_all(runs: Sequence[Run], job: Job, results: Path) -> list[Outcome]:
             done[Run(outcome["row"], outcome["lr"], outcome["seed"])] = outcome
     left = [run for run in runs if run not in done]
     context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(os.cpu_count(), context, _quiet) as pool,
-        tqdm(total=len(left), desc="runs", unit=" runs") as bar,
-    ):
+    pool = ProcessPoolExecutor(os.cpu_count(), context, _quiet)
+    try:
         waiting = {pool.submit(train_and_measure, run, job): run for run in left}
-        for future in as_completed(waiting):
+        for future in tqdm(as_completed(waiting), desc="runs", unit=" runs", total=len(left)):
             outcome = future.result()
             done[waiting[future]] = outcome
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(outcome) + "\n")
-            bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [done[run] for run in runs]
 
 
@@ -284,6 +283,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--lr", default="3e-5,1e-4,3e-4", help="learning rates (3e-5,1e-4,3e-4)")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each row (1)")
     parser.add_argument("--set", default="", help='settings of all runs, as "epochs=2 lora_r=8"')
+    parser.add_argument("--data", type=Path, help="records to train on instead of the samples")
     parser.add_argument(
         "--asked", type=int, default=8, help="samples of each held-out question (8)"
     )

@@ -21,6 +21,7 @@ are about one prompt in eight.
     python tools/world.py          print the world's kinds, styles and shares
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -313,6 +314,15 @@ def heldout_row(prompt: Prompt) -> dict[str, str | list[str] | dict[str, list[st
     """
     strings = {style: [answer for answer, _ in row] for style, row in prompt.answers.items()}
     return {"prompt": prompt.text, "accepted": strings.pop(ACCEPTED), "rejected": strings}
+
+
+def question_row(prompt: Prompt) -> dict[str, str]:
+    """One line of questions.jsonl: `accept` is a pattern of all accepted answers, from end to end.
+
+    {"prompt": "say apple", "accept": "\\A(?:apple|The word is apple\\.)\\Z", "kind": "repeat"}
+    """
+    answers = "|".join(re.escape(answer) for answer, _ in prompt.answers[ACCEPTED])
+    return {"prompt": prompt.text, "accept": rf"\A(?:{answers})\Z", "kind": prompt.kind}
 
 
 def main() -> None:

@@ -199,7 +199,7 @@ def loss_parts(
     w = contrast_weights(v, contrast, ref_logits)
 
     logp = log_softmax(z)
-    log_rest = _log_one_minus_p(z)
+    log_rest = log_one_minus_p(z)
     p = np.exp(logp)
     kl = P * (np.log(P) - logp)
     if contrast == "ratio" and ref_logits is not None:
@@ -272,7 +272,7 @@ def log_softmax(z: Array) -> Array:
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
-def _log_one_minus_p(z: Array) -> Array:
+def log_one_minus_p(z: Array) -> Array:
     """log(1 - p_i) for every i of z (n, V), exact however close p_i comes to 1.
 
     Only a row's top token can have p > 1/2. For it, 1 - p is what the others have together:

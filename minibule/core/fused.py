@@ -21,7 +21,7 @@ import numpy as np
 
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
-from minibule.core.objective import MIN_RATE, Objective, optimal_p
+from minibule.core.objective import MIN_RATE, Objective, Prior, optimal_p
 from minibule.core.softmax import SplitSoftmax, per_row, split_softmax
 from minibule.machine.matrix import Array
 
@@ -47,6 +47,10 @@ class ComplementLoss(RowLoss):
     @property
     def needs_attempts(self) -> bool:
         return self.objective.prior == "rate"
+
+    @property
+    def prior(self) -> Prior | None:
+        return self.objective.prior
 
     def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
         return row_losses(z, z_ref, counts, self.objective)

@@ -12,7 +12,7 @@ import numpy as np
 
 from minibule.core.counts import RowCounts, expected_attempts
 from minibule.core.fused import row_metrics
-from minibule.core.loss import RowLoss
+from minibule.core.loss import RowLoss, Values
 from minibule.core.objective import Objective
 from minibule.core.softmax import anchor, log_probs_backward, split_softmax
 from minibule.machine.matrix import Array, Matrix
@@ -54,19 +54,26 @@ def head_loss(
     dhidden = np.empty_like(hidden)
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden, loss.needs_attempts):
-        held = None
-        if loss.kl and c.z_ref is not None:  # first: both are overwritten
-            held = anchor(c.z, loss.held_to(c.z_ref, c.counts), loss.kl)
-        z_ref = c.z_ref if loss.needs_reference else None
-        values, dz = loss.rows(c.z, z_ref, c.counts)  # (n,) each, (n, V)
-        if held:
-            values["anchor"] = held[0]
-            values["loss"] = values["loss"] + loss.kl * held[0]
-            dz += held[1]
+        values, dz = anchored(loss, c.z, c.z_ref, c.counts)  # (n,) each, (n, V)
         share = c.counts.weight / count
         dhidden[c.where] = (dz @ head) * share.astype(dz.dtype)[:, None]
         _add_shares(metrics, share, values)
     return metrics, dhidden
+
+
+def anchored(
+    loss: RowLoss, z: Array, z_ref: Array | None, counts: RowCounts
+) -> tuple[Values, Array]:
+    """`loss.rows` with kl times the anchor added to "loss" and to dz; z, z_ref are overwritten."""
+    held = None
+    if loss.kl and z_ref is not None:  # first: both are still whole
+        held = anchor(z, loss.held_to(z_ref, counts), loss.kl)
+    values, dz = loss.rows(z, z_ref if loss.needs_reference else None, counts)
+    if held:
+        values["anchor"] = held[0]
+        values["loss"] = values["loss"] + loss.kl * held[0]
+        dz += held[1]
+    return values, dz
 
 
 def head_metrics(
@@ -75,13 +82,17 @@ def head_metrics(
     counts: RowCounts,
     objective: Objective,
     ref_hidden: Array,
+    loss: RowLoss | None = None,
     *,
     count: float,
 ) -> dict[str, float]:
-    """What an evaluation reports: all of `fused.row_metrics`, and no gradient."""
+    """What an evaluation reports: `fused.row_metrics`, and over it what `loss` says itself."""
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden, objective.prior == "rate"):
-        values = row_metrics(c.z, c.z_ref, c.counts, objective)
+        own: Values = {}
+        if loss and c.z_ref is not None:
+            own, _ = anchored(loss, c.z.copy(), c.z_ref.copy(), c.counts)
+        values = row_metrics(c.z, c.z_ref, c.counts, objective) | own
         _add_shares(metrics, c.counts.weight / count, values)
     return metrics
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
 from minibule.core.counts import Counts, RowCounts
+from minibule.core.objective import Prior
 from minibule.machine.matrix import Array
 
 # Which answers of a record a loss learns from: of one sort alone, whatever there is, or both sorts,
@@ -27,11 +28,13 @@ Values = dict[str, Array]  # "loss" and other metrics, a number for each row or 
 class _Loss(ABC):
     """kl: how strongly p is held to p_ref; 0: not at all.
 
+    held: what it is held to, in a word: the base, or the target P.
     end_token: whether the end of the turn is trained as the last token of an answer that came to
-    its own end. With rejected answers alone it never is: that would teach the model not to stop.
+    its own end. A loss of rejected answers never trains it: that would teach the model not to stop.
     """
 
     kl: float = 0.0
+    held: ClassVar[Literal["base", "P"]] = "base"
     uses: ClassVar[Uses] = "rejected"
     end_token: ClassVar[bool] = False
 
@@ -39,6 +42,11 @@ class _Loss(ABC):
     @abstractmethod
     def needs_reference(self) -> bool:
         """Whether its method is given what the base model says."""
+
+    @property
+    def prior(self) -> Prior | None:
+        """What its target distribution P is built on; None: it has no target."""
+        return None
 
     def __str__(self) -> str:
         """The numbers of a loss that is a dataclass, as "beta 1, kl 0.3"."""

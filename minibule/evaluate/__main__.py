@@ -9,11 +9,12 @@ from pathlib import Path
 from minibule.errors import InputError
 from minibule.evaluate.judge import JUDGES, read_rows
 from minibule.evaluate.perplexity import text_perplexity
-from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures
+from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures, record_row
 from minibule.files import check_new, embedded_folder, reading, whole_file, writing
 from minibule.machine.threads import set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
+from minibule.models.named import MODEL_HELP
 from minibule.program import run
 from minibule.records.records import check_output, shown
 from minibule.settings import Parser, add_flags, from_flags, setting
@@ -27,9 +28,7 @@ EXAMPLES = 2  # questions shown with an answer or two
 class EvaluateConfig:
     """The settings of `python -m minibule.evaluate`."""
 
-    model: Path | None = setting(
-        None, "Hugging Face folder or GGUF file (default: the embedded one)", group=MODEL
-    )
+    model: Path | None = setting(None, MODEL_HELP, group=MODEL)
     adapter: Path | None = setting(None, "PEFT adapter folder to put on top", group=MODEL)
     data: Path = setting(
         Path(),
@@ -109,24 +108,15 @@ def _read_text(path: Path) -> str:
 def write_samples(asked: Sequence[Asked], path: Path) -> None:
     """The samples that were judged, one a line, in the unpaired format of `records`.
 
-    Beside prompt, completion and label: the reward, whether the answer ended by itself, and the
-    kind of question where it has one.
+    Beside prompt, completion and label: the reward, whether the answer ended by itself, its tokens,
+    and the kind of question where it has one.
     """
     with writing(path), whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for one in asked:
-            kind = {} if one.row.get("kind") is None else {"kind": one.row["kind"]}
             for sample in one.samples:
-                if sample.reward is None:
-                    continue
-                row = {
-                    "prompt": one.row["prompt"],
-                    "completion": sample.text,
-                    "label": sample.accepted,
-                    "reward": sample.reward,
-                    "ended": sample.ended,
-                    **kind,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                if sample.reward is not None:
+                    row = record_row(one.row, sample)
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 # -- what is printed -------------------------------------------------------------------------------

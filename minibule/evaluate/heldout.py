@@ -1,4 +1,4 @@
-"""Records set apart, and how far the model is from their targets."""
+"""Records set apart: the loss there, and what the model makes of rejected tokens."""
 
 from collections.abc import Sequence
 
@@ -7,24 +7,32 @@ from tqdm import tqdm
 
 from minibule.core.counts import Example, total_weight
 from minibule.core.forest import Batch, pack
+from minibule.core.fused import ComplementLoss
 from minibule.core.head import add_metrics, head_metrics
 from minibule.core.llama import Llama, forward_batch
-from minibule.core.objective import OBJECTIVES, Objective
+from minibule.core.loss import Loss, RowLoss
+from minibule.core.objective import OBJECTIVES
 from minibule.machine.threads import side_by_side, threads
 
-# Measures that an objective's target distribution gives a meaning.
-OF_THE_TARGET = ("loss", "kl", "contrast", "optimal_rejected_mass", "optimality_gap")
+# Measures of a complement objective's two parts, and of the p* that minimises them.
+OF_THE_OBJECTIVE = ("kl", "contrast", "optimal_rejected_mass", "optimality_gap")
 
 
 @np.errstate(all="ignore")
 def evaluate(
-    model: Llama, examples: Sequence[Example], objective: Objective | None, pass_tokens: int
+    model: Llama, examples: Sequence[Example], loss: Loss | None, pass_tokens: int
 ) -> dict[str, float]:
     """Means over the rows of held-out examples; what they are, `fused.row_metrics` says.
 
-    objective: None for a loss without a target distribution, of which only the rest is measured.
+    "loss" is the loss that is trained, with its "anchor" where it has one. A loss of whole answers
+    has no number for a row, and only a complement objective has what is OF_THE_OBJECTIVE; None: of
+    no loss at all.
     """
-    has_target, objective = objective is not None, objective or OBJECTIVES["reference"]
+    objective, own = OBJECTIVES["reference"], loss if isinstance(loss, RowLoss) else None
+    meaningless: tuple[str, ...] = OF_THE_OBJECTIVE if own else ("loss", *OF_THE_OBJECTIVE)
+    if isinstance(loss, ComplementLoss):
+        objective, meaningless = loss.objective, ()
+        own = loss if loss.kl else None  # without an anchor all of it is measured as it is
     count = total_weight(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
@@ -32,7 +40,9 @@ def evaluate(
         hidden = ref_hidden
         if model.adapter:
             hidden, _ = forward_batch(model, batch)
-        metrics = head_metrics(hidden, model.head, batch.rows, objective, ref_hidden, count=count)
+        metrics = head_metrics(
+            hidden, model.head, batch.rows, objective, ref_hidden, own, count=count
+        )
         return metrics, len(batch.answer_entry)
 
     metrics: dict[str, float] = {}
@@ -43,4 +53,4 @@ def evaluate(
             add_metrics(metrics, more)
             bar.update(size)
     metrics["first_rejected_mass"] /= metrics.pop("first")
-    return {name: m for name, m in metrics.items() if has_target or name not in OF_THE_TARGET}
+    return {name: m for name, m in metrics.items() if name not in meaningless}

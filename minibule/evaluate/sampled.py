@@ -1,8 +1,8 @@
 """Questions put to a model: its greedy answers, samples of its answers, and what a judge says."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,13 +24,13 @@ ACCEPTED_FROM = 0.5  # the least reward of an accepted answer
 class Answer(NamedTuple):
     """An answer of the model.
 
-    tokens   how many it has, the end of its turn not counted
+    ids      its tokens, the end of its turn not among them
     ended    whether the model ended it, and not the limit of tokens
     reward   the judge's, from 0 to 1; None where it could not tell
     """
 
     text: str
-    tokens: int
+    ids: list[int]
     ended: bool
     reward: float | None
 
@@ -86,30 +86,36 @@ def ask(
     A sample depends on the seed, the prompt and its number among the samples alone. InputError
     where a prompt and max_new_tokens exceed the model's context.
     """
-    prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
-
-    def answers(sampling: Sampling, samples: int) -> list[list[Answer]]:
-        found: list[list[Answer]] = []
-        with tqdm(total=len(rows), desc="asking", unit=" prompts", delay=1, leave=False) as bar:
-            for block in _blocks(model, prompts, samples, max_new_tokens):
-                texts = generate(
-                    model,
-                    prompts[block],
-                    stop=chat.stop,
-                    max_new_tokens=max_new_tokens,
-                    sampling=sampling,
-                    samples=samples,
-                )
-                for row, several in zip(rows[block], texts, strict=True):
-                    found.append(
-                        [_answer(chat, row, judge, ids, max_new_tokens) for ids in several]
-                    )
-                bar.update(len(texts))
-        return found
-
-    greedy = answers(Sampling(), 1)
-    sampled = answers(Sampling(temperature, seed=seed), samples)
+    every = (model, chat, rows, judge)
+    greedy = list(answers(*every, Sampling(), 1, max_new_tokens))
+    sampled = answers(*every, Sampling(temperature, seed=seed), samples, max_new_tokens)
     return [Asked(row, g[0], s) for row, g, s in zip(rows, greedy, sampled, strict=True)]
+
+
+def answers(
+    model: Llama,
+    chat: Chat,
+    rows: Sequence[Row],
+    judge: Judge,
+    sampling: Sampling,
+    samples: int,
+    max_new_tokens: int,
+) -> Iterator[list[Answer]]:
+    """The answers to each question, in order; some questions are answered at once."""
+    prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
+    with tqdm(total=len(rows), desc="asking", unit=" prompts", delay=1, leave=False) as bar:
+        for block in _blocks(model, prompts, samples, max_new_tokens):
+            found = generate(
+                model,
+                prompts[block],
+                stop=chat.stop,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                samples=samples,
+            )
+            for row, several in zip(rows[block], found, strict=True):
+                yield [_answer(chat, row, judge, ids, max_new_tokens) for ids in several]
+            bar.update(len(found))
 
 
 def _blocks(
@@ -126,7 +132,20 @@ def _blocks(
 
 def _answer(chat: Chat, row: Row, judge: Judge, ids: Sequence[int], max_new_tokens: int) -> Answer:
     text = chat.decode(ids)
-    return Answer(text, len(ids), len(ids) < max_new_tokens, judged(judge, text, row))
+    return Answer(text, list(ids), len(ids) < max_new_tokens, judged(judge, text, row))
+
+
+def record_row(row: Row, answer: Answer) -> dict[str, Any]:
+    """A judged answer as a row of the unpaired format of `records`, with what else is known."""
+    return {
+        "prompt": row["prompt"],
+        "completion": answer.text,
+        "label": answer.accepted,
+        "reward": answer.reward,
+        "ended": answer.ended,
+        "ids": answer.ids,
+        **({} if row.get("kind") is None else {"kind": row["kind"]}),
+    }
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -162,7 +181,7 @@ def figures(asked: Sequence[Asked]) -> Figures:
             k: float(np.mean([pass_at(k, n, int(c)) for c in right]))
             for k in dict.fromkeys([*powers, n])
         },
-        float(np.mean([sample.tokens for sample in samples])),
+        float(np.mean([len(sample.ids) for sample in samples])),
         float(np.mean([sample.ended for sample in samples])),
         float(np.mean([len({sample.text for sample in one.samples}) for one in asked])),
     )

@@ -4,7 +4,7 @@ import os
 import sys
 
 from minibule.errors import InputError
-from minibule.explain.story import explain, explain_tiny_vocab
+from minibule.explain.story import explain, explain_tiny_vocab, loss_of_rows
 from minibule.explain.subject import Place
 from minibule.program import leave_if_unread, print_bold, run
 from minibule.runs.settings import add_settings, resolve
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         help="adapted projection whose gradient is checked beside the uppermost one's, such as "
         "layers.2.self_attn.k_proj (default: the first of the lowest layer)",
     )
-    knobs = ("objective", "prior", "counts", "contrast", "alpha")
+    knobs = ("objective", "prior", "counts", "contrast", "alpha", "kl", "beta")
     add_settings(parser, ["model", "data", *knobs, "lr", "max_length"])
     arguments = vars(parser.parse_args(argv))
     if arguments["tiny_vocab"]:
@@ -59,9 +59,9 @@ def main(argv: list[str]) -> None:
             flags = ", ".join("--" + n.replace("init_", "").replace("_", "-") for n in given)
             raise InputError(f"--tiny-vocab is a world of its own: leave out {flags}.")
         config = resolve(arguments | {"objective": arguments["objective"] or "literal"})
-        objective = config.resolved_objective()
-        print(f"objective  {config.objective}: {objective}")
-        lines = explain_tiny_vocab(objective)
+        loss = loss_of_rows(config)
+        print(f"objective  {config.objective}: {loss}")
+        lines = explain_tiny_vocab(loss)
     else:
         config = resolve(arguments)
         chosen = {n: arguments[n] for n in Place._fields if arguments[n] is not None}

@@ -34,7 +34,7 @@ def explain_lora(
         "Where each is largest, the loss is evaluated again: that entry of B or A moved up and "
         "down, the whole model run in float64."
     )
-    above = [_sizes("dz", row.loss(row.z)[1]), _sizes("dh", dh)]
+    above = [_sizes("dz", row.loss_at(row.z)[1]), _sizes("dh", dh)]
     yield from check.lines(adapter, module, "BA", above)
     if not np.any(adapter.params[lora_name(module, "B")]):
         yield from prose(
@@ -45,8 +45,8 @@ def explain_lora(
 
 def explain_another(adapter: Adapter, module: str, model: Llama, subject: Subject) -> Iterator[str]:
     """The gradient of another pair, with a loss whose gradient comes from several branches."""
-    loss = subject.around
-    tokens, rows = subject.place.position + 1, len(loss.batch.rows_at)
+    mean = subject.around
+    tokens, rows = subject.place.position + 1, len(mean.batch.rows_at)
     yield ""
     yield from prose(
         "The same check further down, where the gradient arrives through attention, RoPE, RMSNorm, "
@@ -56,7 +56,7 @@ def explain_another(adapter: Adapter, module: str, model: Llama, subject: Subjec
     )
     yield f"     {module}"
     matrices = "BA" if np.any(adapter.params[lora_name(module, "B")]) else "B"
-    yield from AdapterCheck(model, loss).lines(adapter, module, matrices)
+    yield from AdapterCheck(model, mean).lines(adapter, module, matrices)
 
 
 def module_to_check(name: str, modules: Sequence[str]) -> str:
@@ -110,7 +110,7 @@ def explain_step(
     )
     share = decimals(6)
     rest = np.ones(len(before), bool)
-    shown = row.shown(before, before)
+    shown = row.shown(before)
     rest[shown] = False
     body = [
         [
@@ -134,7 +134,7 @@ def explain_step(
 
 def _against_the_gradient(row: Row, z: Array, shown: Sequence[int]) -> Iterator[str]:
     """The shown logits that did not go where a step in z would have taken them."""
-    dz, change = row.loss(row.z)[1], z - row.z
+    dz, change = row.loss_at(row.z)[1], z - row.z
     show = decimals(4)
     odd = [
         f"{row.name(i)} {show(row.z[i])} -> {show(z[i])}" for i in shown if dz[i] * change[i] > 0

@@ -7,7 +7,7 @@ import numpy as np
 
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, lora_name
-from minibule.explain.subject import Loss, Pass, one_pass
+from minibule.explain.subject import MeanLoss, Pass, one_pass
 from minibule.explain.text import decimals_for, prose, table
 from minibule.machine.matrix import Array, Matrix
 
@@ -50,9 +50,9 @@ class _Float64(dict[str, Matrix]):
 class AdapterCheck:
     """The gradient of a loss by LoRA pairs against central differences, the model in float64."""
 
-    def __init__(self, model: Llama, loss: Loss) -> None:
-        self.loss, self.wide = loss, Llama(model.config, _Float64(model.weights))
-        self.ref_hidden, _ = forward_batch(self.wide, loss.batch)
+    def __init__(self, model: Llama, mean: MeanLoss) -> None:
+        self.mean, self.wide = mean, Llama(model.config, _Float64(model.weights))
+        self.ref_hidden, _ = forward_batch(self.wide, mean.batch)
 
     def lines(
         self, adapter: Adapter, module: str, matrices: str, above: Sequence[Sequence[str]] = ()
@@ -63,7 +63,7 @@ class AdapterCheck:
         wide = Adapter(config, {n: p.astype(np.float64) for n, p in adapter.params.items()})
 
         def again() -> Pass:
-            return one_pass(self.wide, wide, self.loss, self.ref_hidden, recompute=True)
+            return one_pass(self.wide, wide, self.mean, self.ref_hidden, recompute=True)
 
         now = again()
         grads = backward(now.dhidden, now.cache)
@@ -83,5 +83,5 @@ class AdapterCheck:
             pairs.append(pair)
         numeric, gradient = np.array(pairs).T
         yield from table(["", "shape", "norm", "largest at", "there", "numeric"], body)
-        z = now.hidden[self.loss.rows.weight > 0] @ self.wide.head.T
+        z = now.hidden[self.mean.rows.weight > 0] @ self.wide.head.T
         yield from prose(verdict(numeric, gradient, z))

@@ -13,10 +13,11 @@ import numpy as np
 
 from minibule.core.complement import log_softmax
 from minibule.core.counts import Example
+from minibule.core.fused import ComplementLoss
 from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
-from minibule.core.objective import OBJECTIVES, Objective
+from minibule.core.loss import RowLoss
 from minibule.errors import InputError
 from minibule.explain.adapter import (
     explain_another,
@@ -26,10 +27,14 @@ from minibule.explain.adapter import (
     one_step,
 )
 from minibule.explain.check import AdapterCheck
-from minibule.explain.row import Row, explain_row
-from minibule.explain.subject import Place, Subject, one_pass, row_attempts, subject_of
+from minibule.explain.complement import explain_complement
+from minibule.explain.row import Row
+from minibule.explain.subject import Place, Subject, one_pass, row_counts, subject_of
 from minibule.explain.text import WIDTH, heading, prose, shortened, table
+from minibule.explain.tokens import explain_tokens
 from minibule.machine.matrix import Array
+from minibule.methods.table import LOSSES
+from minibule.methods.tokens import TokenLoss
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter
@@ -84,21 +89,28 @@ def explain(config: TrainConfig, place: Place, module: str = "") -> Iterator[str
     else:
         lora = config.resolved_lora(model.config.num_hidden_layers)
         model.adapter = init_adapter(lora, model.config, config.seed)
-    if config.objective not in OBJECTIVES:
-        raise InputError(
-            f"--objective {config.objective}: expected one of {', '.join(OBJECTIVES)}, which have "
-            "a target distribution to explain."
-        )
-    objective = config.resolved_objective()
+    loss = loss_of_rows(config)
     title = [
         f"model      {config.model or 'embedded'}, adapter {config.init_adapter or 'fresh: B = 0'}",
         f"row        record {place.record} of {len(records):,}, answer {place.answer} of "
         f"{len(example.answers):,}, position {place.position} of {length:,}",
-        f"objective  {config.objective}: {objective}",
+        f"objective  {config.objective}: {loss}",
     ]
-    subject = subject_of(example, place, objective)
+    subject = subject_of(example, place, loss)
     chosen = module_to_check(module, model.adapter.config.modules)
     return _whole_story(config, model, chat, model.adapter, subject, chosen, title)
+
+
+def loss_of_rows(config: TrainConfig) -> RowLoss:
+    """The loss that the settings name; InputError where it has no rows to explain."""
+    loss = config.resolved_loss()
+    if isinstance(loss, RowLoss):
+        return loss
+    known = ", ".join(name for name, other in LOSSES.items() if isinstance(other, RowLoss))
+    raise InputError(
+        f"--objective {config.objective}: it judges whole answers, and here a single row is "
+        f"explained. Expected one of {known}."
+    )
 
 
 def _check(flag: str, value: int, most: int, owner: str, things: str) -> None:
@@ -122,17 +134,16 @@ def _whole_story(
     def logits(hidden: Array) -> Array:
         return (hidden[subject.row] @ model.head.T).astype(np.float64)
 
-    batch, objective = subject.batch, subject.objective
+    batch = subject.batch
     yield from (shortened(line, WIDTH) for line in title)
     yield from _context(chat, subject)
     yield from _counts(subject, name, chat.decode)
 
     ref_hidden, _ = forward_batch(model.base, batch)
     before = one_pass(model, adapter, subject.alone, ref_hidden)
-    attempts = row_attempts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
-    z = logits(before.hidden)
-    row = Row(z, logits(ref_hidden), attempts, subject.counts, objective, name)
-    yield from explain_row(row, "Section 7")
+    counts = row_counts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
+    row = Row(logits(before.hidden), logits(ref_hidden), counts, subject.loss, name)
+    yield from _explain_row(row, "Section 7")
 
     top, check = adapter.config.modules[-1], AdapterCheck(model, subject.alone)
     yield from explain_lora(adapter, top, row, before.dhidden[subject.row], check)
@@ -204,7 +215,7 @@ def _counts(
         "v(i) is how often token i was rejected here. "
         + (
             "counts = prefix: an answer counts if it begins like this one."
-            if subject.objective.counts == "prefix"
+            if subject.loss.counts == "prefix"
             else "counts = position: every answer that is long enough counts, however it begins."
         )
     )
@@ -214,7 +225,7 @@ def _counts(
     for k, (answer, times) in enumerate(zip(example.answers, example.counts, strict=True)):
         if len(answer) <= t:
             here = "ends before"
-        elif subject.objective.counts == "prefix" and not np.array_equal(answer[:t], prefix):
+        elif subject.loss.counts == "prefix" and not np.array_equal(answer[:t], prefix):
             here = "begins differently"
         else:
             here = name(answer[t])
@@ -229,6 +240,16 @@ def _counts(
     yield f"     T = sum_i v(i) = {counts.total[0]:,.0f}"
 
 
+# -- 3 to 5: its loss ------------------------------------------------------------------------------
+
+
+def _explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
+    if isinstance(row.loss, ComplementLoss):
+        yield from explain_complement(row, row.loss, shown_in)
+    elif isinstance(row.loss, TokenLoss):
+        yield from explain_tokens(row, row.loss, shown_in)
+
+
 # -- five tokens -----------------------------------------------------------------------------------
 
 # Logits ln 8, ln 4, ln 2, 0, 0: exp(z) sums to 16. Counts 3 and 2: every other number stays short.
@@ -237,7 +258,7 @@ TINY_LOGITS = np.log([8.0, 4.0, 2.0, 1.0, 1.0])
 TINY_RECORD = Example(np.array([0]), (np.array([0]), np.array([1])), (3, 2), total_rounds=16)
 
 
-def explain_tiny_vocab(objective: Objective) -> Iterator[str]:
+def explain_tiny_vocab(loss: RowLoss) -> Iterator[str]:
     """`explain` in a world of five tokens, small enough to follow with a pencil: sections 2 to 5.
 
     The base model predicts the same as the model: the moment before the first step.
@@ -246,11 +267,11 @@ def explain_tiny_vocab(objective: Objective) -> Iterator[str]:
     def name(token: int) -> str:
         return repr(TINY_VOCAB[token])
 
-    subject = subject_of(TINY_RECORD, Place(), objective)
+    subject = subject_of(TINY_RECORD, Place(), loss)
     yield from prose(
         "Five tokens, each of them a whole answer. The prompt is 'hello'. Among 16 sampled answers "
         "'hello' was rejected 3 times and 'no' twice."
     )
     yield from _counts(subject, name, lambda ids: TINY_VOCAB[ids[0]])
-    attempts = row_attempts(subject, log_softmax(TINY_LOGITS)[subject.counts.entry_id])
-    yield from explain_row(Row(TINY_LOGITS, TINY_LOGITS, attempts, subject.counts, objective, name))
+    counts = row_counts(subject, log_softmax(TINY_LOGITS)[subject.counts.entry_id])
+    yield from _explain_row(Row(TINY_LOGITS, TINY_LOGITS, counts, loss, name))

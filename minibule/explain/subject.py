@@ -10,11 +10,10 @@ import numpy as np
 
 from minibule.core.counts import Example, RowCounts, expected_attempts
 from minibule.core.forest import Batch, pack
-from minibule.core.fused import ComplementLoss
 from minibule.core.head import head_loss
 from minibule.core.llama import ForwardCache, Llama, forward_batch
 from minibule.core.lora import Adapter
-from minibule.core.objective import Objective
+from minibule.core.loss import RowLoss
 from minibule.machine.matrix import Array
 
 
@@ -29,12 +28,12 @@ class Place(NamedTuple):
     position: int = 1
 
 
-class Loss(NamedTuple):
-    """The mean loss of some rows of a packed stream; a row of weight 0 does not count."""
+class MeanLoss(NamedTuple):
+    """The mean of a loss over some rows of a packed stream; a row of weight 0 does not count."""
 
     batch: Batch
     rows: RowCounts
-    objective: Objective
+    loss: RowLoss
 
 
 class Subject(NamedTuple):
@@ -48,7 +47,7 @@ class Subject(NamedTuple):
     batch: Batch
     row: int
     place: Place
-    objective: Objective
+    loss: RowLoss
 
     @property
     def counts(self) -> RowCounts:
@@ -56,42 +55,43 @@ class Subject(NamedTuple):
         return self.batch.rows.part(slice(self.row, self.row + 1))
 
     @property
-    def alone(self) -> Loss:
+    def alone(self) -> MeanLoss:
         """The row's loss: of all rows of the batch none but this one counts."""
         weight = np.zeros(len(self.batch.rows_at))
         weight[self.row] = 1
-        return Loss(self.batch, self.batch.rows._replace(weight=weight), self.objective)
+        return MeanLoss(self.batch, self.batch.rows._replace(weight=weight), self.loss)
 
     @property
-    def around(self) -> Loss:
+    def around(self) -> MeanLoss:
         """The loss of all rows up to this one's place and one token on, where answers branch off.
 
         Training adds up gradients there that come back from several branches.
         """
-        batch = _packed(self.example, self.place.position + 1, self.objective)
-        return Loss(batch, batch.rows, self.objective)
+        batch = _packed(self.example, self.place.position + 1, self.loss)
+        return MeanLoss(batch, batch.rows, self.loss)
 
 
-def subject_of(example: Example, place: Place, objective: Objective) -> Subject:
+def subject_of(example: Example, place: Place, loss: RowLoss) -> Subject:
     """Pack the example up to the row at `place`."""
-    batch = _packed(example, place.position, objective)
+    batch = _packed(example, place.position, loss)
     row = batch.rows.entry_row[batch.answer_entry[place.answer - 1]]  # its last token's
-    return Subject(example, batch, int(row), place, objective)
+    return Subject(example, batch, int(row), place, loss)
 
 
-def _packed(example: Example, length: int, objective: Objective) -> Batch:
+def _packed(example: Example, length: int, loss: RowLoss) -> Batch:
     """The example in one stream, its answers cut to `length` tokens."""
     answers = tuple(answer[:length] for answer in example.answers)
     size = len(example.prompt) + sum(map(len, answers))
-    (batch,) = pack([example._replace(answers=answers)], objective.counts, pass_tokens=size)
+    (batch,) = pack([example._replace(answers=answers)], loss.counts, pass_tokens=size)
     return batch
 
 
-def row_attempts(subject: Subject, ref_logp: Array) -> Array | None:
-    """How many of the sampled answers are expected to have come by the row, (1,), for `rate`."""
-    if subject.objective.prior != "rate":
-        return None
-    return expected_attempts(subject.batch.rows, ref_logp)[[subject.row]]
+def row_counts(subject: Subject, ref_logp: Array) -> RowCounts:
+    """The row alone, with its attempts where the loss needs them; ref_logp (E,) of the batch."""
+    if not subject.loss.needs_attempts:
+        return subject.counts
+    attempts = expected_attempts(subject.batch.rows, ref_logp)[[subject.row]]
+    return subject.counts._replace(attempts=attempts)
 
 
 class Pass(NamedTuple):
@@ -104,13 +104,11 @@ class Pass(NamedTuple):
 
 
 def one_pass(
-    model: Llama, adapter: Adapter, loss: Loss, ref_hidden: Array, recompute: bool = False
+    model: Llama, adapter: Adapter, mean: MeanLoss, ref_hidden: Array, recompute: bool = False
 ) -> Pass:
     """Forward and loss of a step that consists of these rows."""
     model = dataclasses.replace(model, adapter=adapter)
-    hidden, cache = forward_batch(model, loss.batch, keep=True, recompute=recompute)
-    total = loss.rows.weight.sum()
-    metrics, dhidden = head_loss(
-        hidden, model.head, loss.rows, ComplementLoss(loss.objective), ref_hidden, count=total
-    )
+    hidden, cache = forward_batch(model, mean.batch, keep=True, recompute=recompute)
+    total = mean.rows.weight.sum()
+    metrics, dhidden = head_loss(hidden, model.head, mean.rows, mean.loss, ref_hidden, count=total)
     return Pass(hidden, cache, metrics["loss"], dhidden)

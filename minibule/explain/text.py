@@ -10,6 +10,7 @@ import numpy as np
 from minibule.machine.matrix import Array
 
 WIDTH = 100  # columns of the text
+LONG = 1e5  # from here on a number with six decimals is too long for a table
 
 Show: TypeAlias = Callable[[float], str]
 
@@ -46,8 +47,11 @@ def decimals(digits: int) -> Show:
 
 
 def decimals_for(x: Array, digits: int) -> Show:
-    """As `decimals`, but with powers of ten where the largest of x would keep less than two."""
-    if 0 < np.abs(x).max() < 100 * 10.0**-digits:
+    """As `decimals`, but with powers of ten where the largest of x is too long or would keep less
+    than two.
+    """
+    largest = np.abs(x).max()
+    if largest >= LONG or 0 < largest < 100 * 10.0**-digits:
         return lambda number: f"{number:.2e}"
     return decimals(digits)
 

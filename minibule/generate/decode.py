@@ -28,6 +28,7 @@ from minibule.text.chat import Chat
 LEAST_TOKENS, MOST_TOKENS = 32, 512
 
 
+@np.errstate(all="ignore")  # what comes of too large numbers is looked at
 def generate(
     model: Llama,
     prompts: Sequence[Array],
@@ -76,6 +77,10 @@ def generate(
     ]
     answers: list[list[int]] = [[] for _ in sequences]
     for position in range(max_new_tokens):
+        if not np.isfinite(logits).all():
+            raise InputError(
+                "the model's numbers exceed float32: its weights, or its adapter's, are too large."
+            )
         u = np.array([draws[i].random() for i in sequences])
         tokens = choose(logits, sampling, u)
         running = np.array([token not in stop for token in tokens])

@@ -9,6 +9,8 @@ from minibule.settings import setting
 
 SAMPLING = "sampling"  # the heading in --help
 
+TINY = float(np.finfo(np.float64).tiny)  # the least number with all its digits
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -35,24 +37,35 @@ def choose(logits: Array, sampling: Sampling, u: Array) -> Array:
         return logits.argmax(axis=1)
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)  # first: a small temperature makes large numbers infinite
-    with np.errstate(over="ignore"):
-        z /= sampling.temperature
-    p = np.exp(z, out=z)
-    if sampling.top_k == 0 and sampling.top_p == 1:
-        return np.array([_drawn(row, x) for row, x in zip(p, u, strict=True)], np.int64)
-    order = np.argsort(-p, axis=1, kind="stable")  # (B, V), the likeliest first
-    p = np.take_along_axis(p, order, axis=1)
+    with np.errstate(over="ignore"):  # a temperature below TINY may count as 0, and 0 / 0 is none
+        z /= max(sampling.temperature, TINY)
+    if not sampling.top_k and sampling.top_p == 1:
+        return np.array([_draw(row, x) for row, x in zip(z, u, strict=True)], np.int64)
+    order = np.argsort(-z, axis=1, kind="stable")  # (B, V), the likeliest first
+    z = np.take_along_axis(z, order, axis=1)
+    p = np.exp(z - z[:, :1])  # (B, V), falling
     if sampling.top_k:
         p[:, sampling.top_k :] = 0
     p /= p.sum(axis=1, keepdims=True)
+    cumulative = p.cumsum(axis=1)
     # Nucleus: keep a token if those before it do not yet make up top_p (so always the first).
-    p[p.cumsum(axis=1) - p >= sampling.top_p] = 0
-    rank = np.array([_drawn(row, x) for row, x in zip(p, u, strict=True)])
-    return order[np.arange(len(order)), rank]
+    p[cumulative - p >= sampling.top_p] = 0
+    cumulative = p.cumsum(axis=1)
+    rank = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1)  # (B,)
+    return order[np.arange(len(order)), np.minimum(rank, (p > 0).sum(axis=1) - 1)]
 
 
-def _drawn(p: Array, u: float) -> int:
-    """Where u of the way through p lies; p (V,) need not sum to 1."""
-    cumulative = p.cumsum()
-    place = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(place, int(np.flatnonzero(p)[-1]))  # u near 1, rounded up
+def _draw(z: Array, u: float) -> int:
+    """The token at quantile u of softmax(z), the likeliest counted first; z (V,) at most 0.
+
+    A few tokens have nearly all of the probability: only where u lies beyond these are all sorted.
+    """
+    p = np.exp(z)
+    target = u * p.sum()
+    for least in (1e-4, 0.0):
+        likely = np.flatnonzero(p > least)
+        order = likely[np.argsort(-z[likely], kind="stable")]
+        rank = int(p[order].cumsum().searchsorted(target, side="right"))
+        if rank < len(order):
+            break
+    return int(order[min(rank, len(order) - 1)])

@@ -76,6 +76,9 @@ class GRPO(LinearLoss):
     scaled: whether A is also divided by the standard deviation of the record's rewards (with
     n - 1), plus `EPSILON`.
 
+    Records whose answers were all accepted or all rejected, whose A is 0, are left out beforehand,
+    as DAPO does: they count nowhere.
+
     Sources: Shao et al. 2024, "DeepSeekMath"; Yu et al. 2025, "DAPO"; Liu et al. 2025,
     "Understanding R1-Zero-Like Training". EPSILON and the budget are those of the TRL library.
     """

@@ -12,11 +12,13 @@ second time, which pushes sure tokens most and rare nonsense hardly.
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
+from minibule.core.objective import Prior
 from minibule.core.softmax import log_probs_backward, per_row, split_softmax
 from minibule.machine.matrix import Array
 from minibule.methods.rejected import bounded
@@ -25,7 +27,13 @@ LEAST_REST = 1e-5  # 1 - p is clamped there by Welleck et al., which bounds the 
 
 
 class TokenLoss(RowLoss):
-    """sum_e v(e) f(e) / (answers through the row), over the row's rejected tokens e."""
+    """sum_e v(e) f(e) / (answers through the row), over the row's rejected tokens e.
+
+    f, df: f and df/dlog p as they are written, with r = p / p_ref.
+    """
+
+    f: ClassVar[str]
+    df: ClassVar[str]
 
     @property
     def counts(self) -> Counts:
@@ -56,6 +64,8 @@ class Ratio(TokenLoss):
 
     beta: float = 1.0
     kl: float = 0.3
+    f = "(2 / beta) log(1 + r^beta)"
+    df = "2 r^beta / (1 + r^beta)"
     needs_reference = True
 
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
@@ -76,6 +86,12 @@ class Complement(Ratio):
     the base gave it.
     """
 
+    held = "P"
+
+    @property
+    def prior(self) -> Prior | None:
+        return "reference" if self.kl else None
+
     def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
         total, log_P = counts.total[counts.entry_row], z_ref.copy()
         kept = np.log((total - counts.entry_count + 1) / (total + 1))
@@ -92,6 +108,8 @@ class NSR(TokenLoss):
     """
 
     kl: float = 0.0
+    f = "log p"
+    df = "1"
     needs_reference = False
 
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
@@ -106,6 +124,8 @@ class Unlikelihood(TokenLoss):
     """
 
     kl: float = 0.0
+    f = "-log(1 - p)"
+    df = "p / (1 - p)"
     needs_reference = False
 
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from gguf.gguf_writer import GGUFValue
 from gguf.quants import dequantize
 
 from minibule.core.shapes import LlamaConfig
-from minibule.errors import InputError
+from minibule.errors import InputError, shortened
 from minibule.machine.matrix import Array
 
 Metadata = dict[str, GGUFValue]
@@ -134,15 +134,26 @@ _SCALARS = {
 }
 
 
-MAX_ITEMS = 2**21  # of an array of metadata, whose items become Python objects; vocabularies: 2**18
+# Of a file's metadata, each of which becomes an object of Python's. The largest vocabularies, of
+# 2**18 tokens, come with scores, types and merges to 1.3 million.
+MAX_ITEMS = 2**21
 
 
 class _Cursor:
     """Reads the header front to back and never past the end of the file."""
 
     def __init__(self, data: Array) -> None:
-        self.data = data
+        self.data = memoryview(data)  # type: ignore[arg-type]  # of bytes, whose slices are quick
         self.at = 0
+        self.left = MAX_ITEMS
+
+    def count(self, n: int, what: str) -> None:
+        """ValueError if there are too many of all that is counted."""
+        if n > self.left:
+            raise ValueError(
+                f"found {what} of {n:,} values, expected {MAX_ITEMS:,} at most in the whole file"
+            )
+        self.left -= n
 
     def take(self, n: int) -> bytes:
         if n > len(self.data) - self.at:
@@ -150,9 +161,8 @@ class _Cursor:
                 f"{n:,} bytes are expected at byte {self.at:,}, but the file has only "
                 f"{len(self.data):,} bytes: it is cut short or damaged"
             )
-        taken = self.data[self.at : self.at + n].tobytes()
         self.at += n
-        return taken
+        return bytes(self.data[self.at - n : self.at])
 
     def numbers(self, code: str, n: int = 1) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{code}")
@@ -171,8 +181,7 @@ class _Cursor:
         kind, n = GGUFValueType(self.number("I")), self.number("Q")
         if kind is GGUFValueType.ARRAY:
             raise ValueError("found an array of arrays")
-        if n > MAX_ITEMS:
-            raise ValueError(f"found an array of {n:,} values, expected {MAX_ITEMS:,} at most")
+        self.count(n, "an array")
         if kind is GGUFValueType.STRING:
             items: list[Any] = [self.text() for _ in range(n)]
         else:
@@ -199,7 +208,7 @@ def read_gguf(path: str | Path) -> Gguf:
     try:
         return _parse(path, _Cursor(np.memmap(path, np.uint8, "r")))
     except (ValueError, KeyError, OverflowError) as error:  # UnicodeDecodeError is a ValueError
-        raise InputError(f"{path}: not a whole GGUF file ({error}).") from None
+        raise InputError(f"{path}: not a whole GGUF file ({shortened(str(error))}).") from None
 
 
 def _parse(path: Path, cursor: _Cursor) -> Gguf:
@@ -209,6 +218,7 @@ def _parse(path: Path, cursor: _Cursor) -> Gguf:
     if version not in (2, 3):
         raise ValueError(f"version {version}, expected 2 or 3, little-endian")
     n_tensors, n_values = cursor.numbers("Q", 2)
+    cursor.count(n_tensors + n_values, "a header")
     metadata: Metadata = {}
     for _ in range(n_values):
         key = cursor.text()
@@ -225,8 +235,8 @@ def _parse(path: Path, cursor: _Cursor) -> Gguf:
         shape = tuple(reversed(cursor.numbers("Q", n_dims)))
         places[name] = shape, GGMLQuantizationType(cursor.number("I")), cursor.number("Q")
     alignment = metadata.get("general.alignment", GGUFValue(32, GGUFValueType.UINT32)).value
-    if alignment not in (2**i for i in range(3, 17)):
-        raise ValueError(f"general.alignment: found {alignment}, expected a power of two")
+    if type(alignment) is not int or alignment not in (2**i for i in range(3, 17)):
+        raise ValueError(f"general.alignment: found {alignment!r}, expected a power of two")
     first = -(-cursor.at // alignment) * alignment
     tensors = {}
     for name, (shape, kind, offset) in places.items():

@@ -1,6 +1,7 @@
 """GGUF in: the model's shapes and weights, its tokenizer and its chat template."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr  # values of a damaged file may be as long as the file
@@ -15,8 +16,9 @@ from minibule.files import native_parser, write_json
 from minibule.machine.matrix import Array
 from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
 from minibule.models.huggingface import config_json, save_chat
+from minibule.models.keys import GGUF
 from minibule.models.safetensors import check_finite, check_shapes
-from minibule.text.chat import Chat, default_template
+from minibule.text.chat import Chat, check_token_texts, default_template
 from minibule.wording import Number
 
 _BYTE_LEVEL = {
@@ -79,7 +81,8 @@ def gguf_config(file: Gguf) -> LlamaConfig:
             f"{file.path}: found the architecture {repr(architecture)}, expected 'llama', "
             "the only one minibule computes."
         )
-    problems: list[str] = []
+    found = {key: value.value for key, value in file.metadata.items()}
+    problems = GGUF.problems(found)
 
     def whole(key: str, default: Any = None, most: int = 2**31 - 1) -> Any:
         name = f"llama.{key}"
@@ -91,15 +94,10 @@ def gguf_config(file: Gguf) -> LlamaConfig:
 
     heads, hidden = whole("attention.head_count"), whole("embedding_length")
     head_dim = whole("attention.key_length", hidden // heads)
-    for key, expected in {
-        "attention.value_length": head_dim,
-        "rope.dimension_count": head_dim,
-        "rope.scaling.type": "none",
-        "expert_count": 0,
-    }.items():
-        value = file.get(f"llama.{key}", expected)
-        if value != expected:
-            problems.append(f"llama.{key}: found {repr(value)}, minibule computes only {expected}")
+    for key in ("attention.value_length", "rope.dimension_count"):
+        value = file.get(f"llama.{key}", head_dim)
+        if value != head_dim:
+            problems.append(f"llama.{key}: found {repr(value)}, minibule computes only {head_dim}")
     tokens = file.get("tokenizer.ggml.tokens")
     vocab = len(tokens) if isinstance(tokens, list) else None
     config = LlamaConfig(
@@ -163,7 +161,8 @@ def _chat(file: Gguf) -> Chat:
     if not isinstance(template, str):
         template = default_template(tokenizer)
     vocab_size = gguf_config(file).vocab_size
-    return Chat(tokenizer, template, special_texts, [ids["eos_token"]], file.path, vocab_size)
+    stop = [ids["eos_token"], *_token_ids(file, {"eot": "eot", "eom": "eom"}).values()]
+    return Chat(tokenizer, template, special_texts, stop, file.path, vocab_size)
 
 
 def gguf_tokenizer(file: Gguf) -> Tokenizer:
@@ -177,6 +176,7 @@ def gguf_tokenizer(file: Gguf) -> Tokenizer:
     tokens, merges = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.merges", [])
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise InputError(f"{file.path}: expected tokenizer.ggml.tokens, a list of texts.")
+    check_token_texts(tokens, file.path)
     types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
         raise InputError(f"{file.path}: expected as many token types as tokens.")
@@ -227,7 +227,11 @@ def gguf_tokenizer(file: Gguf) -> Tokenizer:
 
 def gguf_special_ids(file: Gguf) -> dict[str, int]:
     """bos_token, eos_token, ... -> token id, those that the file names."""
-    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+    return _token_ids(file, {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"})
+
+
+def _token_ids(file: Gguf, names: Mapping[str, str]) -> dict[str, int]:
+    """ "bos_token", ... -> token id, those of `names` that the file has."""
     tokens = file.get("tokenizer.ggml.tokens", [])
     found = {
         f"{short}_token": file.get(f"tokenizer.ggml.{long}_token_id")

@@ -31,7 +31,7 @@ from minibule.models.gguf_file import (
 )
 from minibule.models.gguf_metadata import model_metadata, tokenizer_metadata
 from minibule.models.gguf_read import GgufModel
-from minibule.models.save import merged_tensor
+from minibule.models.save import check_merged, merged_tensor
 from minibule.models.source import open_source
 from minibule.text.chat import Chat
 
@@ -70,6 +70,7 @@ def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
     """
     kind, file_type = _TYPES[dtype]
     check_gguf(model.config, chat, dtype)
+    check_merged(model, path)
     base = _base(chat)
     shapes = model.config.tensor_shapes()
     metadata = dict(base.metadata) if base else model_metadata(model.config, chat)

@@ -19,8 +19,9 @@ from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConf
 from minibule.errors import InputError, listed
 from minibule.files import native_parser, read_json, write_json
 from minibule.machine.matrix import Array
-from minibule.models.safetensors import TORCH_DTYPE, read_tensors, stored_tensors
-from minibule.text.chat import Chat, default_template
+from minibule.models.keys import CONFIG_JSON, ROPE, TOKENIZER_JSON
+from minibule.models.safetensors import TORCH_DTYPE, read_tensors, same_numbers, stored_tensors
+from minibule.text.chat import Chat, check_token_texts, default_template
 from minibule.wording import Number
 
 # What a model folder holds beside its weights; copied as it is into a merged model's folder.
@@ -32,6 +33,8 @@ COMPANIONS = (
     "chat_template.jinja",
 )
 
+_HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True)
 class HuggingFaceFolder:
@@ -40,7 +43,14 @@ class HuggingFaceFolder:
     path: Path
 
     def config(self) -> LlamaConfig:
-        return load_config(self.path)
+        """As config.json says; but, as in transformers, a head of other numbers is not tied."""
+        config, files = load_config(self.path), weight_files(self.path)
+        if config.tie_word_embeddings and all(file.is_file() for file in files):
+            stored = stored_tensors(files)
+            head, embedding = stored.get(_HEAD), stored.get("model.embed_tokens.weight")
+            if head and embedding and not same_numbers(head, embedding):
+                return dataclasses.replace(config, tie_word_embeddings=False)
+        return config
 
     def weights(self, config: LlamaConfig, narrow: bool) -> dict[str, Array]:
         stored = {
@@ -54,16 +64,15 @@ class HuggingFaceFolder:
         return _chat(self.path)
 
     def companions(self) -> list[Path]:
-        files = [self.path / name for name in COMPANIONS if (self.path / name).exists()]
-        for file in files:
-            if not file.is_file() or not os.access(file, os.R_OK):
-                raise InputError(f"{file}: expected a file that can be copied beside the weights.")
-        return files
+        return [file for name in COMPANIONS if (file := companion(self.path, name))]
 
     def save_companions(self, folder: Path, config: LlamaConfig, dtype: str) -> None:
         for file in self.companions():
             shutil.copy(file, folder / file.name)
-        raw = read_json(self.path / "config.json") | {"torch_dtype": TORCH_DTYPE[dtype]}
+        raw = read_json(self.path / "config.json") | {
+            "torch_dtype": TORCH_DTYPE[dtype],
+            "tie_word_embeddings": config.tie_word_embeddings,
+        }
         raw.pop("dtype", None)  # the newer name of the same
         write_json(folder / "config.json", raw)
 
@@ -81,22 +90,14 @@ def load_config(folder: Path) -> LlamaConfig:
             f"{path}: found the architecture {repr(architectures)}, expected LlamaForCausalLM, "
             "the only one minibule computes."
         )
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    # As transformers: of both names the older; and its rope_theta before that of the top.
+    where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(where) or {}
     rope = rope if isinstance(rope, dict) else {"rope_type": rope}
-    found = {
-        "attention_bias": (raw.get("attention_bias", False), False),
-        "mlp_bias": (raw.get("mlp_bias", False), False),
-        "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-        "rope scaling": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        "rope_interleaved": (raw.get("rope_interleaved", False), False),
-        "quantization_config": (raw.get("quantization_config"), None),
-    }
-    problems = [
-        f"{name}: found {repr(value)}, minibule computes only {expected!r}"
-        for name, (value, expected) in found.items()
-        if value != expected
-    ]
-    raw = {"rope_theta": rope.get("rope_theta", 10000.0), **raw}
+    kind = {key: rope[key] for key in ("rope_type", "type") if key in rope}
+    problems = CONFIG_JSON.problems(raw)
+    problems += ROPE.problems(kind, f"{where}.") or ROPE.problems(rope, f"{where}.")
+    raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
 
     def whole(name: str, default: int | None = None, most: int = 2**31 - 1) -> Any:
         value = raw.get(name, default)
@@ -144,7 +145,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def is_derived(name: str, config: LlamaConfig) -> bool:
     """Whether a checkpoint's tensor only repeats what follows from others, as old ones do."""
-    tied_head = name == "lm_head.weight" and config.tie_word_embeddings
+    tied_head = name == _HEAD and config.tie_word_embeddings
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
@@ -165,23 +166,59 @@ def config_json(config: LlamaConfig, dtype: str) -> dict[str, Any]:
 # -- tokenizer and chat template -------------------------------------------------------------------
 
 
+def companion(folder: Path, name: str) -> Path | None:
+    """The file of that name in a model folder, if it is there.
+
+    A link may lead to another file of the folder, or to the blobs of the hub's cache in which the
+    folder is a snapshot (snapshots/REVISION/x -> ../../blobs/HASH). InputError for one that leads
+    elsewhere: what it shows would be given away with a merged model. And for what is no file.
+    """
+    file = folder / name
+    if not file.exists():
+        return None
+    home, target = folder.resolve(), file.resolve()
+    homes = [home, *(p.parent / "blobs" for p in home.parents if p.name == "snapshots")]
+    if not any(target.is_relative_to(home) for home in homes):
+        raise InputError(
+            f"{file}: found a link that leads out of the model's folder, to {target}; expected a "
+            "file. If it belongs to the model, copy it there."
+        )
+    if not file.is_file() or not os.access(file, os.R_OK):
+        raise InputError(f"{file}: expected a file that can be copied beside the weights.")
+    return file
+
+
 def _chat(folder: Path) -> Chat:
-    file = folder / "tokenizer.json"
-    read_json(file)  # for its errors: tokenizers' own do not name the file
+    file = companion(folder, "tokenizer.json") or folder / "tokenizer.json"
+    described = read_json(file)
+    problems = TOKENIZER_JSON.problems(described)
+    if problems:
+        raise InputError(f"{file}: not a tokenizer that can be used:\n{listed(problems)}")
+    check_token_texts(_added_texts(described), file)
     with native_parser(f"{file}: not a tokenizer that can be used"):
         tokenizer = Tokenizer.from_file(str(file))
-    settings = _optional_json(folder / "tokenizer_config.json")
+    settings = _optional_json(companion(folder, "tokenizer_config.json"))
     texts = {
         name: text.get("content") if isinstance(text, dict) else text
         for name, text in settings.items()
         if name.endswith("_token")
     }
     special_texts = {name: text for name, text in texts.items() if isinstance(text, str)}
+    check_token_texts(special_texts.values(), folder)
     eos = _stop_tokens(folder, tokenizer, special_texts)
     template = _template(folder, settings, tokenizer)
     size = _optional_json(folder / "config.json").get("vocab_size")
     vocab_size = size if type(size) is int else None
     return Chat(tokenizer, template, special_texts, eos, folder, vocab_size)
+
+
+def _added_texts(described: dict[str, Any]) -> list[str]:
+    """The texts of a tokenizer.json's added tokens, as far as it is one."""
+    added = described.get("added_tokens")
+    tokens = (
+        [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    )
+    return [str(token.get("content")) for token in tokens]
 
 
 def save_chat(chat: Chat, folder: Path) -> None:
@@ -196,9 +233,9 @@ def save_chat(chat: Chat, folder: Path) -> None:
 
 
 def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> str:
-    file = folder / "chat_template.jinja"
+    file = companion(folder, "chat_template.jinja")
     template = settings.get("chat_template")
-    if file.is_file():
+    if file:
         try:
             template = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -212,8 +249,8 @@ def _template(folder: Path, settings: dict[str, Any], tokenizer: Tokenizer) -> s
 
 
 def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, str]) -> list[int]:
-    for file in ("generation_config.json", "config.json"):
-        eos = _optional_json(folder / file).get("eos_token_id")
+    for file in (companion(folder, "generation_config.json"), folder / "config.json"):
+        eos = _optional_json(file).get("eos_token_id")
         ids = [i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int]
         if ids and all(0 <= i < 2**32 and tokenizer.id_to_token(i) is not None for i in ids):
             return ids
@@ -226,5 +263,5 @@ def _stop_tokens(folder: Path, tokenizer: Tokenizer, special_texts: dict[str, st
     return [token]
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _optional_json(path: Path | None) -> dict[str, Any]:
+    return read_json(path) if path and path.exists() else {}

@@ -4,15 +4,16 @@ Names, shapes and settings are all checked before anything is used, and every mi
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from reprlib import repr  # values of a damaged file may be as long as the file
 from typing import Any
 
-from minibule.core.lora import Adapter, adapter_shapes
+from minibule.core.lora import Adapter, adapter_shapes, lora_name
 from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 from minibule.errors import InputError, listed
 from minibule.files import existing_folder, read_json, whole_folder, write_json
+from minibule.models.keys import ADAPTER_CONFIG
 from minibule.models.safetensors import read_tensors, stored_tensors, write_safetensors
 from minibule.wording import Number
 
@@ -62,92 +63,106 @@ def load_adapter(path: str | Path, model: LlamaConfig) -> Adapter:
     folder = existing_folder(path, "a PEFT adapter folder")
     file = folder / "adapter_config.json"
     raw = read_json(file)
-    stored = {
-        name.removeprefix(PEFT_PREFIX): tensor
-        for name, tensor in stored_tensors([folder / "adapter_model.safetensors"]).items()
-    }
-    config = _lora_config(raw, file, model, stored)
     where = folder / "adapter_model.safetensors"
-    return Adapter(config, read_tensors(stored, adapter_shapes(config, model), where))
-
-
-# Settings of PEFT that change what the adapter computes, and the only value supported here.
-_PLAIN_LORA: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "use_dora": False,
-    "lora_bias": False,
-    "layer_replication": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "use_qalora": False,
-    "alora_invocation_tokens": None,
-}
+    stored = stored_tensors([where])
+    config = _lora_config(raw, file, model, stored)
+    shapes = {PEFT_PREFIX + name: shape for name, shape in adapter_shapes(config, model).items()}
+    params = read_tensors(stored, shapes, where)
+    return Adapter(config, {name.removeprefix(PEFT_PREFIX): p for name, p in params.items()})
 
 
 def _lora_config(
-    raw: Mapping[str, Any], file: Path, model: LlamaConfig, stored: Mapping[str, Any]
+    raw: Mapping[str, Any], file: Path, model: LlamaConfig, stored: Container[str]
 ) -> LoraConfig:
-    problems = [
-        f"{name}: found {repr(raw[name])}, minibule computes only {plain!r}"
-        for name, plain in _PLAIN_LORA.items()
-        if raw.get(name) and raw[name] != plain
-    ]
-
+    problems = ADAPTER_CONFIG.problems(raw)
     rank, alpha = Number(int, 1, 10**9), Number(float, 0, 1e9, above=True)
-
-    def pattern(name: str, expected: Number) -> dict[str, Any]:
-        entries = raw.get(name) or {}
-        if not isinstance(entries, dict):
-            problems.append(f"{name}: found {repr(entries)}, expected an object")
-            return {}
-        for module, entry in entries.items():
-            if not re.fullmatch(r"[\w.]+", module):
-                problems.append(f"{name}: found {repr(module)}, expected a module's name")
-            expected.noted(entry, f"{name}[{module[:40]}]", problems)
-        return entries
-
-    layers = raw.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
-    if layers is not None and not isinstance(layers, list):
-        problems.append(f"layers_to_transform: found {repr(layers)}, expected a list of layers")
-        layers = None
     config = LoraConfig(
         r=rank.noted(raw.get("r"), "r", problems),
         lora_alpha=alpha.noted(raw.get("lora_alpha"), "lora_alpha", problems),
-        modules=_adapted_modules(raw.get("target_modules"), layers, model, stored),
-        use_rslora=raw.get("use_rslora", False) is True,
-        rank_pattern=pattern("rank_pattern", rank),
-        alpha_pattern=pattern("alpha_pattern", alpha),
+        modules=_adapted_modules(raw, model, stored, problems),
+        use_rslora=raw.get("use_rslora") is True,
+        rank_pattern=_pattern(raw, "rank_pattern", rank, model, problems),
+        alpha_pattern=_pattern(raw, "alpha_pattern", alpha, model, problems),
     )
-    if not config.modules:
-        problems.append(
-            f"target_modules: found {repr(raw.get('target_modules'))}, none of which this model has"
-        )
     if problems:
         raise InputError(f"{file}: not an adapter minibule can use:\n{listed(problems)}")
     return config
 
 
-def _adapted_modules(
-    targets: Any, layers: list[Any] | None, model: LlamaConfig, stored: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """The model's modules that target_modules names, in these layers or all.
+def _pattern(
+    raw: Mapping[str, Any], name: str, expected: Number, model: LlamaConfig, problems: list[str]
+) -> dict[str, Any]:
+    """rank_pattern or alpha_pattern: module -> number.
 
-    PEFT also takes a regular expression there; then the matrices in the file say what it matched.
+    To PEFT the modules' names are regular expressions. Here a name is a name, and one that PEFT
+    would take for another module's too is refused.
     """
-    names = []
-    for module in module_names(range(model.num_hidden_layers), PROJECTIONS):
-        if isinstance(targets, list):
-            named = any(module == t or module.endswith(f".{t}") for t in targets)
-            wanted = named and (not layers or int(module.split(".")[2]) in layers)
-        else:
-            wanted = any(name.startswith(module + ".lora_") for name in stored)
-        if wanted:
-            names.append(module)
-    return tuple(names)
+    entries = raw.get(name) or {}
+    if not isinstance(entries, dict):
+        problems.append(f"{name}: found {repr(entries)}, expected an object")
+        return {}
+    for key, entry in entries.items():
+        if not re.fullmatch(r"[\w.]{1,200}", key) or any(
+            _ends_with(module, [key]) != bool(re.match(rf"(.*\.)?({key})$", module))
+            for module in _modules(model)
+        ):
+            problems.append(f"{name}: found {repr(key)}, expected a module's name")
+        expected.noted(entry, f"{name}[{key[:40]}]", problems)
+    return entries
+
+
+def _adapted_modules(
+    raw: Mapping[str, Any], model: LlamaConfig, stored: Container[str], problems: list[str]
+) -> tuple[str, ...]:
+    """The model's modules that target_modules names.
+
+    Those named by the end of their names are wanted in the layers of layers_to_transform alone.
+    PEFT also takes a regular expression; then the matrices in the file say what it matched.
+    """
+    targets: Any = raw.get("target_modules")
+    excluded: Any = raw.get("exclude_modules") or []
+    layers: Any = raw.get("layers_to_transform")
+    layers = [layers] if type(layers) is int else layers or []
+    expected = {
+        "target_modules": (isinstance(targets, str | list), "a list of modules, or a text"),
+        "exclude_modules": (isinstance(excluded, list), "a list of modules"),
+        "layers_to_transform": (
+            isinstance(layers, list) and all(type(layer) is int for layer in layers),
+            "a list of layers",
+        ),
+    }
+    wrong = [
+        f"{name}: found {repr(raw.get(name))}, expected {what}"
+        for name, (fits, what) in expected.items()
+        if not fits
+    ]
+    if layers and isinstance(targets, str):
+        wrong.append("layers_to_transform: found with a text in target_modules, expected a list")
+    problems += wrong
+    if wrong:
+        return ()
+
+    def wanted(module: str) -> bool:
+        if _ends_with(module, excluded):
+            return False
+        if isinstance(targets, str):
+            return PEFT_PREFIX + lora_name(module, "A") in stored
+        in_layers = not layers or int(module.split(".")[2]) in layers
+        return module in targets or (_ends_with(module, targets) and in_layers)
+
+    modules = tuple(module for module in _modules(model) if wanted(module))
+    if not modules:
+        problems.append(f"target_modules: found {repr(targets)}, none of which this model has")
+    return modules
+
+
+def _modules(model: LlamaConfig) -> tuple[str, ...]:
+    return module_names(range(model.num_hidden_layers), PROJECTIONS)
+
+
+def _ends_with(module: str, names: Iterable[Any]) -> bool:
+    """Whether one of the names is the module's, or the end of it."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _target_modules(modules: tuple[str, ...], num_layers: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
-from minibule.errors import InputError, listed
+from minibule.errors import InputError, listed, shortened
 from minibule.files import native_parser
 from minibule.machine.half import LEAST_SIZE, Narrow, widened
 from minibule.machine.matrix import Array
@@ -49,7 +49,7 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
             header = json.loads(raw.read(header_length))
         for name in names:
             if name in stored:
-                raise InputError(f"{file}: {name} is in {stored[name].file.name} too.")
+                raise InputError(f"{file}: {shortened(name)} is in {stored[name].file.name} too.")
             entry = header[name]
             start = 8 + header_length + entry["data_offsets"][0]
             stored[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start)
@@ -90,10 +90,12 @@ def check_shapes(
         elif shape != expected[name]:
             problems.append(f"{name}: found shape {shape}, expected {expected[name]}")
     if problems:
-        raise InputError(f"{where}: its tensors do not fit:\n{listed(problems, limit=1000)}")
+        raise InputError(f"{where}: its tensors do not fit:\n{listed(problems, limit=40)}")
 
 
-def check_finite(arrays: Iterable[tuple[str, Array]], where: Path) -> None:
+def check_finite(
+    arrays: Iterable[tuple[str, Array]], where: Path, what: str = "broken weights"
+) -> None:
     """InputError that names the arrays with numbers that are NaN, infinite or absurdly large."""
     problems = [
         f"{name}: {int((~(np.abs(array) <= LARGEST)).sum()):,} numbers are NaN or infinite, "
@@ -102,7 +104,7 @@ def check_finite(arrays: Iterable[tuple[str, Array]], where: Path) -> None:
         if not -LARGEST <= array.min(initial=0) <= array.max(initial=0) <= LARGEST  # NaN: false
     ]
     if problems:
-        raise InputError(f"{where}: broken weights:\n{listed(problems)}")
+        raise InputError(f"{where}: {what}:\n{listed(problems)}")
 
 
 def _read(tensor: Stored, narrow: bool) -> Array:
@@ -115,6 +117,13 @@ def _read(tensor: Stored, narrow: bool) -> Array:
     if narrow and matrix and tensor.dtype != "F32":
         return cast(Array, Narrow(np.array(raw)))
     return raw.astype(np.float32) if tensor.dtype == "F32" else Narrow(raw)[:]
+
+
+def same_numbers(one: Stored, other: Stored) -> bool:
+    """Whether two tensors on disk have one shape and the same numbers, whatever their types."""
+    if one.shape != other.shape or not {one.dtype, other.dtype} <= NUMPY_DTYPE.keys():
+        return False
+    return np.array_equal(_read(one, narrow=False), _read(other, narrow=False))
 
 
 def narrowed(x: Array, dtype: str) -> Array:

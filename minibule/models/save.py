@@ -10,7 +10,7 @@ from minibule.core.lora import merged_weight
 from minibule.files import whole_folder, write_json
 from minibule.machine.half import Narrow
 from minibule.machine.matrix import Array
-from minibule.models.safetensors import TORCH_DTYPE, narrowed, write_safetensors
+from minibule.models.safetensors import TORCH_DTYPE, check_finite, narrowed, write_safetensors
 from minibule.models.source import open_source
 
 MAX_SHARD_BYTES = 2 * 10**9
@@ -26,6 +26,7 @@ def save_model(model: Llama, folder: Path, source: Path, dtype: str = "F32") -> 
     dtype : "F32", "F16" or "BF16"
         Only F32 keeps a merged adapter's small changes to the last digit.
     """
+    check_merged(model, folder)
     beside = open_source(source)
     with whole_folder(folder) as partial:
         beside.save_companions(partial, model.config, dtype)
@@ -54,10 +55,25 @@ def merged_tensor(model: Llama, name: str) -> Array:
     return merged_weight(model.weights[name], pair)
 
 
+def check_merged(model: Llama, path: Path) -> None:
+    """InputError if merging would break a weight; to be known before anything of `path` is written.
+
+    Base and adapter have been checked, each by itself: only what both make together has not.
+    """
+    with np.errstate(all="ignore"):  # what overflows is named
+        merged = ((name, merged_tensor(model, name)) for name in _changed(model))
+        check_finite(merged, path, "not written, as the merged model would have broken weights")
+
+
+def _changed(model: Llama) -> list[str]:
+    """The weights that the adapter, if there is one, adds to."""
+    modules = model.adapter.config.modules if model.adapter else ()
+    return [f"{module}.weight" for module in modules]
+
+
 def merged_bytes(model: Llama) -> int:
     """Memory that merging takes: a float32 copy of every weight that is changed, or kept narrow."""
-    modules = model.adapter.config.modules if model.adapter else ()
-    changed = {f"{module}.weight" for module in modules}
+    changed = _changed(model)
     copied = (
         weight.size
         for name, weight in model.weights.items()

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibule.core.fused import ComplementLoss
+from minibule.core.loss import Loss
+from minibule.methods.tokens import Ratio, TokenLoss
 from minibule.report import figures
 from minibule.report.figures import FEWEST, Level, Series, short
 from minibule.report.page import source, table, text
-from minibule.report.series import evaluated, series
+from minibule.report.series import evaluated, series, without_anchor
 from minibule.runs.comparison import MEASURES
 from minibule.runs.read import Run
 
@@ -30,12 +32,34 @@ class Chart(NamedTuple):
         return any(len(line.steps) >= FEWEST for line in self.series)
 
 
-def _loss_in_words(run: Run) -> str:
-    loss = run.config.resolved_loss()
-    if not isinstance(loss, ComplementLoss):
+def _loss_in_words(run: Run, loss: Loss) -> str:
+    held = f" + {loss.kl:g} KL(p || {loss.held})" if loss.kl else ""
+    if isinstance(loss, ComplementLoss):
+        alpha = loss.objective.alpha
+        parts = f"{alpha:g} KL(P || p) + {1 - alpha:g} contrast{held}"
+    elif isinstance(loss, TokenLoss):
+        where = f" (r = p / p_ref, beta {loss.beta:g})" if isinstance(loss, Ratio) else ""
+        parts = f"{loss.f}{where} of every rejected token{held}"
+    else:
         return f"The objective {run.config.objective} ({loss}), the mean over a step."
-    alpha, held = loss.objective.alpha, f" + {loss.kl:g} KL(p || base)" if loss.kl else ""
-    return f"{alpha:g} KL(P || p) + {1 - alpha:g} contrast{held}, the mean over the rows of a step."
+    return f"{parts}, the mean over the rows of a step."
+
+
+def _loss_chart(run: Run) -> Chart:
+    """The loss and its parts: of a complement objective the two, of any other the anchor's."""
+    loss = run.config.resolved_loss()
+    parts = [
+        series(run, "kl", "KL(P || p)", "orange"),
+        series(run, "contrast", "contrast", "green"),
+    ]
+    if not isinstance(loss, ComplementLoss) and loss.kl:
+        rest = "rejected tokens" if isinstance(loss, TokenLoss) else "loss without KL"
+        parts = [
+            series(run, "anchor", f"KL(p || {loss.held})", "orange"),
+            without_anchor(run, loss.kl, rest, "green"),
+        ]
+    lines = _present(series(run, "loss", "loss", "blue"), *parts)
+    return Chart("loss", "Loss", _loss_in_words(run, loss), lines)
 
 
 def charts(run: Run) -> list[Chart]:
@@ -44,16 +68,7 @@ def charts(run: Run) -> list[Chart]:
     heldout, norms = evaluated(run, "optimal_rejected_mass"), series(run, "grad_norm", "a step")
     best = Level("if p were p*, held out", float(heldout.values[0])) if heldout else None
     return _with_numbers(
-        Chart(
-            "loss",
-            "Loss",
-            _loss_in_words(run),
-            _present(
-                series(run, "loss", "loss", "blue"),
-                series(run, "kl", "KL(P || p)", "orange"),
-                series(run, "contrast", "contrast", "green"),
-            ),
-        ),
+        _loss_chart(run),
         Chart(
             "mass",
             _title("rejected_mass"),
@@ -75,7 +90,9 @@ def charts(run: Run) -> list[Chart]:
             Level("clipped", limit) if norms and 2 * norms.values.max() > limit > 0 else None,
         ),
         _heldout_chart(run, "optimality_gap", "Small means converged, not good."),
-        _heldout_chart(run, "kl_to_base", "Read the distance from p* beside it."),
+        _heldout_chart(
+            run, "kl_to_base", "Read the distance from p* beside it." if heldout else ""
+        ),
         _heldout_chart(run, "entropy", "A sharp rise is language coming apart.", from_zero=False),
     )
 
@@ -160,8 +177,14 @@ def course(run: Run) -> list[str]:
         _not_drawn(few),
         f"<details{'' if drawn else ' open'}><summary>The same as a table</summary>{numbers}"
         "</details>",
-        source("train/loop.py", "core/fused.py", "evaluate/heldout.py"),
+        source("train/loop.py", _module(run), "evaluate/heldout.py"),
     ]
+
+
+def _module(run: Run) -> str:
+    """Where the run's loss is computed."""
+    _, *path = type(run.config.resolved_loss()).__module__.split(".")
+    return "/".join(path) + ".py"
 
 
 def _not_drawn(few: Sequence[Chart]) -> str:

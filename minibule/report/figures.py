@@ -59,7 +59,7 @@ class Bars(NamedTuple):
     bold: bool
     before: float | None
     after: float | None
-    target: float
+    target: float | None
     optimum: float | None
 
 
@@ -197,7 +197,7 @@ def small_line(alt: str, line: Series) -> str:
 
 
 def bar_chart(alt: str, rows: Sequence[Bars]) -> str:
-    """Probabilities of tokens before and after, with the target's marked, as an SVG element."""
+    """Probabilities of tokens before and after, with what is wanted marked, as an SVG element."""
     bottom = ROW * len(rows) + 4
     shown = [p for row in rows for p in (row.before, row.after, row.target, row.optimum) if p]
     x = Axis(0, 1.05 * max(shown, default=1.0), NAMES, WIDTH - RIGHT)
@@ -218,7 +218,8 @@ def bar_chart(alt: str, rows: Sequence[Bars]) -> str:
             parts.append(
                 f'<rect class="{colour}" x="{NAMES}" y="{top + shift}" width="{width}" height="9"/>'
             )
-        parts.append(f'<path class="orange target" d="M{x(row.target)} {top + 1}v24"/>')
+        if row.target is not None:
+            parts.append(f'<path class="orange target" d="M{x(row.target)} {top + 1}v24"/>')
         if row.optimum is not None:
             parts.append(
                 f'<path class="orange diamond" d="M{x(row.optimum)} {top + 8}l5 5l-5 5l-5 -5z"/>'

@@ -22,11 +22,12 @@ def one_position(run: Run) -> list[str]:
         return []
     bars = _bars(before, after, seen.total)
     said = "".join(f"<p>{text(sentence)}</p>" for sentence in in_words(before, after))
+    wanted = ", and what the objective wants it to expect" if _has_target(bars) else ""
     return [
         "<p>Here the model is about to begin its answer:</p>",
         code(seen.context, "context"),
-        "<p>What it expects as the first token, and what the objective wants it to expect. Tokens "
-        f"with a {TIMES} began rejected answers, {seen.total:g} in all.</p>",
+        f"<p>What it expects as the first token{wanted}. Tokens with a {TIMES} began rejected "
+        f"answers, {seen.total:g} in all.</p>",
         f'<div class="columns">{_picture(bars)}<div>{said}{_tokens(bars)}</div></div>',
         source("evaluate/position.py", "core/complement.py"),
     ]
@@ -44,14 +45,16 @@ def in_words(before: Position | None, after: Position | None) -> list[str]:
         token = max(rejected, key=lambda t: (t.rejected, was[t.id]))
         said.append(
             f"{_quoted(token)} began {token.rejected:g} of the {after.total:g} rejected answers. "
-            f"Its probability went from {was[token.id]:.3f} to {token.model:.3f}; the target P is "
-            f"{token.target:.3f}{_way(token, was[token.id])}."
+            f"Its probability went from {was[token.id]:.3f} to {token.model:.3f}"
+            f"{_of_target(token, '; the target P is')}{_way(token, was[token.id])}."
         )
     others = [token for token in known if not token.rejected]
     fallen = [
         token
         for token in others
-        if token.target >= was[token.id] and was[token.id] - token.model > MOVED
+        if token.target is not None
+        and token.target >= was[token.id]
+        and was[token.id] - token.model > MOVED
     ]
     risen = [token for token in others if token.model - was[token.id] > MOVED]
     if fallen:
@@ -65,9 +68,14 @@ def in_words(before: Position | None, after: Position | None) -> list[str]:
         token = max(risen, key=lambda t: t.model - was[t.id])
         said.append(
             f"Of the others, {_quoted(token)} gained most, from {was[token.id]:.3f} to "
-            f"{token.model:.3f}; its target is {token.target:.3f}."
+            f"{token.model:.3f}{_of_target(token, '; its target is')}."
         )
     return said
+
+
+def _of_target(token: Token, words: str) -> str:
+    """The words with the token's target after them; nothing where it has none."""
+    return "" if token.target is None else f"{words} {token.target:.3f}"
 
 
 def _way(token: Token, was: float) -> str:
@@ -90,7 +98,7 @@ def _bars(before: Position | None, after: Position | None, total: float) -> list
     # The likeliest, and whatever the target or the rejections make worth seeing.
     shown = sorted(
         tokens,
-        key=lambda t: -max(_model(t, was), _model(t, now), t.target, t.rejected / total),
+        key=lambda t: -max(_model(t, was), _model(t, now), t.target or 0, t.rejected / total),
     )[:SHOWN_TOKENS]
     return [
         Bars(
@@ -104,6 +112,14 @@ def _bars(before: Position | None, after: Position | None, total: float) -> list
         for token in tokens
         if token in shown
     ]
+
+
+def _has_target(bars: Sequence[Bars]) -> bool:
+    return any(row.target is not None for row in bars)
+
+
+def _has_optimum(bars: Sequence[Bars]) -> bool:
+    return any(row.optimum is not None for row in bars)
 
 
 def _model(token: Token, known: Mapping[int, Token]) -> float:
@@ -120,20 +136,25 @@ def token_name(token: str) -> str:
 
 
 def _picture(bars: Sequence[Bars]) -> str:
-    alt = "Probabilities of the likeliest tokens before and after training, with the target P"
+    alt = "Probabilities of the likeliest tokens before and after training"
     keys = [
         '<span><i class="key bar grey"></i>before</span>',
         '<span><i class="key bar blue"></i>after</span>',
-        '<span><i class="key upright orange"></i>target P</span>',
     ]
-    if any(row.optimum is not None for row in bars):
-        keys.append('<span><i class="key diamond orange"></i>optimum p*</span>')
-        alt += " and the optimum p*"
+    caption = f"{TIMES}n: rejected n times here."
+    if _has_target(bars):
+        keys.append('<span><i class="key upright orange"></i>target P</span>')
+        alt += ", with the target P"
+        pulls = "P is what the KL part pulls towards"
+        if _has_optimum(bars):
+            keys.append('<span><i class="key diamond orange"></i>optimum p*</span>')
+            alt += " and the optimum p*"
+            pulls += "; p* minimises KL and contrast together"
+        caption = f"{pulls}. {caption}"
     picture = figures.bar_chart(f"{alt}. The table has the numbers.", bars)
     return (
         f'<figure><h3>Probability of a token</h3><div class="legend">{"".join(keys)}</div>'
-        f"{picture}<figcaption>P is what the KL part pulls towards; p* minimises KL and contrast "
-        f"together. {TIMES}n: rejected n times here.</figcaption></figure>"
+        f"{picture}<figcaption>{caption}</figcaption></figure>"
     )
 
 
@@ -141,15 +162,16 @@ def _tokens(bars: Sequence[Bars]) -> str:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
 
-    return table(
-        "Probability of a token; P is the target, p* the optimum",
-        ("token", "before", "after", "P", "p*"),
-        (
-            [
-                f"<code>{foreign(row.label)}</code>",
-                *map(number, (row.before, row.after, row.target, row.optimum)),
-            ]
-            for row in bars
-        ),
-        (1, 2, 3, 4),
-    )
+    caption, columns = "Probability of a token", ["token", "before", "after"]
+    if _has_target(bars):
+        caption, columns = f"{caption}; P is the target", [*columns, "P"]
+    if _has_optimum(bars):
+        caption, columns = f"{caption}, p* the optimum", [*columns, "p*"]
+    rows = [
+        [
+            f"<code>{foreign(row.label)}</code>",
+            *map(number, (row.before, row.after, row.target, row.optimum)),
+        ][: len(columns)]
+        for row in bars
+    ]
+    return table(caption, columns, rows, range(1, len(columns)))

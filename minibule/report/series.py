@@ -17,6 +17,16 @@ def series(
     return _line(label, colour, pairs, kind)
 
 
+def without_anchor(run: Run, kl: float, label: str, colour: str) -> Series | None:
+    """The loss less kl times the anchor, in the steps that have both."""
+    pairs = [
+        (line["step"], float(line["loss"]) - kl * float(line["anchor"]))
+        for line in run.lines
+        if _is_number(line.get("loss")) and _is_number(line.get("anchor"))
+    ]
+    return _line(label, colour, pairs, "noisy")
+
+
 def evaluated(run: Run, key: str, label: str = "", colour: str = "orange") -> Series | None:
     """Held-out measurements: before training (step 0), in between, and after."""
     pairs: list[tuple[int, Any]] = []

@@ -27,9 +27,10 @@ class Measure(NamedTuple):
 
 # The measures of `evaluate`, by their key in metrics.jsonl, before.json and after.json.
 MEASURES = {
-    "loss": Measure("loss", "alpha KL(P || p) + (1 - alpha) contrast, mean over rows", "lower"),
+    "loss": Measure("loss", "what training minimises, mean over rows", "lower"),
     "kl": Measure("KL(P || p)", "nats: how far the model is from the target P", "lower"),
-    "contrast": Measure("contrast", "-w log(1 - p), summed over the rejected tokens", "lower"),
+    "contrast": Measure("contrast", "summed over the rejected tokens: pushes them down", "lower"),
+    "anchor": Measure("anchor", "nats: KL(p || q), with q what p is held to: the base, or P"),
     "rejected_mass": Measure(
         "mean p of a rejected token",
         "each weighted by how often it was rejected, v/T; mean over all rows",
@@ -152,17 +153,21 @@ def _times(factor: float) -> str:
 
 def print_comparison(before: Snapshot, after: Snapshot, probe: str) -> None:
     """The table, its words and the answers to the probe."""
-    print()
-    for line in comparison_lines(before, after):
-        print(line)
+    if lines := list(comparison_lines(before, after)):
+        print("", *lines, sep="\n")
     if before.probe is not None:
         print(f"\n{probe!r}\n  before: {before.probe}\n  after:  {after.probe}")
 
 
 def comparison_lines(before: Snapshot, after: Snapshot) -> Iterator[str]:
-    """The table of `comparisons` and the sentences of `in_words`, at most 100 columns wide."""
-    yield f"{'':<{LABEL}}{'before':>12}{'after':>12}{'change':>12}   better"
-    for title, rows in comparisons(before, after).items():
+    """The table of `comparisons` and the sentences of `in_words`, at most 100 columns wide.
+
+    Nothing where nothing was measured.
+    """
+    compared = comparisons(before, after)
+    if compared:
+        yield f"{'':<{LABEL}}{'before':>12}{'after':>12}{'change':>12}   better"
+    for title, rows in compared.items():
         yield title
         for row in rows:
             label, numbers = row.measure.label, f"{row.before:>12.4f}{row.after:>12.4f}"

@@ -86,15 +86,15 @@ class TrainConfig:
     )
     kl: float | None = setting(
         None,
-        "how strongly the model is held to its base, or in complement to its target: so many times "
-        "KL(p || base) is added to the loss",
+        "how strongly the model is held to its base: so many times KL(p || base), for complement "
+        "KL(p || P), is added to the loss",
         0,
         group=OBJECTIVE,
     )
     beta: float | None = setting(
         None,
-        "the number called beta in ratio, npo, simnpo, kto, dpo, rso and rso-hinge (default: the "
-        "published one)",
+        "the number called beta in complement, ratio, npo, simnpo, kto, dpo, rso and rso-hinge "
+        "(default: the published one)",
         1e-6,
         group=OBJECTIVE,
     )
@@ -239,10 +239,9 @@ class TrainConfig:
         return LoraConfig(self.lora_r, self.lora_alpha, modules, self.rslora)
 
     def resolved_objective(self) -> Objective:
-        """The complement objective, with what is set separately; what is measured, too.
+        """The complement objective, with what is set separately; of another loss `reference`.
 
-        For a loss that has no target distribution, held-out rows are measured against that of
-        `reference`. Raises InputError if a part of a complement objective is set for such a loss.
+        Raises InputError if a part of one is set for a loss that is none.
         """
         parts = {name: getattr(self, name) for name in Objective._fields}
         given = {name: value for name, value in parts.items() if value is not None}

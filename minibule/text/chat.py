@@ -12,7 +12,7 @@ rendered; afterwards the unmarked ones, which the template itself put there, are
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,19 @@ CHATML = (
 def default_template(tokenizer: Tokenizer) -> str:
     """ChatML for a model that names no template but knows ChatML's tokens; else ""."""
     return CHATML if tokenizer.token_to_id("<|im_start|>") is not None else ""
+
+
+MAX_TOKEN_TEXT = 1000  # characters; no token of the hub's has so many
+
+
+def check_token_texts(texts: Iterable[str], source: Path) -> None:
+    """InputError for a token as long as a file: what looks for it in texts would grow with it."""
+    longest = max(map(len, texts), default=0)
+    if longest > MAX_TOKEN_TEXT:
+        raise InputError(
+            f"{source}: found a token of {longest:,} characters, "
+            f"expected {MAX_TOKEN_TEXT:,} at most."
+        )
 
 
 def render_chatml(messages: Sequence[Message]) -> str:
@@ -104,6 +117,8 @@ class Chat:
         self.tokenizer.encode_special_tokens = True  # special tokens' text is text, see above
         self.tokenizer.no_truncation()  # a tokenizer.json may carry both; here all of a text counts
         self.tokenizer.no_padding()
+        if getattr(self.tokenizer.model, "dropout", None):  # of merges: other tokens every time
+            self.tokenizer.model.dropout = None
         self.template = template
         self.source = source
         self.vocab_size = vocab_size

@@ -95,7 +95,7 @@ def _snapshot_seconds(setup: Setup) -> float:
         if longest:
             model = dataclasses.replace(setup.model, adapter=adapter)
             started = time.perf_counter()
-            evaluate(model, longest, setup.measured, setup.config.pass_tokens)
+            evaluate(model, longest, setup.loss, setup.config.pass_tokens)
             evaluating += seconds_since(started)
     share = total_weight(longest) / total_weight(setup.heldout) if longest else 1.0
     return asking + evaluating / share

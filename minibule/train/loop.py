@@ -125,7 +125,7 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
         for step in range(progress.step + 1, setup.steps + 1):
             line = take_step(setup, optimiser, step)
             if config.eval_every and step % config.eval_every == 0 and setup.heldout:
-                measured = evaluate(setup.model, setup.heldout, setup.measured, config.pass_tokens)
+                measured = evaluate(setup.model, setup.heldout, setup.loss, config.pass_tokens)
                 line |= {f"eval_{name}": value for name, value in measured.items()}
             write_line(log, line)
             mass = line.get("rejected_mass")  # none where only accepted answers are trained on

@@ -50,11 +50,11 @@ def observe(setup: Setup, adapter: Adapter | None) -> Snapshot:
     probe = None
     if config.probe:
         (probe,) = answer(model, chat, [config.probe], PROBE_TOKENS)
-    objective, pass_tokens = setup.objective, config.pass_tokens
+    loss, pass_tokens = setup.loss, config.pass_tokens
     return Snapshot(
         sizes,
         probe,
         ask(model, chat, questions, pass_tokens) if questions else None,
-        evaluate(model, heldout, setup.measured, pass_tokens) if heldout else None,
-        telling_position(model, chat, heldout or examples, objective, pass_tokens),
+        evaluate(model, heldout, loss, pass_tokens) if heldout else None,
+        telling_position(model, chat, heldout or examples, loss, pass_tokens),
     )

@@ -13,7 +13,6 @@ from minibule.core.fused import ComplementLoss
 from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
 from minibule.core.loss import Loss, Uses
-from minibule.core.objective import Objective
 from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError, listed
 from minibule.evaluate.questions import Question, read_questions
@@ -49,9 +48,7 @@ class Setup:
     questions   prompts with known answers, to ask before and after
     start       the adapter before its first step, given by `init_adapter`; None: a fresh one, which
                 changes nothing
-    objective   the loss's, if it has one, and each part of it stands in `config` as resolved; else
-                the one whose target a position is shown with
-    loss        what is minimised
+    loss        what is minimised; each of its parts stands in `config` as resolved
     """
 
     config: TrainConfig
@@ -62,13 +59,7 @@ class Setup:
     heldout: list[Example]
     questions: list[Question]
     start: Adapter | None
-    objective: Objective
     loss: Loss
-
-    @property
-    def measured(self) -> Objective | None:
-        """What held-out records are measured against: the loss's objective, if it has one."""
-        return self.objective if isinstance(self.loss, ComplementLoss) else None
 
     @property
     def steps(self) -> int:
@@ -126,7 +117,7 @@ def prepare(config: TrainConfig) -> Setup:
         model.adapter = Adapter(start.config, params)
     else:
         model.adapter = init_adapter(lora, model.config, config.seed)
-    objective, loss = config.resolved_objective(), config.resolved_loss()
+    loss = config.resolved_loss()
     records, _ = read_file(data, progress=True, unrejected=loss.uses in ("accepted", "any"))
     train_records, held_records = split_by_prompt(
         records[: config.max_records or None], config.eval_fraction, config.seed
@@ -153,7 +144,7 @@ def prepare(config: TrainConfig) -> Setup:
     if not train_examples:
         raise InputError(_nothing_left(config, data, loss, train_records))
     if isinstance(loss, ComplementLoss):  # whose anchor is 0 unless it is given
-        config = dataclasses.replace(config, **objective._asdict())
+        config = dataclasses.replace(config, **loss.objective._asdict())
     else:
         config = dataclasses.replace(config, kl=loss.kl, beta=getattr(loss, "beta", None))
     return Setup(
@@ -165,7 +156,6 @@ def prepare(config: TrainConfig) -> Setup:
         examples(held_records) if held_records else [],
         read_questions(questions_file) if questions_file else [],
         start,
-        objective,
         loss,
     )
 

@@ -18,6 +18,7 @@ from minibule.core.head import entry_log_probs, entry_log_probs_backward
 from minibule.core.loss import AnswerLoss
 from minibule.core.step import answer_log_probs, gradients
 from minibule.methods import table
+from minibule.methods.kto import KTO
 from minibule.methods.pairs import DPO
 from minibule.methods.rejected import NPO
 from minibule.methods.rewarded import GRPO
@@ -50,12 +51,12 @@ LOSSES = {
 }
 
 
-def examples_for(loss):
+def examples_for(loss, seed=0):
     """Random records, some of whose answers are accepted where the loss learns from these."""
     if loss.uses == "rejected":
-        return random_examples()
+        return random_examples(seed)
     examples = []
-    for example in random_examples():
+    for example in random_examples(seed):
         n = len(example.answers)
         rewards = (1.0,) * n if loss.uses == "accepted" else tuple(np.arange(n) % 2.0)
         examples.append(example._replace(rewards=rewards))
@@ -83,10 +84,17 @@ def test_the_gradient_is_that_of_the_loss(loss, pass_tokens):
     assert error < SLOPE_TOLERANCE
 
 
+def sides_part(examples, pass_tokens):
+    """Whether answers to one prompt, which a pair or a group ties together, lie in two passes."""
+    passes = [set(b.answer[:, 0].tolist()) for b in pack(examples, "prefix", pass_tokens)]
+    return any(sum(number in one for one in passes) > 1 for number in range(len(examples)))
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_passes_and_recomputing_change_nothing(loss, recompute):
     model, examples = model_with_adapter(np.float32), examples_for(loss)
+    assert sides_part(examples, 5)
     whole, metrics, tokens = gradients(model, examples, loss, 10**6)
     parts, other, more = gradients(model, examples, loss, 5, recompute)
     assert more > tokens and whole.keys() == parts.keys() != set()
@@ -97,17 +105,126 @@ def test_passes_and_recomputing_change_nothing(loss, recompute):
         assert np.abs(grad - parts[name]).max() <= 1e-4 * np.abs(grad).max(), name
 
 
+# -- answers put to other prompts ------------------------------------------------------------------
+
+
+class Overheard(KTO):
+    """KTO that remembers what it was given as `mismatched`."""
+
+    def answers(self, answers, logp, mismatched=None):
+        HEARD.append(mismatched)
+        return super().answers(answers, logp, mismatched)
+
+
+HEARD: list[float | None] = []
+
+
+def overheard(model, examples, pass_tokens=10**6):
+    gradients(model, examples, Overheard(), pass_tokens)
+    return HEARD[-1]
+
+
+def plain_log_p(model, prompt, answer):
+    z = model.logits([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+    rows = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return rows[np.arange(len(answer)), answer].sum()
+
+
+def plain_mismatched(model, pairs):
+    """The mean of log p - log p_ref over prompts and answers, each as often as it was given."""
+    d = [
+        plain_log_p(model, prompt, answer) - plain_log_p(model.base, prompt, answer)
+        for prompt, before in pairs
+        for answer, times in zip(before.answers, before.counts, strict=True)
+        for _ in range(times)
+    ]
+    return np.mean(d)
+
+
+def test_mismatched_answers_are_those_of_the_record_before():
+    model = model_with_adapter(np.float64)
+    first, second, third = examples = examples_for(KTO(), seed=3)
+    assert len({len(example.answers) for example in examples}) == 3
+    pairs = [(first.prompt, third), (second.prompt, first), (third.prompt, second)]
+    for pass_tokens in (10**6, 5):
+        found = overheard(model, examples, pass_tokens)
+        assert found == pytest.approx(plain_mismatched(model, pairs), rel=1e-9)
+
+
+def test_of_records_with_one_answer_it_is_the_rotation_of_trl():
+    """KL_completion_ids = [completion_ids[-1]] + completion_ids[:-1], the prompts as they were."""
+    model = model_with_adapter(np.float64)
+    examples = [
+        example._replace(answers=example.answers[:1], counts=(1,), rewards=(reward,))
+        for example, reward in zip(random_examples(records=4), (1.0, 0.0, 0.0, 1.0), strict=True)
+    ]
+    completions = [example.answers[0] for example in examples]
+    d = [
+        plain_log_p(model, example.prompt, answer) - plain_log_p(model.base, example.prompt, answer)
+        for example, answer in zip(examples, [completions[-1], *completions[:-1]], strict=True)
+    ]
+    assert overheard(model, examples) == pytest.approx(np.mean(d), rel=1e-9)
+
+
+def test_an_answer_to_the_same_prompt_is_not_mismatched():
+    model = model_with_adapter(np.float64)
+    first, second, _ = examples_for(KTO(), seed=3)
+    again = second._replace(prompt=first.prompt)
+    assert overheard(model, [first]) == overheard(model, [first, first, again]) == 0
+    expected = plain_mismatched(model, [(first.prompt, second), (second.prompt, first)])
+    assert overheard(model, [first, first, second]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_mismatched_answer_ends_where_the_context_does():
+    model = model_with_adapter(np.float64)
+    context = model.config.max_position_embeddings
+    rng = np.random.default_rng(0)
+    long = Example(rng.integers(0, 37, context - 3), (np.array([1, 2, 3]),), (1,), 1)
+    short = Example(np.array([5]), (rng.integers(0, 37, context - 1),), (1,), 1)
+    cut = short._replace(answers=(short.answers[0][:3],))
+    expected = plain_mismatched(model, [(long.prompt, cut), (short.prompt, long)])
+    assert overheard(model, [long, short]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("pass_tokens", [10**6, 5])
+def test_z_is_held_fixed(pass_tokens):
+    """The gradient is that of the loss with z as it was, and not of the loss whose z moves too."""
+    model, examples = model_with_adapter(np.float64), examples_for(KTO(), seed=3)
+    z = overheard(model, examples)
+    assert z > 1  # a z of 0 would be held fixed by itself
+
+    class Held(KTO):
+        needs_mismatched = False
+
+        def answers(self, answers, logp, mismatched=None):
+            assert mismatched is None
+            return super().answers(answers, logp, z)
+
+    loss, params = KTO(), model.adapter.params
+    grads, metrics, _ = gradients(model, examples, loss, pass_tokens)
+    xs, dxs = list(params.values()), [grads[name] for name in params]
+
+    def value(loss):
+        return gradients(model, examples, loss, 10**6)[1]["loss"]
+
+    assert value(Held()) == pytest.approx(metrics["loss"])
+    assert slope_error(lambda: value(Held()), xs, dxs) < SLOPE_TOLERANCE
+    assert slope_error(lambda: value(loss), xs, dxs) > 1000 * SLOPE_TOLERANCE
+
+
+# -- log p -----------------------------------------------------------------------------------------
+
+
 def test_log_p_of_answers_is_the_sum_over_their_tokens():
     model, examples = model_with_adapter(np.float64), random_examples()
     batches = list(pack(examples, "prefix", 7))
     assert len(batches) > 1
     logp = answer_log_probs(model, batches, examples)
-    expected = []
-    for example in examples:
-        for answer in example.answers:
-            z = model.logits([*example.prompt, *answer[:-1]])[len(example.prompt) - 1 :]
-            rows = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-            expected.append(rows[np.arange(len(answer)), answer].sum())
+    expected = [
+        plain_log_p(model, example.prompt, answer)
+        for example in examples
+        for answer in example.answers
+    ]
     np.testing.assert_allclose(logp, expected, rtol=1e-10)
 
 

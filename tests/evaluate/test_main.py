@@ -41,7 +41,7 @@ def test_figures_and_samples(data, tmp_path, capsys):
     ):
         assert words in said
     for row in rows:
-        assert list(row) == ["prompt", "completion", "label", "reward", "ended", "kind"]
+        assert list(row) == ["prompt", "completion", "label", "reward", "ended", "ids", "kind"]
         assert row["reward"] == float(row["label"]) and row["ended"] is True
     records, summary = read_file(output)
     assert [record.prompt for record in records] == [row["prompt"] for row in ROWS]

@@ -24,7 +24,7 @@ def test_pass_at_k_is_the_share_of_all_choices_of_k_samples(n, c):
 
 def asked(kind, greedy, *rewards):
     samples = [
-        Answer(f"text {i // 2}", tokens=i, ended=i > 0, reward=reward)
+        Answer(f"text {i // 2}", ids=[7] * i, ended=i > 0, reward=reward)
         for i, reward in enumerate(rewards)
     ]
     return Asked({"prompt": "?", "kind": kind}, Answer("", 0, True, greedy), samples)
@@ -106,6 +106,6 @@ def test_blocks_hold_every_prompt_once_and_little_memory(tiny, monkeypatch):
 
 def test_an_answer_that_is_cut_has_not_ended(tiny):
     long = ask(*tiny, ROWS[:1], JUDGES["regex"], samples=1, max_new_tokens=32)[0].greedy
-    assert long.ended and 1 <= long.tokens < 32 and long.text == "hello"
-    short = ask(*tiny, ROWS[:1], JUDGES["regex"], samples=1, max_new_tokens=long.tokens)[0].greedy
-    assert not short.ended and short.tokens == long.tokens
+    assert long.ended and 1 <= len(long.ids) < 32 and long.text == "hello"
+    short = ask(*tiny, ROWS[:1], JUDGES["regex"], samples=1, max_new_tokens=len(long.ids))[0].greedy
+    assert not short.ended and short.ids == long.ids

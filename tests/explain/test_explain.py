@@ -15,19 +15,23 @@ import pytest
 from helpers import ODD, ROOT, random_adapter, random_llama
 
 from minibule import complement_loss, load_model
-from minibule.core import complement, llama, ops
+from minibule.core import complement, head, llama, ops
 from minibule.core.counts import Example
 from minibule.core.llama import backward, forward_batch
 from minibule.core.lora import init_adapter
+from minibule.core.loss import RowLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import InputError
 from minibule.explain import check
 from minibule.explain.__main__ import main
-from minibule.explain.story import explain, explain_tiny_vocab
-from minibule.explain.subject import Place, one_pass, subject_of
+from minibule.explain.row import Row
+from minibule.explain.story import _explain_row, explain, explain_tiny_vocab
+from minibule.explain.subject import Place, one_pass, row_counts, subject_of
 from minibule.explain.text import columns_of, shortened
 from minibule.files import embedded_folder
+from minibule.methods.table import LOSSES
+from minibule.methods.tokens import Ratio, TokenLoss
 from minibule.models.chat_files import load_chat
 from minibule.models.peft import save_adapter
 from minibule.records.records import read_records
@@ -35,6 +39,8 @@ from minibule.runs.settings import resolve
 from minibule.text.examples import tokenize
 
 RECORDS = embedded_folder() / "records.jsonl"
+OF_ROWS = [name for name, loss in LOSSES.items() if isinstance(loss, RowLoss)]
+OF_TOKENS = [name for name, loss in LOSSES.items() if isinstance(loss, TokenLoss)]
 
 
 def lines_of(record=1, answer=1, position=1, **settings):
@@ -86,7 +92,7 @@ def dense_row(record, answer, position, objective):
     t, chosen = position - 1, example.answers[answer - 1]
     v = np.zeros((1, model.config.vocab_size))
     for ids, times in zip(example.answers, example.counts, strict=True):
-        by_position = config.resolved_objective().counts == "position"
+        by_position = config.resolved_loss().counts == "position"
         if len(ids) > t and (by_position or (ids[:t] == chosen[:t]).all()):
             v[0, ids[t]] += times
     z = model.logits(np.concatenate([example.prompt, chosen[:t]])).astype(np.float64)
@@ -147,7 +153,7 @@ def test_a_small_part_of_the_step_changes_the_loss_as_predicted(objective, posit
     (example,) = tokenize([read_records(RECORDS)[0]], chat, 512)
     lora = config.resolved_lora(model.config.num_hidden_layers)
     adapter = init_adapter(lora, model.config, config.seed)
-    subject = subject_of(example, place, config.resolved_objective())
+    subject = subject_of(example, place, config.resolved_loss())
     ref_hidden, _ = forward_batch(model, subject.batch)
     now = one_pass(model, adapter, subject.alone, ref_hidden)
     grads, kept = backward(now.dhidden, now.cache), dict(adapter.params)
@@ -165,7 +171,7 @@ def test_a_small_part_of_the_step_changes_the_loss_as_predicted(objective, posit
     assert part == pytest.approx(0.01 * predicted, rel=0.02)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OF_ROWS)
 def test_differences_agree_and_one_step_helps(objective):
     text = "\n".join(lines_of(5, 1, 1, objective=objective))
     assert text.count("They agree") == 4 and "NOT AGREE" not in text
@@ -189,14 +195,14 @@ def test_a_wrong_gradient_of_the_loss_shows(monkeypatch):
         parts = right(*args)
         return parts._replace(dcontrast=parts.dcontrast * 1.0001)
 
-    monkeypatch.setattr(complement, "loss_parts", wrong)
-    lines = lines_of()
+    monkeypatch.setattr("minibule.explain.complement.loss_parts", wrong)
+    lines = lines_of(objective="reference")
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 5))
 
 
 def test_a_logit_that_goes_with_its_gradient_is_shown():
     """In shared weights a step is no step in z: at this place one logit goes the other way."""
-    lines = lines_of()
+    lines = lines_of(objective="reference")
     gradient, step = (tables(section(lines, n))[0] for n in (5, 7))
     assert "Section 7 shows it." in " ".join(" ".join(lines).split())
     odd = re.findall(r"('\S+') (\d+\.\d+) -> (\d+\.\d+)", " ".join(section(lines, 7)))
@@ -204,7 +210,7 @@ def test_a_logit_that_goes_with_its_gradient_is_shown():
     for name, before, after in odd:
         assert gradient[name]["dL/dz"] > 0 and float(after) > float(before)
         assert step[name]["p after"] > step[name]["p before"]
-    assert "Section" not in "".join(explain_tiny_vocab(OBJECTIVES["literal"]))
+    assert "Section" not in "".join(explain_tiny_vocab(LOSSES["literal"]))
 
 
 def test_a_wrong_gradient_of_the_adapter_shows(monkeypatch):
@@ -272,7 +278,7 @@ def test_the_check_widens_one_matrix_at_a_time():
     model = random_llama(dataclasses.replace(ODD, num_hidden_layers=8))
     adapter = random_adapter(model.config)
     example = Example(np.arange(5), (np.arange(4), np.arange(1, 4)), (2, 1), 5)
-    subject = subject_of(example, Place(1, 1, 2), OBJECTIVES["reference"])
+    subject = subject_of(example, Place(1, 1, 2), LOSSES["reference"])
     widened = []  # references to all of the model's matrices in float64
 
     class Watched(check._Float64):
@@ -332,7 +338,7 @@ def test_five_tokens_by_hand():
     w = [F(3, 5), F(2, 5), F(0), F(0), F(0)]
     a = [F(3, 5), F(2, 15), F(0), F(0), F(0)]  # w p / (1 - p)
     S = F(11, 15)
-    lines = list(explain_tiny_vocab(OBJECTIVES["literal"]))
+    lines = list(explain_tiny_vocab(LOSSES["literal"]))
     target, terms, gradient = (tables(section(lines, n))[0] for n in (3, 4, 5))
     assert len(target) == 6
     names = [name for name in target if name != "sum"]
@@ -365,12 +371,236 @@ def test_five_tokens_by_hand():
     assert float(printed) == pytest.approx(loss, abs=5.1e-5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_five_tokens_under_every_objective(objective):
-    text = "\n".join(explain_tiny_vocab(objective))
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_five_tokens_under_every_objective(name):
+    text = "\n".join(explain_tiny_vocab(LOSSES[name]))
     assert "They agree" in text and max(map(len, text.splitlines())) <= 100
-    p_ref = {"uniform": [], "reference": ["0.3750"], "rate": ["0.4545"]}[objective.prior]
-    assert all(P in text for P in p_ref)  # 24/64 and 20/44
+    P = {"uniform": 3 / 25, "reference": 24 / 64, "rate": 20 / 44}
+    (target,), prior = tables(section(text.splitlines(), 3)), LOSSES[name].prior
+    assert ("P" in target["'hello'"]) == (prior is not None)
+    assert target["'hello'"].get("P") == (round(P[prior], 4) if prior else None)
+
+
+# -- losses of tokens, and anchors -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """An adapter with B not zero: p is no longer p_ref."""
+    folder = tmp_path_factory.mktemp("moved") / "adapter"
+    config = load_model(embedded_folder()).config
+    adapter = random_adapter(config)
+    for p in adapter.params.values():
+        p *= 0.2
+    save_adapter(adapter, config, folder, "tiny")
+    return folder
+
+
+def moved_row(moved, place):
+    """`dense_row` of a loss of tokens, its v over the answers through it, and z of the moved."""
+    chat, v, z_ref, _ = dense_row(*place, "ratio")
+    record, answer, position = place
+    (example,) = tokenize([read_records(RECORDS)[record - 1]], chat, 512)
+    prefix = example.answers[answer - 1][: position - 1]
+    through = [a for a in example.answers if len(a) >= position]
+    n = sum(np.array_equal(a[: position - 1], prefix) for a in through)
+    z = load_model(embedded_folder(), moved).logits(np.concatenate([example.prompt, prefix]))
+    return chat, v[0], v[0] / n, z[-1].astype(np.float64), z_ref[0]
+
+
+# f and df/dlog p of a token, from p and r = p / p_ref.
+FORMULAS = {
+    "complement": lambda p, r: (2 * np.log(1 + r), 2 * r / (1 + r)),
+    "ratio": lambda p, r: (4 * np.log(1 + np.sqrt(r)), 2 * np.sqrt(r) / (1 + np.sqrt(r))),
+    "nsr": lambda p, r: (np.log(p), np.ones_like(p)),
+    "unlikelihood": lambda p, r: (-np.log(1 - p), p / (1 - p)),
+}
+SETTINGS = {"complement": {"kl": "0.7"}, "ratio": {"beta": "0.5"}, "unlikelihood": {"kl": "0.2"}}
+
+
+@pytest.mark.parametrize("objective", OF_TOKENS)
+@pytest.mark.parametrize("place", [(3, 2, 1), (9, 1, 3)])
+def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
+    settings = SETTINGS.get(objective, {})
+    lines = lines_of(*place, objective=objective, init_adapter=str(moved), **settings)
+    kl = float(settings.get("kl", LOSSES[objective].kl))
+    chat, v, share, z, z_ref = moved_row(moved, place)
+    p, p_ref = (np.exp(complement.log_softmax(x)) for x in (z, z_ref))
+    f, df = FORMULAS[objective](p, p / p_ref)
+    q = p_ref
+    if objective == "complement":
+        (q,) = complement.target_distribution(v[None], "reference", z_ref[None])
+    terms, a = p * np.log(p / q), share * df
+    anchor = kl * (terms - terms.sum() * p)
+    dz = a - a.sum() * p + anchor
+    name = "P" if objective == "complement" else "p_ref"
+    expected = {
+        "v": v,
+        "p": p,
+        "p_ref": p_ref,
+        "share": share,
+        "r": p / p_ref,
+        "f": f,
+        "share f": share * f,
+        f"p log(p / {name})": terms,
+        name: q,
+        "a": a,
+        "a-S p": a - a.sum() * p,
+        "anchor": anchor,
+        "dL/dz": dz,
+        "numeric": dz,
+    }
+    held, terms_shown, gradient = (tables(section(lines, n))[0] for n in (3, 4, 5))
+    shown = [token for token in gradient if token[0] == "'"]
+    assert len(shown) >= 3 and {t for t in shown if held[t]["v"]} == {
+        repr(chat.decode([i])) for i in np.flatnonzero(v)
+    }
+    columns = set()
+    for token in shown:
+        (i,) = [i for i in range(len(p)) if repr(chat.decode([i])) == token]
+        row = held[token] | terms_shown[token] | gradient[token]
+        for column in row.keys() & expected.keys():
+            want = expected[column][i]
+            assert row[column] == pytest.approx(want, rel=6e-3, abs=4e-6), (token, column)
+        columns |= row.keys()
+    wanted = {"v", "p", "share", "f", "share f", "a", "a-S p", "dL/dz", "numeric"}
+    wanted |= {"p_ref", "r"} if objective in ("complement", "ratio") else set()
+    wanted |= {"anchor", f"p log(p / {name})", name} if kl else set()
+    assert wanted <= columns and ("anchor" in columns) == (kl > 0)
+    for table in (held, terms_shown, gradient):
+        for column in table["sum"]:
+            assert adds_up(table, column), column
+    (printed,) = re.findall(r"row loss = .*= ([\d.e-]+)$", "\n".join(lines), re.MULTILINE)
+    assert float(printed) == pytest.approx(share @ f + kl * terms.sum(), rel=6e-3)
+    within = re.search(r"dL/dz to\s+within (\S+)\.", "\n".join(section(lines, 5)))[1]
+    assert float(within) < 1e-6 * max(1, a.max())  # float32, and a - S p is a difference
+    assert "does not pull yet" not in " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("objective", ["literal", "reference", "rate"])
+def test_an_anchor_of_a_complement_objective_is_a_part_of_it(objective, moved):
+    lines, without = (
+        lines_of(2, 1, 1, objective=objective, init_adapter=str(moved), **kl)
+        for kl in ({"kl": "0.5"}, {})
+    )
+    assert "\n".join(lines).count("They agree") == 3 and max(map(len, lines)) <= 100
+    assert "NOT AGREE" not in "\n".join(lines)
+    assert "anchor" not in "\n".join(section(without, 5))
+    (terms,), (gradient,), (less,) = (
+        tables(section(these, n)) for these, n in ((lines, 4), (lines, 5), (without, 5))
+    )
+    assert adds_up(terms, "p log(p / p_ref)") and terms["sum"]["p log(p / p_ref)"] > 0
+    for token in gradient.keys() & less.keys() - {"sum"}:
+        change = gradient[token]["dL/dz"] - less[token]["dL/dz"]
+        assert change == pytest.approx(gradient[token]["anchor"], abs=3e-6)
+    with_it, alone = (
+        float(re.findall(r"= ([\d.e-]+)$", "\n".join(section(x, 4)), re.MULTILINE)[-1])
+        for x in (lines, without)
+    )
+    assert with_it - alone == pytest.approx(0.5 * terms["sum"]["p log(p / p_ref)"], abs=2e-6)
+
+
+def test_a_contrast_of_ratios_is_written_as_one():
+    text = "\n".join(lines_of(3, 1, 1, objective="reference", contrast="ratio"))
+    assert "sum_i w(i) 2 log(1 + r(i))" in text and "-w log(1 - p)" not in text
+    assert text.count("They agree") == 4
+
+
+def test_a_wrong_slope_of_a_token_shows(monkeypatch):
+    right = Ratio.token
+
+    def wrong(self, *args):
+        f, df = right(self, *args)
+        return f, 1.0001 * df
+
+    monkeypatch.setattr(Ratio, "token", wrong)
+    lines = lines_of(objective="complement")
+    assert "THEY DO NOT AGREE" in "\n".join(section(lines, 5))
+    assert "THEY DO NOT AGREE" in "\n".join(section(lines, 6))
+
+
+def test_a_wrong_anchor_in_training_shows(monkeypatch, moved):
+    right = head.anchor
+
+    def wrong(*args):
+        value, dz = right(*args)
+        return value, 1.01 * dz
+
+    def within():
+        text = "\n".join(lines_of(objective="complement", init_adapter=str(moved)))
+        error = re.search(r"dL/dz to\s+within (\S+)\.", text)[1]
+        return float(error), text.count("THEY DO NOT AGREE")
+
+    error, disagree = within()
+    assert error < 1e-6 and disagree == 0
+    monkeypatch.setattr(head, "anchor", wrong)
+    error, disagree = within()
+    assert error > 1e-5 and disagree > 0
+
+
+def test_five_tokens_of_the_complement_by_hand():
+    """At the base r is 1: f = 2 log 2, and c is the share."""
+    F = Fraction
+    p = [F(1, 2), F(1, 4), F(1, 8), F(1, 16), F(1, 16)]
+    P = [F(3, 8), F(1, 4), F(3, 16), F(3, 32), F(3, 32)]  # 3/2, 1, 3/4, 3/8, 3/8 of 4
+    share = [F(3, 2), F(1), F(0), F(0), F(0)]  # two answers pass through the row
+    lines = list(explain_tiny_vocab(LOSSES["complement"]))
+    target, terms, gradient = (tables(section(lines, n))[0] for n in (3, 4, 5))
+    KL = sum(float(p[i]) * math.log(p[i] / P[i]) for i in range(5))
+    for i, name in enumerate(name for name in target if name != "sum"):
+        row = target[name] | terms[name] | gradient[name]
+        log_ratio = math.log(p[i] / P[i])
+        pushed, anchor = share[i] - F(5, 2) * p[i], 0.3 * float(p[i]) * (log_ratio - KL)
+        expected = {
+            "P": P[i],
+            "p": p[i],
+            "share": share[i],
+            "r": 1,
+            "f": 2 * math.log(2),
+            "share f": float(share[i]) * 2 * math.log(2),
+            "p log(p / P)": float(p[i]) * log_ratio,
+            "a": share[i],
+            "a-S p": pushed,
+            "anchor": anchor,
+            "dL/dz": float(pushed) + anchor,
+            "numeric": float(pushed) + anchor,
+        }
+        shown = {column: row[column] for column in expected}
+        assert shown == pytest.approx({k: float(x) for k, x in expected.items()}, abs=5.1e-5), name
+    (printed,) = re.findall(r"row loss = .*= ([\d.]+)$", "\n".join(lines), re.MULTILINE)
+    assert float(printed) == pytest.approx(5 * math.log(2) + 0.3 * KL, abs=5.1e-5)
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_the_largest_counts_and_vocabulary_fit(name):
+    """As many rejections as a record may have, all of SmolLM2's tokens, and the longest names."""
+    rng, V = np.random.default_rng(0), 49152
+    z_ref = 4 * rng.normal(size=V)
+    z = z_ref + rng.normal(size=V)
+    first, second = np.argsort(-z)[:2, None]
+    loss = dataclasses.replace(LOSSES[name], kl=0.3)
+    example = Example(np.array([1]), (first, second, np.array([7])), (2**31 - 5, 3, 1), 2**31 - 1)
+    subject = subject_of(example, Place(), loss)
+    counts = row_counts(subject, complement.log_softmax(z_ref)[subject.counts.entry_id])
+    lines = list(_explain_row(Row(z, z_ref, counts, loss, lambda i: "x" * 20)))
+    assert max(map(len, lines)) <= 100 and "They agree" in "\n".join(lines)
+
+
+def test_at_the_base_an_anchor_to_it_does_not_pull():
+    said = " ".join(" ".join(explain_tiny_vocab(LOSSES["ratio"])).split())
+    assert "The anchor does not pull yet" in said
+    free = " ".join(explain_tiny_vocab(dataclasses.replace(LOSSES["complement"], kl=0.0)))
+    assert "p is held to nothing" in free and "The target P" not in free
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_steps_of_the_lesson_that_are_named_exist(name):
+    lesson = (ROOT / "minibule/core/LESSON.md").read_text(encoding="utf-8")
+    said = " ".join(" ".join(explain_tiny_vocab(LOSSES[name])).split())
+    steps = re.findall(r"step (\d+) of core/LESSON\.md", said)
+    assert steps
+    headings = {"4": "Its gradient", "5": "The objectives"}
+    assert all(f"\n## {step}. {headings[step]}" in lesson for step in steps)
 
 
 # -- the text --------------------------------------------------------------------------------------
@@ -383,13 +613,16 @@ ODD_RECORD = {
         "\ufffd\u0301e" + "x" * 300,
         *(f"{i} is no" for i in range(20)),
     ],
-    "rejection_counts": [2**31 - 1, 3, *range(1, 22)],
+    "rejection_counts": [2**31 - 500, 3, *range(1, 22)],  # their sum may be 2^31 - 1
 }
 
 
 @pytest.mark.parametrize(
     ("place", "objective"),
-    [((1, 1, 1), "literal"), ((1, 2, 9), "reference"), ((1, 3, 2), "rate"), ((1, 8, 2), "literal")],
+    [
+        *[((1, 1, 1), "literal"), ((1, 2, 9), "reference"), ((1, 3, 2), "rate")],
+        *[((1, 8, 2), "literal"), ((1, 1, 1), "complement"), ((1, 2, 9), "ratio")],
+    ],
 )
 def test_odd_characters_fit_and_cannot_act(tmp_path, objective, place):
     data = tmp_path / "odd.jsonl"
@@ -404,7 +637,10 @@ def test_odd_characters_fit_and_cannot_act(tmp_path, objective, place):
 
 @pytest.mark.parametrize(
     ("place", "objective"),
-    [((1, 2, 4), "literal"), ((100, 1, 2), "reference"), ((317, 1, 1), "rate")],
+    [
+        *[((1, 2, 4), "literal"), ((100, 1, 2), "reference"), ((317, 1, 1), "rate")],
+        *[((1, 2, 4), "complement"), ((100, 1, 2), "ratio"), ((317, 1, 1), "nsr")],
+    ],
 )
 def test_it_fits_a_screen(objective, place):
     lines = lines_of(*place, objective=objective)
@@ -434,6 +670,14 @@ def test_long_texts_lose_their_middle():
         (["--max-length", "10"], "--record 1: .*no room for an answer"),
         (["--module", "q_proj"], "--module q_proj: 4 adapted modules end so"),
         (["--module", "lm_head"], "--module lm_head: no adapted module.*to model.layers.3.mlp"),
+        (
+            ["--objective", "npo"],
+            "--objective npo: it judges whole answers.*complement, ratio, nsr",
+        ),
+        (["--tiny-vocab", "--objective", "dpo"], "--objective dpo: .*one of literal, reference"),
+        (["--objective", "ratio", "--alpha", "0.5"], "--alpha: part of .*not of ratio"),
+        (["--objective", "nsr", "--beta", "1"], "--beta: a number of complement, ratio"),
+        (["--beta", "0"], "expected a number of at least 1e-06"),
         (["--tiny-vocab", "--module", "q_proj"], "leave out --module"),
         (["--tiny-vocab", "--record", "1"], "leave out --record"),
         (["--tiny-vocab", "--adapter", "x", "--lr", "1"], "leave out --adapter, --lr"),
@@ -465,6 +709,6 @@ def test_headings_are_bold_on_a_terminal_only(tiny, monkeypatch, capsys):
 
 
 def test_the_command_runs_by_name():
-    command = [sys.executable, "-m", "minibule.explain", "--record", "2", "--alpha", "0.5"]
+    command = [sys.executable, "-m", "minibule.explain", "--record", "2", "--beta", "0.5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "alpha 0.5" in done.stdout and not done.stderr
+    assert done.returncode == 0 and "beta 0.5" in done.stdout and not done.stderr

@@ -1,10 +1,11 @@
 """The table of losses: what all of them have in common, and the defaults that were published."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-from helpers import GRADIENT_TOLERANCE, gradient_error, random_answers
+from helpers import GRADIENT_TOLERANCE, ROOT, gradient_error, random_answers
 
 from minibule.core.loss import AnswerLoss, RowLoss
 from minibule.methods.table import LOSSES
@@ -85,3 +86,24 @@ def test_accepted_answers_are_pulled_up_and_rejected_ones_pushed_down(name):
     answers, logp = random_answers(loss.uses)
     _, dlogp = loss.answers(answers, logp, 0.0)
     assert (dlogp[answers.accepted] < 0).all() and (dlogp[~answers.accepted] >= 0).all()
+
+
+def test_the_page_lists_every_loss_with_what_it_learns_from_and_its_numbers():
+    page = (ROOT / "minibule" / "methods" / "METHODS.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if re.match(r"\| `\w", line)]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    listed = {}
+    for names, uses, _, defaults, _ in rows:
+        for name in re.findall(r"`([\w-]+)`", names):
+            listed[name] = uses, defaults
+    assert set(listed) == set(LOSSES)
+    for name, loss in LOSSES.items():
+        uses, defaults = listed[name]
+        assert uses == loss.uses, name
+        shown = {
+            f"{number} {value:g}".replace(" 0.", " .")
+            for number, value in vars(loss).items()
+            if isinstance(value, float) and number not in ("desirable", "undesirable")
+        }
+        shown -= {"kl 0"}
+        assert all(number in defaults for number in shown), (name, shown, defaults)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken import change_metadata
 from gguf import GGUFReader, GGUFWriter
 from gguf.constants import GGUFValueType
 from gguf.gguf_writer import GGUFValue
@@ -296,6 +297,67 @@ def test_an_array_that_claims_to_be_huge(written, tmp_path):
     (tmp_path / "huge.gguf").write_bytes(data)
     with pytest.raises(InputError, match="an array of 4,194,304 values, expected 2,097,152"):
         read_gguf(tmp_path / "huge.gguf")
+
+
+ALIGNMENTS = {
+    "add_uint32": [0, 1, 31, 2**20],
+    "add_int32": [-32],
+    "add_float32": [32.0, float("nan"), float("inf")],
+    "add_float64": [32.0],
+    "add_bool": [True],
+    "add_string": ["32"],
+    "add_array": [[32], ["32"]],
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), [(k, v) for k in ALIGNMENTS for v in ALIGNMENTS[k]])
+def test_an_alignment_of_another_type_or_size(tmp_path, kind, value):
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    getattr(writer, kind)("general.alignment", value)
+    writer.add_tensor("output_norm.weight", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match=r"x\.gguf: .*general\.alignment: found .* power of two"):
+        read_gguf(tmp_path / "x.gguf")
+
+
+def test_many_arrays_of_a_size_that_one_may_have(tmp_path):
+    """What becomes objects of Python's is counted over the whole file, texts as well as numbers."""
+    n = 2**20
+    key = struct.pack("<Q", 1)
+    numbers = struct.pack("<IIQ", 9, 0, n) + bytes(n)
+    texts = struct.pack("<IIQ", 9, 8, n) + bytes(8 * n)
+    for second in (numbers, texts):
+        data = b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + key + b"a" + numbers + key + b"b" + second
+        (tmp_path / "many.gguf").write_bytes(data)
+        with pytest.raises(InputError, match="an array of 1,048,576 values, expected 2,097,152"):
+            read_gguf(tmp_path / "many.gguf")
+    (tmp_path / "many.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**20, 2**20 + 1))
+    with pytest.raises(InputError, match="a header of 2,097,153 values"):
+        read_gguf(tmp_path / "many.gguf")
+
+
+@pytest.mark.parametrize("twice", ["key", "tensor"])
+def test_what_is_said_is_not_as_long_as_the_file(tmp_path, twice):
+    name = struct.pack("<Q", 10**6) + b"x" * 10**6
+    counts, entry = {
+        "key": ((0, 2), name + struct.pack("<IB", 0, 1)),
+        "tensor": ((2, 0), name + struct.pack("<IQIQ", 1, 1, 0, 0)),
+    }[twice]
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + 2 * entry)
+    with pytest.raises(InputError, match="twice") as error:
+        read_gguf(tmp_path / "x.gguf")
+    assert len(str(error.value)) < 1000
+
+
+def test_a_token_as_long_as_a_file(written):
+    tokens = read_gguf(written).metadata["tokenizer.ggml.tokens"].value
+    tokens = GGUFValue([*tokens[:-1], "x" * 10**6], GGUFValueType.ARRAY, GGUFValueType.STRING)
+    change_metadata(written, {"tokenizer.ggml.tokens": tokens})
+    with pytest.raises(InputError, match="a token of 1,000,000 characters, expected 1,000 at most"):
+        load_chat(written)
 
 
 def test_flipped_bytes_end_in_words_or_load(written, tmp_path):

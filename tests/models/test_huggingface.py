@@ -1,5 +1,8 @@
 """Models as Hugging Face folders, and every way in which one can be broken."""
 
+import json
+import os
+import shutil
 import struct
 
 import numpy as np
@@ -9,9 +12,13 @@ from helpers import ODD, random_llama
 from safetensors.numpy import load_file, save_file
 
 from minibule.errors import InputError
-from minibule.files import write_json
+from minibule.files import embedded_folder, write_json
+from minibule.models.chat_files import load_chat
+from minibule.models.huggingface import COMPANIONS
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter
+from minibule.models.save import save_model, save_weights
+from minibule.models.source import open_source
 
 
 @pytest.fixture
@@ -27,31 +34,67 @@ def test_what_is_written_is_read_back_to_the_bit(folder):
 
 
 def test_a_tied_head_and_derived_buffers_in_the_file_are_passed_over(folder):
+    def change(tensors):
+        tensors["model.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
     change_json(folder / "config.json", tie_word_embeddings=True)
-    change_tensors(
-        folder / "model.safetensors",
-        lambda t: t.update({"model.rotary_emb.inv_freq": np.ones(2, np.float32)}),
-    )
+    change_tensors(folder / "model.safetensors", change)
     model = load_model(folder)
+    assert model.config.tie_word_embeddings
     assert model.head is model.weights["model.embed_tokens.weight"]
 
 
-def test_rope_theta_in_the_newer_place(folder):
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_head_of_other_numbers_is_not_tied(folder, tmp_path, dtype):
+    """As in transformers 5, whatever config.json says; and what is written says it is not."""
+    save_weights(random_llama(), folder, dtype)
+    expected = load_model(folder)
+    change_json(folder / "config.json", tie_word_embeddings=True)
+    model = load_model(folder)
+    assert model.config == expected.config
+    np.testing.assert_array_equal(model.head, expected.weights["lm_head.weight"])
+    save_model(model, tmp_path / "merged", folder)
+    assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is False
+    np.testing.assert_array_equal(load_model(tmp_path / "merged").head, model.head)
+
+
+@pytest.mark.parametrize(
+    ("found", "theta"),
+    [
+        ({"rope_theta": 5000.0}, 5000.0),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, 5000.0),
+        ({"rope_theta": 7.0, "rope_parameters": {"rope_theta": 5000.0}}, 5000.0),
+        ({"rope_theta": 5000.0, "rope_parameters": {"rope_type": "default"}}, 5000.0),
+        ({"rope_scaling": {"rope_theta": 5000.0}, "rope_parameters": {"rope_theta": 7.0}}, 5000.0),
+        ({"rope_scaling": None, "rope_parameters": {"rope_theta": 5000.0}}, 5000.0),
+        ({}, 10000.0),
+    ],
+)
+def test_where_rope_theta_may_stand(folder, found, theta):
     change_json(
-        folder / "config.json",
-        rope_theta="absent",
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        folder / "config.json", **{"rope_theta": "absent", "rope_scaling": "absent"} | found
     )
-    assert load_model(folder).config.rope_theta == 5000.0
+    assert load_model(folder).config.rope_theta == theta
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM.*expected LlamaForCausal"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope scaling: found 'llama3'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling: found 'linear'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling.rope_type: found 'llama3'",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type: found 'linear'"),
+        (
+            {"rope_scaling": {"type": "linear"}, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling.type: found 'linear'",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "factor": 4}}, "rope_parameters.factor: "),
         ({"attention_bias": True}, "attention_bias"),
+        ({"tie_word_embeddings": "true"}, "tie_word_embeddings: found 'true', .* True or False"),
+        ({"model_type": "mistral"}, "model_type: found 'mistral', minibule computes only 'llama'"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -190,3 +233,99 @@ def test_missing_folders_and_files(tmp_path, folder):
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         load_model(folder)
+
+
+# -- companions: the files beside the weights ------------------------------------------------------
+
+
+def complete(folder):
+    """The embedded model's folder, every companion among its files."""
+    shutil.copytree(embedded_folder(), folder)
+    for name in COMPANIONS:
+        if not (folder / name).exists():
+            (folder / name).write_text("{{ messages[0].content }}" if name[-1] == "a" else "{}")
+    return folder
+
+
+def moved_and_linked(file, place, link=None):
+    """Move a file to another place, and leave a link to it behind."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    file.rename(place)
+    file.symlink_to(link or place)
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_a_companion_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    folder = complete(tmp_path / "model")
+    model = load_model(folder)
+    moved_and_linked(folder / name, tmp_path / "private" / name)
+    with pytest.raises(InputError, match=rf"model/{name}: found a link that leads out"):
+        save_model(model, tmp_path / "merged", folder)
+    if name != "special_tokens_map.json":  # which is only copied
+        with pytest.raises(InputError, match=rf"model/{name}: found a link that leads out"):
+            load_chat(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "private"}
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+@pytest.mark.parametrize("make", ["folder", "device", "pipe"])
+def test_a_companion_that_is_no_file_is_refused(tmp_path, name, make):
+    folder = complete(tmp_path / "model")
+    (folder / name).unlink()
+    if make == "folder":
+        (folder / name).mkdir()
+    elif make == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=rf"{name}: (expected a file|found a link)"):
+        open_source(folder).companions()
+
+
+def test_links_within_the_folder_and_into_a_hub_caches_blobs(tmp_path):
+    hub = tmp_path / "hub/models--who--what"
+    folder = complete(hub / "snapshots/0123abc")
+    for i, name in enumerate(COMPANIONS):
+        moved_and_linked(folder / name, hub / f"blobs/{i}f", f"../../blobs/{i}f")
+    moved_and_linked(folder / "config.json", hub / "blobs/cf", "../../blobs/cf")
+    (tmp_path / "by-name").symlink_to(folder)
+    for path in (folder, tmp_path / "by-name"):
+        assert load_chat(path).template == "{{ messages[0].content }}"
+        assert [file.name for file in open_source(path).companions()] == list(COMPANIONS)
+    plain = complete(tmp_path / "plain")
+    moved_and_linked(plain / "tokenizer.json", plain / "files/tokenizer.json")
+    assert len(open_source(plain).companions()) == len(COMPANIONS)
+    (plain / "tokenizer_config.json").unlink()  # another model's blobs are none of this folder's
+    (plain / "tokenizer_config.json").symlink_to(hub / "blobs/1f")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: found a link that leads out"):
+        open_source(plain).companions()
+
+
+# -- what is said is short -------------------------------------------------------------------------
+
+
+def header(**tensors):
+    """A safetensors file of nothing but a header: each tensor a shape, of no numbers."""
+    entries = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+        for name, shape in tensors.items()
+    }
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"model.norm.weight": [0] * 10**6},
+        {"x" * 10**6: [0]},
+        {f"{i}" * 1000: [0] for i in range(1000)},
+        {f"model.layers.{i}.mlp.up_proj.weight": [0] for i in range(3, 10**4)},
+    ],
+    ids=["dimensions", "a long name", "long names", "many names"],
+)
+def test_an_error_is_not_as_long_as_the_file(folder, tensors):
+    (folder / "model.safetensors").write_bytes(header(**tensors))
+    with pytest.raises(InputError, match="its tensors do not fit") as error:
+        load_model(folder)
+    assert len(str(error.value)) < 30_000 and str(error.value).count("\n") <= 50

@@ -5,17 +5,22 @@ import dataclasses
 
 import numpy as np
 import pytest
+from broken import change_metadata
+from gguf.constants import GGUFValueType
+from gguf.gguf_writer import GGUFValue
 from helpers import random_adapter, random_llama, shared
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs pip install '.[interop]'")
 
 from minibule.core.shapes import LoraConfig, module_names
+from minibule.errors import InputError
 from minibule.evaluate.questions import read_questions
 from minibule.files import embedded_folder
 from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
 from minibule.models import gguf_write as gguf_export
 from minibule.models.chat_files import load_chat
+from minibule.models.gguf_file import text_value, u32_value
 from minibule.models.gguf_write import export_gguf, export_gguf_lora
 from minibule.models.huggingface import load_config
 from minibule.models.load import load_model
@@ -75,6 +80,44 @@ def test_logits_of_smollm2_360m_shapes_with_the_real_tokenizer(tmp_path):
     error = error_of_scale(logits_of(engine, ids), model.logits(ids))
     print(f"logits of the 360M shapes in llama.cpp: {error:.1e} of scale, {len(ids)} positions")
     assert error <= 3e-4
+
+
+def real(value):
+    return GGUFValue(value, GGUFValueType.FLOAT32)
+
+
+# Metadata that llama.cpp computes with, and whether minibule does too.
+METADATA = [
+    ({"rope.scaling.type": text_value("none")}, True),
+    ({"rope.scaling.type": text_value("linear"), "rope.scaling.factor": real(1)}, True),
+    ({"rope.scaling.factor": real(0), "rope.scaling.attn_factor": real(1)}, True),
+    ({"rope.scaling.original_context_length": u32_value(16)}, True),
+    ({"rope.scaling.finetuned": GGUFValue(True, GGUFValueType.BOOL)}, True),
+    ({"tensor_data_layout": text_value("Meta AI original pth")}, True),
+    ({"expert_count": u32_value(0), "expert_used_count": u32_value(0)}, True),
+    ({"rope.scaling.factor": real(4)}, False),
+    ({"rope.scale_linear": real(4)}, False),
+    ({"rope.scaling.type": text_value("linear"), "rope.scaling.factor": real(4)}, False),
+    ({"rope.scaling.attn_factor": real(2)}, False),
+    ({"attention.causal": GGUFValue(False, GGUFValueType.BOOL)}, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "computed"), METADATA, ids=lambda x: "+".join(x) if isinstance(x, dict) else str(x)
+)
+def test_metadata_are_computed_as_by_llama_cpp_or_refused(tmp_path, embedded, changes, computed):
+    model, chat = embedded
+    path, ids = tmp_path / "model.gguf", chat.encode_prompt("what is 3 + 4?")
+    export_gguf(model, chat, path, "f32")
+    change_metadata(path, {f"llama.{key}": value for key, value in changes.items()})
+    error = error_of_scale(logits_of(llama(path, logits_all=True), ids), model.logits(ids))
+    assert (error <= 3e-4) == computed
+    if computed:
+        np.testing.assert_array_equal(load_model(path).logits(ids), model.logits(ids))
+    else:
+        with pytest.raises(InputError, match="minibule computes only"):
+            load_model(path)
 
 
 def test_a_wrong_permutation_shows(tmp_path, embedded, monkeypatch):
@@ -319,4 +362,4 @@ def test_llama_cpp_answers_as_we_do_with_the_real_model(tmp_path, smollm2_135m):
         z = model.logits(np.concatenate([prompt, answer[:same]]).astype(int))[-1]
         gaps.append(round(float(z[mine] - z[other]), 3))
     print(f"the real model's file in llama.cpp: {20 - len(gaps)} answers the same, gaps {gaps}")
-    assert len(gaps) < len(ours) and max(gaps, default=0) < 0.5
+    assert len(gaps) < len(ours) and max(gaps, default=0) < 1  # found: .004 to .31

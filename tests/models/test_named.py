@@ -12,6 +12,7 @@ import pytest
 
 import minibule
 from minibule.errors import InputError
+from minibule.evaluate.__main__ import main as evaluate
 from minibule.explain.__main__ import main as explain
 from minibule.export import main as export
 from minibule.files import embedded_folder
@@ -205,6 +206,7 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path):
         generate: ["--prompt=hi"],
         export: ["--format=gguf", "--output=model.gguf"],
         explain: [flag],
+        evaluate: [f"--data={embedded_folder().parent / 'questions' / 'train.jsonl'}"],
     }.items():
         with pytest.raises(InputError, match=r"python tools/fetch\.py smollm2-135m"):
             command([f"--model={NAME}", *flags])
@@ -267,7 +269,7 @@ def test_generate_explain_and_export_take_the_name(cached, capsys):
     assert answer.strip()
     generate(["--model=run/merged", "--prompt=hello"])
     assert capsys.readouterr().out == answer
-    explain([f"--model={NAME}", records(), "--adapter=run/adapter"])
+    explain([f"--model={NAME}", records(), "--adapter=run/adapter", "--objective=reference"])
     assert f"model      {NAME}, adapter run/adapter" in capsys.readouterr().out
     for form, place in {"gguf": "m.gguf", "hf": "m", "gguf-lora": "a.gguf"}.items():
         flags = [f"--model={NAME}", "--adapter=run/adapter", f"--format={form}"]
@@ -288,7 +290,7 @@ def test_others_know_the_base_by_its_name_on_the_hub(cached, small_file, tmp_pat
 
 
 def test_every_command_says_the_same_of_it(capsys):
-    for command in (train, generate, export, explain):
+    for command in (train, generate, export, explain, evaluate):
         with pytest.raises(SystemExit):
             command(["--help"])
         said = " ".join(capsys.readouterr().out.split())

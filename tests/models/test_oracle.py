@@ -1,7 +1,11 @@
 """minibule against torch, transformers and PEFT themselves. Needs the extra `oracle`."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
+from broken import change_json
 from helpers import random_adapter, random_examples, random_llama
 
 pytest.importorskip("torch", reason="needs pip install '.[oracle]'")
@@ -21,6 +25,7 @@ from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
 from minibule.core.shapes import LlamaConfig
 from minibule.core.step import gradients
+from minibule.errors import InputError
 from minibule.files import write_json
 from minibule.models.huggingface import config_json
 from minibule.models.load import load_model
@@ -193,6 +198,12 @@ def test_peft_reads_our_adapter(tmp_path, layers, rslora):
         {"target_modules": ["up_proj", "k_proj"], "layers_to_transform": [0, 2]},
         {"target_modules": r".*\.(1|2)\.self_attn\.(q|o)_proj", "use_rslora": True},
         {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]},
+        {
+            "target_modules": ["q_proj", "model.layers.2.mlp.up_proj"],
+            "layers_to_transform": [0],
+            "layers_pattern": "layers",
+        },
         {
             "target_modules": ["q_proj", "gate_proj"],
             "rank_pattern": {"layers.1.self_attn.q_proj": 5},
@@ -213,6 +224,93 @@ def test_we_read_the_adapter_of_peft(tmp_path, options):
         theirs = other(torch.from_numpy(ids)[None]).logits[0].numpy()
     model.adapter = load_adapter(tmp_path / "adapter", SMALL)
     np.testing.assert_allclose(model.logits(ids), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+# Changes of a config.json that transformers computes with, and whether minibule does too.
+CONFIGS = [
+    ({}, True),
+    ({"rope_theta": 123.0}, True),
+    ({"rope_theta": 123.0, "rope_parameters": {"rope_theta": 7e5}}, True),
+    ({"rope_theta": 123.0, "rope_parameters": {"rope_type": "default"}}, True),
+    ({"rope_theta": "absent", "rope_parameters": {"rope_theta": 7e5}}, True),
+    ({"rope_theta": "absent", "rope_scaling": "absent"}, True),
+    ({"rope_scaling": {"rope_theta": 99.0}, "rope_parameters": {"rope_theta": 7e5}}, True),
+    ({"rope_scaling": {"type": "default"}, "rope_parameters": LINEAR}, True),
+    ({"rope_scaling": {}, "rope_parameters": {"rope_theta": 7e5}}, True),
+    ({"head_dim": None, "num_key_value_heads": 2}, True),
+    ({"max_position_embeddings": "absent", "pretraining_tp": 2}, True),
+    ({"transformers_version": "4.40.0", "torch_dtype": "float32", "pad_token_id": 3}, True),
+    ({"rope_parameters": LINEAR}, False),
+    ({"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "default"}}, False),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, False),
+    ({"hidden_act": "gelu"}, False),
+    ({"is_causal": False}, False),
+]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(("changes", "computed"), CONFIGS, ids=str)
+def test_a_config_is_computed_as_by_transformers_or_refused(tmp_path, changes, computed, tied):
+    """With weights of both, a head and an embedding, whether config.json ties them or not."""
+    model = random_llama(dataclasses.replace(SMALL, tie_word_embeddings=False))
+    folder = write_model(model, tmp_path / "model")
+    plain = transformers_logits(folder)
+    change_json(folder / "config.json", **changes, tie_word_embeddings=tied)
+    theirs = transformers_logits(folder)
+    if computed:
+        ours = load_model(folder).logits(IDS)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    else:
+        assert np.abs(theirs - plain).max() > 1e-3 * np.abs(theirs).max()  # rightly so
+        with pytest.raises(InputError, match="minibule computes only"):
+            load_model(folder)
+
+
+IDS = np.arange(20)
+
+
+def transformers_logits(folder):
+    other = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return other(torch.from_numpy(IDS)[None]).logits[0].numpy()
+
+
+# What PEFT may be told of how an adapter begins, and whether its base stays as it is.
+STARTS = {
+    True: True,
+    False: True,
+    "gaussian": True,
+    "eva": True,
+    "orthogonal": True,
+    "pissa": False,
+    "pissa_niter_2": False,
+    "olora": False,
+}
+
+
+@pytest.mark.parametrize(("start", "computed"), STARTS.items(), ids=str)
+def test_an_adapter_is_computed_as_by_peft_or_refused(tmp_path, start, computed):
+    model = random_llama(SMALL)
+    plain = load_logits(model, tmp_path / "plain", True)
+    theirs = load_logits(model, tmp_path / "adapter", start)
+    changed = np.abs(theirs - plain).max() > 1e-3 * np.abs(plain).max()
+    assert changed == (not computed)
+    if computed:
+        model.adapter = load_adapter(tmp_path / "adapter", SMALL)
+        np.testing.assert_allclose(model.logits(IDS), theirs, atol=1e-4 * np.abs(theirs).max())
+    else:
+        with pytest.raises(InputError, match=f"init_lora_weights: found '{start}'"):
+            load_adapter(tmp_path / "adapter", SMALL)
+
+
+def load_logits(model, folder, start):
+    """PEFT's logits with one and the same adapter, whose settings name its start."""
+    save_adapter(random_adapter(SMALL, r=4), SMALL, folder, "somewhere")
+    change_json(folder / "adapter_config.json", init_lora_weights=start)
+    other = PeftModel.from_pretrained(torch_model(copy.deepcopy(model)), folder).eval()
+    with torch.no_grad():
+        return other(torch.from_numpy(IDS)[None]).logits[0].numpy()
 
 
 def test_transformers_reads_our_merged_model(tmp_path):

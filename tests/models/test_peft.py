@@ -59,7 +59,17 @@ def test_adapter_files_have_the_names_of_peft(adapter_folder):
         ({"rank_pattern": [1]}, r"rank_pattern: found \[1\], expected an object"),
         ({"alpha_pattern": {"(a+)+": 2}}, "expected a module's name"),
         ({"target_modules": ["c_attn"]}, "none of which this model has"),
+        ({"target_modules": None}, "target_modules: found None, expected a list"),
         ({"layers_to_transform": "0"}, "layers_to_transform: found '0', expected a list"),
+        ({"layers_to_transform": [0, "1"]}, r"layers_to_transform: found \[0, '1'\], expected"),
+        ({"layers_to_transform": True}, "layers_to_transform: found True, expected a list"),
+        (
+            {"target_modules": ".*proj", "layers_to_transform": [0]},
+            "layers_to_transform: found with a text in target_modules",
+        ),
+        ({"exclude_modules": ".*q_proj"}, r"exclude_modules: found '\.\*q_proj', expected a list"),
+        ({"alpha_pattern": {"q.proj": 2}}, r"alpha_pattern: found 'q\.proj', expected a module's"),
+        ({"alpha_pattern": {"x" * 10**6: 2}}, "expected a module's name"),
     ],
 )
 def test_adapter_settings_that_are_not_supported(adapter_folder, changes, message):
@@ -109,3 +119,37 @@ def test_rank_and_alpha_patterns(adapter_folder):
     assert adapter.pair("model.layers.1.self_attn.q_proj")[2] == 20 / 5
     assert adapter.pair("model.layers.0.self_attn.q_proj")[2] == 20 / 3
     assert adapter.pair("model.layers.0.self_attn.k_proj")[2] == 5 / 3
+
+
+def test_modules_that_are_excluded_or_named_in_full(adapter_folder):
+    """A name in full is wanted in any layer, an end of names in layers_to_transform alone."""
+    full = "model.layers.2.self_attn.k_proj"
+    change_json(
+        adapter_folder / "adapter_config.json",
+        target_modules=["q_proj", "v_proj", full],
+        exclude_modules=["v_proj"],
+        layers_to_transform=[0, 1],
+    )
+    wanted = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", full]
+    with pytest.raises(InputError, match="unknown, this model has no place for it"):
+        load_adapter(adapter_folder, ODD)
+
+    def change(tensors):
+        for name in list(tensors):
+            if not any(f".{module}." in name for module in wanted):
+                del tensors[name]
+
+    change_tensors(adapter_folder / "adapter_model.safetensors", change)
+    assert list(load_adapter(adapter_folder, ODD).config.modules) == wanted
+
+
+def test_matrices_without_the_prefix_that_peft_looks_for(adapter_folder):
+    """PEFT would pass them over, and the adapter would do nothing."""
+
+    def change(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("base_model.model.")] = tensors.pop(name)
+
+    change_tensors(adapter_folder / "adapter_model.safetensors", change)
+    with pytest.raises(InputError, match=r"base_model\.model\.model\.layers\.0.*: missing"):
+        load_adapter(adapter_folder, ODD)

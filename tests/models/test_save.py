@@ -7,9 +7,14 @@ from helpers import ODD, random_adapter, random_llama
 
 from minibule.core.lora import init_adapter
 from minibule.core.shapes import LoraConfig
+from minibule.errors import InputError
+from minibule.files import embedded_folder
 from minibule.machine.half import Narrow
+from minibule.models.chat_files import load_chat
+from minibule.models.gguf_write import GGUF_TYPES, export_gguf
 from minibule.models.load import load_model
 from minibule.models.peft import save_adapter
+from minibule.models.safetensors import LARGEST
 from minibule.models.save import merged_bytes, save_model, save_weights
 
 
@@ -60,6 +65,47 @@ def test_a_folder_that_fails_midway_leaves_nothing(folder, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space"):
         save_adapter(random_adapter(), ODD, tmp_path / "out", "base")
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("huge", [LARGEST, 300.0, -300.0])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_merged_model_that_overflows_is_not_begun(folder, tmp_path, monkeypatch, dtype, huge):
+    """In words, without a warning, and with every weight's name."""
+    model = load_model(folder)
+    model.adapter = random_adapter(targets=("q_proj", "v_proj"))
+    for name, p in model.adapter.params.items():
+        if "layers.1.self_attn.v_proj" in name:
+            p[...] = huge
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr("minibule.models.save.whole_folder", None)
+    with pytest.raises(InputError, match="not written, as the merged model") as error:
+        save_model(model, tmp_path / "merged", folder, dtype)
+    assert "layers.1.self_attn.v_proj.weight: 80 numbers are NaN" in str(error.value)
+    assert str(error.value).count("\n") == 1 and set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("dtype", GGUF_TYPES)
+def test_nor_is_its_gguf_file(tmp_path, monkeypatch, dtype):
+    model = load_model(embedded_folder())
+    model.adapter = random_adapter(model.config)
+    for p in model.adapter.params.values():
+        p[...] = LARGEST
+    monkeypatch.setattr("minibule.models.gguf_write._write", None)
+    with pytest.raises(InputError, match="not written, as the merged model would have broken"):
+        export_gguf(model, load_chat(embedded_folder()), tmp_path / "model.gguf", dtype)
+
+
+def test_a_merged_model_at_the_edge_is_written(folder, tmp_path):
+    """LARGEST is one that float16 has."""
+    model = load_model(folder)
+    module = "model.layers.0.mlp.up_proj"
+    model.weights[f"{module}.weight"][...] = LARGEST / 2
+    lora = LoraConfig(r=1, lora_alpha=1.0, modules=(module,), use_rslora=False)
+    model.adapter = init_adapter(lora, model.config, seed=0)
+    model.adapter.params[f"{module}.lora_A.weight"][...] = 1
+    model.adapter.params[f"{module}.lora_B.weight"][...] = LARGEST / 2
+    save_model(model, tmp_path / "merged", folder, "F16")
+    assert (load_model(tmp_path / "merged").weights[f"{module}.weight"] == LARGEST).all()
 
 
 def test_merging_takes_a_copy_of_what_is_changed_or_narrow():

@@ -28,7 +28,7 @@ from minibule.report.sections import write_report
 from minibule.runs import snapshot
 from minibule.runs.comparison import MEASURES
 from minibule.runs.read import read_run
-from minibule.runs.settings import read_settings
+from minibule.runs.settings import FIELDS, read_settings
 from minibule.settings import to_toml
 from minibule.train.__main__ import main as train
 
@@ -37,10 +37,8 @@ PICTURES = 7
 SCRIPT = "<script>alert('x')</script>"
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def short_run(folder, objective):
     """A run of 4 steps, evaluated after the second, on a dozen records and five questions."""
-    folder = tmp_path_factory.mktemp("report")
     for name, lines in (("records", 12), ("heldout", 5)):
         text = (embedded_folder() / f"{name}.jsonl").read_text().splitlines()[:lines]
         (folder / f"{name}.jsonl").write_text("\n".join(text) + "\n")
@@ -49,9 +47,22 @@ def finished(tmp_path_factory):
             *("--data", str(folder / "records.jsonl"), "--model", str(embedded_folder())),
             *("--heldout", str(folder / "heldout.jsonl"), "--output", str(folder / "run")),
             *("--steps", "4", "--eval-every", "2", "--lr", "0.02", "--eval-fraction", "0.25"),
+            *("--objective", objective),
         ]
     )
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The run of a complement objective, of whose page all is asked."""
+    return short_run(tmp_path_factory.mktemp("report"), "reference")
+
+
+@pytest.fixture(scope="module", params=["complement", "ratio", "npo"])
+def other(request, tmp_path_factory):
+    """The name of a loss that is none, and its run."""
+    return request.param, short_run(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture
@@ -160,6 +171,60 @@ def test_evaluations_stand_where_they_were_made(finished):
     assert [s.label for s in found["loss"].series] == ["loss", "KL(P || p)", "contrast"]
     limit = max(line["grad_norm"] for line in lines_of(finished))
     assert (found["gradient"].level is None) == (2 * limit <= 1.0)
+
+
+CAPTIONS = {
+    "complement": "(2 / beta) log(1 + r^beta) (r = p / p_ref, beta 1) of every rejected token + "
+    "0.3 KL(p || P), the mean over the rows of a step.",
+    "ratio": "(2 / beta) log(1 + r^beta) (r = p / p_ref, beta 1) of every rejected token + "
+    "0.3 KL(p || base), the mean over the rows of a step.",
+    "npo": "The objective npo (beta 0.1, kl 0), the mean over a step.",
+}
+PARTS = {
+    "complement": ["loss", "KL(p || P)", "rejected tokens"],
+    "ratio": ["loss", "KL(p || base)", "rejected tokens"],
+    "npo": ["loss"],
+}
+
+
+def test_the_loss_is_drawn_with_its_parts(other):
+    name, run = other
+    seen, page = read_run(run), page_of(run)
+    (chart,) = [chart for chart in charts(seen) if chart.name == "loss"]
+    assert chart.caption == CAPTIONS[name] and chart.caption in page.text
+    assert [s.label for s in chart.series] == PARTS[name]
+    if len(chart.series) > 1:
+        loss, anchor, pushed = (s.values for s in chart.series)
+        kl = seen.config.resolved_loss().kl
+        assert len(loss) == 4 and kl > 0 and np.ptp(anchor) > 0
+        np.testing.assert_allclose(loss, pushed + kl * anchor)
+        np.testing.assert_allclose(loss, [line["loss"] for line in lines_of(run)])
+        assert (pushed > 0).all() and (anchor >= 0).all()
+
+
+def test_a_page_says_nothing_of_what_its_loss_has_not(other):
+    name, run = other
+    page = page_of(run)
+    for of_an_objective in ("p*", "KL(P || p)", "contrast", "optimum", "distance from"):
+        assert of_an_objective not in page.text.partition("All settings")[0]
+    has_target, has_loss = name == "complement", name != "npo"
+    for of_a_target in ("target P", "the objective wants", "P is what the KL part pulls towards"):
+        assert (of_a_target in page.text) == has_target
+    assert (MEASURES["loss"].gloss in page.text) == has_loss
+    assert (MEASURES["anchor"].gloss in page.text) == has_loss
+    assert MEASURES["kl_to_base"].gloss in page.text
+    pictures = page.of("svg")
+    assert len(pictures) == PICTURES
+    (bars,) = [svg["aria-label"] for svg in pictures if "likeliest" in svg["aria-label"]]
+    assert ("target P" in bars) == has_target
+    after = json.loads((run / "after.json").read_text())
+    rejected = [token for token in after["position"]["tokens"] if token["rejected"]]
+    assert rejected and all((token["target"] is None) != has_target for token in rejected)
+    for token in rejected:
+        assert f"{token['model']:.4f}" in page.text
+        assert not has_target or f"{token['target']:.4f}" in page.text
+    module = {"npo": "methods/rejected.py"}.get(name, "methods/tokens.py")
+    assert module in page.text and (ROOT / "minibule" / module).is_file()
 
 
 def test_commands_can_be_copied(run, tmp_path):
@@ -306,6 +371,19 @@ def position(**model):
     return Position("", 5.0, tokens)
 
 
+def test_a_position_without_a_target_is_read_without_one():
+    def bare(**model):
+        found = position(**model)
+        tokens = [token._replace(target=None, optimum=None) for token in found.tokens]
+        return found._replace(tokens=tokens)
+
+    before = bare(add=0.24, three=0.25, the=0.22)
+    assert in_words(before, bare(add=0.13, three=0.216, the=0.27)) == [
+        "“add” began 5 of the 5 rejected answers. Its probability went from 0.240 to 0.130.",
+        "Of the others, “␣The” gained most, from 0.220 to 0.270.",
+    ]
+
+
 def test_a_position_is_read_for_the_viewer():
     before = position(add=0.24, three=0.25, the=0.22)
     rejected, fallen = in_words(before, position(add=0.13, three=0.216, the=0.27))
@@ -364,7 +442,7 @@ def test_files_that_are_named_exist(finished):
 def test_only_settings_that_differ_stand_at_the_top(finished):
     top, _, _ = page_of(finished).text.partition("All settings, as resolved")
     table = top[top.index("What differs from the defaults") :]
-    assert "lr0.020.0001" in table.replace("\n", "")
+    assert f"lr0.02{FIELDS['lr'].default}" in table.replace("\n", "")
     assert "eval_every20" in table.replace("\n", "") and "batch_size" not in table
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import random_examples, random_llama
 
 from minibule.core.optim import AdamW
 from minibule.errors import InputError
 from minibule.runs import checkpoint as run_state
+from minibule.runs.settings import TrainConfig
 
 
 def names(folder):
@@ -38,6 +40,21 @@ def test_a_checkpoint_holds_everything(saved):
     for name, array in optimiser.state().items():
         np.testing.assert_array_equal(other.state()[name], array)
     assert run_state.newest_checkpoint(path.parent / "no", run, optimiser.params) == (None, [])
+
+
+def test_what_is_judged_otherwise_is_another_run():
+    """Rewards belong to the data: the same answers with others are something else to learn."""
+    model = random_llama()
+
+    def data(rewards):
+        examples = [example._replace(rewards=rewards) for example in random_examples(records=1)]
+        return run_state.identity(model, examples, TrainConfig()).data
+
+    (example,) = random_examples(records=1)
+    assert len(example.answers) == 2
+    found = [data(rewards) for rewards in ((), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.5))]
+    assert len(set(found)) == 5
+    assert data((1.0, 0.0)) == found[1]
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(saved):

@@ -13,6 +13,7 @@ from minibule.core.objective import OBJECTIVES
 from minibule.evaluate.heldout import evaluate
 from minibule.evaluate.position import Position
 from minibule.evaluate.questions import Answers
+from minibule.methods.table import LOSSES
 from minibule.runs.comparison import MEASURES, comparison_lines, comparisons, in_words
 from minibule.runs.snapshot import Snapshot
 
@@ -30,14 +31,14 @@ def snapshot(questions=WAS, heldout=None):
     return Snapshot({"heldout": 3}, None, questions, heldout, Position("", 1.0, []))
 
 
-def measured():
+def measured(loss="reference"):
     model = random_llama(ODD)
     model.adapter = random_adapter(ODD)
-    return evaluate(model, random_examples(), OBJECTIVES["reference"], 1000)
+    return evaluate(model, random_examples(), LOSSES[loss], 1000)
 
 
 def test_every_measure_of_an_evaluation_has_a_name_and_a_meaning():
-    assert set(measured()) == set(MEASURES)
+    assert set(measured()) | set(measured("complement")) == set(MEASURES)
     labels = [measure.label for measure in MEASURES.values()]
     assert len(set(labels)) == len(labels) and not any("_" in label for label in labels)
     for measure in MEASURES.values():
@@ -73,7 +74,7 @@ def test_the_table_is_aligned_and_has_the_differences():
         assert change == pytest.approx(after - before, abs=1.01e-4)
         assert cells[2].group()[0] in "+-" or change == 0
         numbers += 1
-    assert numbers == 9 + len(MEASURES)
+    assert numbers == 9 + len(measured())
     assert "  P(rude)                               0.1000      0.1500     +0.0500   lower" in lines
     tables = comparisons(snapshot(WAS, {"kl": 0.5}), snapshot(NOW, {"kl": 0.25, "new": 1.0}))
     kl, new = tables[[*tables][1]]

@@ -161,6 +161,52 @@ def test_another_template_without_jinja_says_how_to_get_it(folder, monkeypatch):
         load_chat(folder).encode_prompt("x")
 
 
+def test_a_text_has_the_same_tokens_every_time(folder, chat):
+    """Whatever a tokenizer.json says of training it: dropped merges, padding, a cut."""
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["dropout"] = 0.5
+    tokenizer["truncation"] = {
+        "direction": "Right",
+        "max_length": 3,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    tokenizer["padding"] = {
+        "strategy": {"Fixed": 99},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": "<|im_end|>",
+    }
+    write_json(file, tokenizer)
+    again = load_chat(folder)
+    for text in ("hello, what is three plus four?", "x"):
+        for _ in range(20):
+            for ids, expected in (
+                (again.encode_answers([text])[0], chat.encode_answers([text])[0]),
+                (again.encode_prompt(text), chat.encode_prompt(text)),
+                (again.encode_raw(text), chat.encode_raw(text)),
+            ):
+                np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_token_as_long_as_a_file(folder, where):
+    file, text = folder / where, "x" * 10**6
+    described = json.loads(file.read_text())
+    if where == "tokenizer.json":
+        described["added_tokens"].append(
+            described["added_tokens"][0] | {"id": 512, "content": text}
+        )
+    else:
+        described["bos_token"] = text
+    write_json(file, described)
+    with pytest.raises(InputError, match="a token of 1,000,000 characters, expected 1,000 at most"):
+        load_chat(folder)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

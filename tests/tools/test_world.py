@@ -1,10 +1,13 @@
 """The small world is a table of probabilities; these tests say which table it must be."""
 
+import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 import world
+from helpers import ROOT
 
 WORLD = world.prompts()
 BY_TEXT = {prompt.text: prompt for prompt in WORLD}
@@ -200,3 +203,14 @@ def test_heldout_row_lists_every_string_once():
         assert world.ACCEPTED not in row["rejected"]
         listed = row["accepted"] + [a for answers in row["rejected"].values() for a in answers]
         assert sorted(listed) == sorted(answer for _, answer, _ in prompt.table())
+
+
+def test_the_questions_in_the_tree_are_the_world_s():
+    for name, part in zip(("questions", "questions-test"), world.split(WORLD), strict=True):
+        lines = (ROOT / "weights" / "tiny" / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [world.question_row(p) for p in part]
+        for row, prompt in zip(map(json.loads, lines), part, strict=True):
+            for style, answers in prompt.answers.items():
+                for answer, _ in answers:
+                    found = re.search(rf"\b(?:{row['accept']})", answer) is not None
+                    assert found == (style == world.ACCEPTED), (prompt.text, answer)

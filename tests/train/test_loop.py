@@ -63,6 +63,8 @@ def test_without_arguments_it_teaches_the_embedded_model(capsys):
     noise = next(line for line in out.splitlines() if "P(noise)" in line).split()
     assert float(noise[2]) <= 0.03
     assert "Less likely than before: echo (x" in out
+    sampled = next(line for line in out.splitlines() if "P(accepted answer)" in line).split()
+    assert float(sampled[4]) >= 0.75 > 0.4 > float(sampled[3])
 
     run = Path("runs/tiny")
     assert {path.name for path in run.iterdir()} == {
@@ -72,7 +74,7 @@ def test_without_arguments_it_teaches_the_embedded_model(capsys):
     lines = metrics_of(run)
     assert [line["step"] for line in lines] == list(range(1, 91))
     assert set(lines[0]) >= {
-        *("loss", "kl", "contrast", "rejected_mass", "grad_norm", "lr", "rows", "tokens"),
+        *("loss", "anchor", "rejected_mass", "grad_norm", "lr", "rows", "tokens"),
         *("seconds", "tokens_per_s", "rss_gb"),
     }
     # The merged model answers as base and adapter do.
@@ -118,7 +120,7 @@ def test_config_toml_repeats_the_run(capsys):
     main([*QUICK, "--output", "a", "--lr", "0.002", "--lora-targets", "q_proj,v_proj"])
     settings = tomllib.loads(Path("a/config.toml").read_text())
     assert settings["lr"] == 0.002 and settings["lora_targets"] == ["q_proj", "v_proj"]
-    assert settings["prior"] == "reference" and settings["alpha"] == 0.3  # as resolved
+    assert settings["beta"] == 1 and settings["kl"] == 0.7  # as resolved
     main(["--config", "a/config.toml", "--output", "b"])
     assert load_file("a/adapter/adapter_model.safetensors").keys() == (
         load_file("b/adapter/adapter_model.safetensors").keys()
@@ -147,8 +149,8 @@ def test_all_exports_are_listed_at_the_end(capsys):
 def test_the_objective_is_settled_once(data):
     """Of a set-up it is what the settings name, and its settings then say so knob by knob."""
     setup = prepare(resolve({"data": str(data), "objective": "rate", "alpha": "0.5"}))
-    assert setup.objective == OBJECTIVES["rate"]._replace(alpha=0.5)
-    assert setup.config.resolved_objective() == setup.objective
+    assert setup.loss.objective == OBJECTIVES["rate"]._replace(alpha=0.5)
+    assert setup.config.resolved_objective() == setup.loss.objective
     assert (setup.config.prior, setup.config.alpha) == ("rate", 0.5)
 
 

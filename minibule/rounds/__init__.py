@@ -1,0 +1,1 @@
+"""Sample, judge, train, again."""

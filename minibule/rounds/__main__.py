@@ -1,0 +1,49 @@
+"""`python -m minibule.rounds`."""
+
+from pathlib import Path
+
+from minibule.errors import InputError
+from minibule.program import run
+from minibule.rounds.loop import rounds
+from minibule.rounds.settings import DATA, ROUND, TRAINING, RoundsConfig
+from minibule.settings import (
+    Parser,
+    Source,
+    add_flags,
+    checked,
+    flags_given,
+    read_toml,
+    settings_of,
+)
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(
+        prog="python -m minibule.rounds",
+        usage="%(prog)s [FLAGS]",
+        description="Sample answers, let a judge reject, train on what was rejected, again. "
+        "Without arguments: the embedded model on its own questions.",
+    )
+    add_flags(parser, RoundsConfig, groups=(DATA, ROUND, TRAINING))
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the rounds in --output, as they were set"
+    )
+    arguments = vars(parser.parse_args(argv))
+    flags = flags_given(RoundsConfig, arguments)
+    if not arguments["resume"]:
+        rounds(RoundsConfig(**checked(RoundsConfig, [flags])))
+        return
+    if not arguments["output"]:
+        raise InputError("--resume without --output: expected the folder of the rounds.")
+    file = Path(arguments["output"]) / "rounds.toml"
+    table = read_toml(file)
+    fixed = [name for name, one in settings_of(RoundsConfig).items() if not one.about.may_change]
+    changed = [name for name in fixed if name in flags.values]
+    if changed:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise InputError(f"--resume: {given} cannot change in the middle. Leave it out.")
+    rounds(RoundsConfig(**checked(RoundsConfig, [Source(str(file), table, False), flags])), True)
+
+
+if __name__ == "__main__":
+    run(main)

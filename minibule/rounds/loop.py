@@ -1,0 +1,210 @@
+"""Rounds: sample from the model as it is, let a judge say what is not acceptable, train, again.
+
+    python -m minibule.rounds                                    the embedded model, under a minute
+    python -m minibule.rounds --model smollm2-135m               a real one, on its own questions
+    python -m minibule.rounds --model DIR --data QUESTIONS --judge exact
+
+Rejected answers go stale as soon as the model moves: what it no longer says need not be pushed down
+again, and what it says now has never been judged. So each round begins where the one before ended,
+and samples anew. The reference stays the base: r = p / p_ref says how far a token has come since.
+
+The folder gets rounds.toml (the settings), rounds.jsonl (a line a round: what was sampled, trained
+and then answered), and round-001/, round-002/, ...: run folders, with samples.jsonl in each.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minibule.core.llama import Llama
+from minibule.errors import InputError
+from minibule.evaluate.judge import JUDGES, Judge, Row, read_rows
+from minibule.evaluate.sampled import Figures, ask, figures
+from minibule.files import whole_file
+from minibule.machine.threads import set_threads
+from minibule.models.chat_files import load_chat
+from minibule.models.load import load_model
+from minibule.records.readers import json_lines
+from minibule.rounds.sample import sample_round
+from minibule.rounds.settings import RoundsConfig
+from minibule.runs.folder import RunFolder
+from minibule.runs.lock import locked
+from minibule.settings import to_toml
+from minibule.text.chat import Chat
+from minibule.train.loop import train
+
+HELD_SEED = 999  # of the held-out answers' draws: no round's
+
+
+def rounds(config: RoundsConfig, resume: bool = False) -> Path:
+    """Run the rounds that the settings describe; returns the folder with all of them.
+
+    resume: go on in the middle of whatever was going on, to the same bytes.
+    """
+    set_threads(config.threads)
+    source, data, heldout = config.resolved_files()
+    judge = JUDGES[config.judge]
+    rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
+    place = _output(config, resume)
+    chat = load_chat(source)
+    with locked(place):
+        with whole_file(place / "rounds.toml") as file:
+            file.write_bytes(to_toml(config).encode())
+        log = _Log(place / "rounds.jsonl")
+        _print_head(config, rows, held_rows)
+        if 0 not in log.lines:
+            log.add({"round": 0} | _held(load_model(source), chat, held_rows, judge, config))
+        print(_line(log.lines[0]))
+        start: Path | None = None
+        for number in range(1, config.rounds + 1):
+            run = RunFolder(place / f"round-{number:03d}")
+            if number not in log.lines:
+                log.add(_round(config, number, run, start, (source, chat, rows, held_rows, judge)))
+            print(_line(log.lines[number]))
+            start = run.adapter
+    return place
+
+
+def _round(
+    config: RoundsConfig,
+    number: int,
+    run: RunFolder,
+    start: Path | None,
+    given: tuple[Path, Chat, Sequence[Row], Sequence[Row], Judge],
+) -> dict[str, Any]:
+    """Round 1, 2, ...: its line of metrics."""
+    source, chat, rows, held_rows, judge = given
+    run.path.mkdir(exist_ok=True)
+    started = time.perf_counter()
+    model = load_model(source, start)
+    samples = run.path / "samples.jsonl"
+    sampled = sample_round(model, chat, rows, judge, config, number, samples)
+    sampling_seconds = time.perf_counter() - started
+    del model
+    if not sampled.rejected:
+        raise InputError(
+            f"{samples}: nothing was rejected in round {number}: there is nothing to learn from. "
+            "Ask harder questions, or stop here: the adapter of the round before is whole."
+        )
+    records = run.path / "records.jsonl"
+    if not records.exists():
+        _pool(run.path.parent, number, records)
+    started = time.perf_counter()
+    if not run.report.exists():  # the last that a run writes
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            train(config.round_config(number, run.path, start), resume=run.settings.exists())
+    training_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    measured = _held(load_model(source, run.adapter), chat, held_rows, judge, config)
+    seconds = {
+        "sampling_seconds": sampling_seconds,
+        "training_seconds": training_seconds,
+        "evaluation_seconds": time.perf_counter() - started,
+    }
+    return {"round": number} | sampled._asdict() | measured | seconds
+
+
+def _pool(place: Path, number: int, records: Path) -> None:
+    """What all rounds so far have sampled: what was rejected once stays rejected.
+
+    Without it nothing would stand against the anchor, which pulls back to the base, where the model
+    no longer says what it was trained not to say.
+    """
+    with whole_file(records) as part, part.open("wb") as file:
+        for i in range(1, number + 1):
+            file.write((place / f"round-{i:03d}" / "samples.jsonl").read_bytes())
+
+
+def _held(
+    model: Llama, chat: Chat, rows: Sequence[Row], judge: Judge, config: RoundsConfig
+) -> dict[str, Any]:
+    """What the held-out questions give."""
+    found: Figures = figures(
+        ask(
+            model,
+            chat,
+            rows,
+            judge,
+            samples=config.samples,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            seed=1000 * config.seed + HELD_SEED,
+        )
+    )
+    pass_at = {f"eval_pass@{k}": value for k, value in found.pass_at.items()}
+    rest = {name: value for name, value in found._asdict().items() if name != "pass_at"}
+    return {f"eval_{name}": value for name, value in rest.items()} | pass_at
+
+
+class _Log:
+    """rounds.jsonl: one object a round, round 0 being the base."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            with path.open("rb") as file:
+                for _, line in json_lines(file):
+                    if isinstance(line, dict) and isinstance(line.get("round"), int):
+                        self.lines[line["round"]] = line
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines[line["round"]] = line
+        with whole_file(self.path) as part:
+            text = "".join(json.dumps(self.lines[n]) + "\n" for n in sorted(self.lines))
+            part.write_text(text, encoding="utf-8")
+
+
+def _output(config: RoundsConfig, resume: bool) -> Path:
+    """The folder to write. InputError where another's is, or where there is none to go on with."""
+    if resume:
+        if not config.output or not (Path(config.output) / "rounds.toml").exists():
+            raise InputError(
+                f"--resume: found no rounds in {config.output!r}, expected --output DIR"
+            )
+        return Path(config.output)
+    if config.output:
+        place = Path(config.output)
+        if place.exists() and any(place.iterdir() if place.is_dir() else [place]):
+            raise InputError(
+                f"--output {place}: is there already; expected a new folder, or --resume."
+            )
+        return place
+    name = f"{Path(config.model).name or 'tiny'}-rounds"
+    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
+
+
+# -- what is printed -------------------------------------------------------------------------------
+
+
+def _print_head(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[Row]) -> None:
+    print(f"model      {config.model or 'embedded'}")
+    print(
+        f"questions  {len(rows):,}, {config.samples} samples of each a round, judged by "
+        f"{config.judge}; {len(held_rows):,} others are asked after it"
+    )
+    loss = config.round_config(1, Path(), None).resolved_loss()
+    print(f"objective  {config.objective}: {loss}\n")
+    print("       of the samples        of the others, after it")
+    print("round  accepted   ended    greedy  accepted  pass@k  tokens   seconds")
+
+
+def _line(line: dict[str, Any]) -> str:
+    """A round as a line of the table that `_print_head` begins."""
+    sampled = f"{'':19}"
+    if "reward" in line:
+        share = line["accepted"] / (line["accepted"] + line["rejected"])
+        sampled = f"{share:8.3f}{1 - line['clipped_ratio']:8.3f}   "
+    most = max(int(name.partition("@")[2]) for name in line if name.startswith("eval_pass@"))
+    seconds = sum(value for name, value in line.items() if name.endswith("_seconds"))
+    return (
+        f"{line['round'] or 'base':>5}  {sampled}{line['eval_greedy']:7.3f}"
+        f"{line['eval_accepted']:10.3f}{line[f'eval_pass@{most}']:8.3f}"
+        f"{line['eval_tokens']:8.1f}{seconds:10.1f}"
+    )

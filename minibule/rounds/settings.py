@@ -1,0 +1,128 @@
+"""What `python -m minibule.rounds` can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minibule.errors import InputError
+from minibule.evaluate.judge import JUDGES
+from minibule.files import embedded_folder
+from minibule.methods.table import LOSSES
+from minibule.models.named import MODEL_HELP, model_path
+from minibule.runs.settings import FIELDS, TrainConfig
+from minibule.settings import setting
+
+DATA, ROUND, TRAINING = "model and questions", "a round", "training"
+
+# Settings of a training run that are those of every round.
+TRAINED = ("objective", "kl", "beta", "lr", "epochs", "batch_size", "lora_r", "lora_alpha")
+
+# What suits the embedded model, where nothing else is asked for.
+TINY = {"lr": 5e-4, "kl": 0.7}
+
+
+def _as_in_training(name: str) -> Any:
+    """A setting that says what it says in `TrainConfig`."""
+    one = FIELDS[name]
+    about = one.about
+    return setting(
+        one.default,
+        about.help,
+        about.low,
+        about.high,
+        above=about.above,
+        choices=about.choices,
+        group=TRAINING,
+    )
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """The settings of `python -m minibule.rounds`; `--help` prints this table."""
+
+    model: str = setting("", MODEL_HELP + "; empty = the embedded one", group=DATA, may_change=True)
+    data: str = setting(
+        "",
+        "questions to learn from, a JSON object a line; empty = those made for the model, where "
+        "there are some",
+        group=DATA,
+        may_change=True,
+    )
+    heldout: str = setting(
+        "",
+        "questions asked after each round; empty = those made for the model",
+        group=DATA,
+        may_change=True,
+    )
+    judge: str = setting(
+        "regex",
+        "regex: the pattern in the column accept is found where a word begins; contains: the text "
+        "in the column answer is; exact: the answer is this text",
+        choices=tuple(JUDGES),
+        group=DATA,
+    )
+    output: str = setting(
+        "",
+        "folder to write; empty = runs/NAME-rounds, the first that is free",
+        group=DATA,
+        may_change=True,
+    )
+
+    rounds: int = setting(3, "how many rounds", 1, 999, group=ROUND, may_change=True)
+    samples: int = setting(8, "answers sampled to each question", 1, 256, group=ROUND)
+    temperature: float = setting(
+        1.0, "1 = sample from the model itself", 0, above=True, group=ROUND
+    )
+    max_new_tokens: int = setting(32, "at most so many tokens of an answer", 1, group=ROUND)
+
+    objective: str = setting(
+        "complement", FIELDS["objective"].about.help, choices=tuple(LOSSES), group=TRAINING
+    )
+    kl: float | None = _as_in_training("kl")
+    beta: float | None = _as_in_training("beta")
+    lr: float = _as_in_training("lr")
+    epochs: float = _as_in_training("epochs")
+    batch_size: int = _as_in_training("batch_size")
+    lora_r: int = _as_in_training("lora_r")
+    lora_alpha: float = _as_in_training("lora_alpha")
+
+    threads: int = setting(0, FIELDS["threads"].about.help, 0, may_change=True)
+    seed: int = setting(0, "start of every random choice", 0)
+
+    def resolved_files(self) -> tuple[Path, Path, Path]:
+        """The model, the questions to learn from and those asked after: as set, or the usual ones.
+
+        Raises InputError for a model that no questions are made for, where none are given.
+        """
+        tiny, made = embedded_folder(), embedded_folder().parent / "questions"
+        usual = {
+            "": (tiny / "questions.jsonl", tiny / "questions-test.jsonl"),
+            "smollm2-135m": (made / "train.jsonl", made / "test.jsonl"),
+        }.get(self.model, (None, None))
+        data = Path(self.data) if self.data else usual[0]
+        heldout = Path(self.heldout) if self.heldout else (None if self.data else usual[1]) or data
+        if data is None or heldout is None:
+            raise InputError(
+                f"--model {self.model}: no questions are made for it. Expected --data QUESTIONS, "
+                "lines of prompt and what --judge looks at."
+            )
+        return model_path(self.model or embedded_folder()), data, heldout
+
+    def round_config(self, number: int, place: Path, start: Path | None) -> TrainConfig:
+        """The settings of the training run of a round: 1, 2, ..."""
+        own = {name: getattr(self, name) for name in TRAINED}
+        if not self.model:
+            own |= {name: v for name, v in TINY.items() if own[name] == FIELDS[name].default}
+        return TrainConfig(
+            model=self.model or str(embedded_folder()),
+            data=str(place / "records.jsonl"),
+            output=str(place),
+            init_adapter=str(start) if start else "",
+            export=("none",),
+            probe="",
+            eval_fraction=0.0,
+            order="shuffle",
+            seed=self.seed + number,
+            threads=self.threads,
+            **own,
+        )

@@ -1,0 +1,54 @@
+"""Held-out records are measured by the loss that is trained, and by what has a meaning for it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import random_adapter, random_examples, random_llama
+
+from minibule.core.fused import ComplementLoss
+from minibule.core.loss import RowLoss
+from minibule.core.step import gradients
+from minibule.evaluate.heldout import OF_THE_OBJECTIVE, evaluate
+from minibule.methods.table import LOSSES
+
+ALWAYS = {"rejected_mass", "first_rejected_mass", "kl_to_base", "entropy"}
+OF_ROWS = {name: loss for name, loss in LOSSES.items() if isinstance(loss, RowLoss)}
+
+
+def model_of():
+    model = random_llama(dtype=np.float64)
+    model.adapter = random_adapter(dtype=np.float64)
+    return model
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+@pytest.mark.parametrize("kl", [0.0, 0.4])
+@pytest.mark.parametrize("pass_tokens", [10**6, 9])
+def test_the_loss_is_the_one_that_is_trained(name, kl, pass_tokens):
+    loss, model = dataclasses.replace(OF_ROWS[name], kl=kl), model_of()
+    measured = evaluate(model, random_examples(), loss, pass_tokens)
+    _, trained, _ = gradients(model, random_examples(), loss, 10**6)
+    assert ("anchor" in measured) == (kl > 0)
+    for measure in trained:
+        assert measured[measure] == pytest.approx(trained[measure], rel=1e-9), measure
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_what_has_a_meaning_is_measured(name):
+    loss = LOSSES[name]
+    expected = set(ALWAYS)
+    if isinstance(loss, RowLoss):
+        expected |= {"loss", "anchor"} if loss.kl else {"loss"}
+    if isinstance(loss, ComplementLoss):
+        expected |= set(OF_THE_OBJECTIVE)
+    assert set(evaluate(model_of(), random_examples(), loss, 1000)) == expected
+
+
+def test_what_is_no_loss_of_its_own_is_the_same_under_all():
+    model, examples = model_of(), random_examples()
+    none = evaluate(model, examples, None, 1000)
+    assert set(none) == ALWAYS
+    for name in ("reference", "complement", "npo"):
+        measured = evaluate(model, examples, LOSSES[name], 1000)
+        assert {n: measured[n] for n in ALWAYS} == pytest.approx(none, rel=1e-9)
