@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import io
 import json
 import os
 import re
@@ -120,7 +121,7 @@ def no_file(path: Path) -> str:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
+def reading(path: Path) -> Iterator[io.BufferedReader]:
     """A file, open to be read; InputError that names it where it is none or cannot be read."""
     try:
         if not path.is_file():

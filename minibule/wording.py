@@ -72,11 +72,14 @@ def printable(text: str) -> str:
     )
 
 
+# Characters that say in which direction those after them are written.
+BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+
 # What a terminal takes for a command (the control characters but for the tab and the end of a line,
 # which are text) or for the order to show a text in another order than it has.
 _COMMANDS = {
     code: chr(code).encode("unicode_escape").decode("ascii")
-    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    for code in (*range(32), *range(127, 160), *BIDI)
     if chr(code) not in "\n\t"
 }
 

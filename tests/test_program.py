@@ -92,7 +92,7 @@ def test_there_is_no_other_way_to_print():
             if "__main__" in source:
                 mains += 1
                 assert source.endswith('if __name__ == "__main__":\n    run(main)\n'), name
-    assert mains == 8
+    assert mains > 7
     program = (ROOT / "minibule" / "program.py").read_text(encoding="utf-8")
     (written,) = [
         node

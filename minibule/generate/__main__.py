@@ -27,7 +27,7 @@ class GenerateConfig(Sampling):
         False, "continue the text as it is, without the chat template", group=ANSWER
     )
     max_new_tokens: int = setting(128, "at most so many tokens of the answer", 1, group=ANSWER)
-    n: int = setting(1, "answers to sample", 1, group=ANSWER)
+    n: int = setting(1, "answers to sample", 1, 10_000, group=ANSWER)
 
 
 def main(argv: list[str]) -> None:

@@ -9,18 +9,25 @@ a message is marked, a private character before each of its characters, before t
 rendered; afterwards the unmarked ones, which the template itself put there, are the control tokens.
 """
 
+import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.decoders import Decoder
+from tokenizers.normalizers import Normalizer
 
 from minibule.errors import InputError
 from minibule.files import native_parser
 from minibule.machine.matrix import Array
 from minibule.records.values import Message
 from minibule.text.template import Template
+
+MOST_GROWTH = 1000  # of a text, before it is cut into tokens or after; beyond, no memory may do
 
 SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -99,6 +106,13 @@ class Chat:
         source: Path,
         vocab_size: int | None = None,
     ) -> None:
+        for part in ("normalizer", "decoder"):
+            growth = _growth(getattr(tokenizer, part))
+            if growth > MOST_GROWTH:
+                raise InputError(
+                    f"{source}: its {part} may make a text {growth:,} times as long, expected at "
+                    f"most {MOST_GROWTH}."
+                )
         self.tokenizer = tokenizer
         self.tokenizer.encode_special_tokens = True  # special tokens' text is text, see above
         self.tokenizer.no_truncation()  # a tokenizer.json may carry both; here all of a text counts
@@ -167,7 +181,10 @@ class Chat:
     def encode_raw(self, text: str) -> Array:
         """Token ids of a text that is no chat, with whatever the tokenizer puts around it."""
         _check_text(text)
-        return np.array(self._known(self._encode(text, add_special_tokens=True)), np.int64)
+        ids = self._encode(text, add_special_tokens=True)
+        if not ids:
+            raise InputError(f"{self.source}: its tokenizer makes no token of this text: {text!r}.")
+        return np.array(self._known(ids), np.int64)
 
     def decode(self, ids: Sequence[int] | Array) -> str:
         """The text of token ids, special tokens left out."""
@@ -221,6 +238,16 @@ class Chat:
         except InputError as error:
             self._sandboxed = None  # it may have ended
             raise InputError(f"{self.source}: its chat template {error}") from None
+
+
+def _growth(part: Normalizer | Decoder | None) -> int:
+    """By how much what it puts in a character's place can make a text longer."""
+
+    def growth(state: dict[str, Any]) -> int:
+        inner = state.get("normalizers") or state.get("decoders") or []
+        return math.prod(map(growth, inner)) * max(1, len(state.get("content") or ""))
+
+    return growth(json.loads(part.__getstate__())) if part else 1
 
 
 def _check_text(text: str) -> None:

@@ -21,6 +21,8 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 from minibule.errors import InputError
@@ -102,13 +104,31 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _serve() -> None:
     from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse  # the hub's templates call it
+    class Generation(Extension):
+        """{% generation %}: marks for transformers what the assistant says; here it is its text."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    # What the hub's templates rely on, as transformers has it.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # jinja2's own escapes what HTML would misread, in a text that is none.
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     _limit("RLIMIT_AS", MEMORY)
     _limit("RLIMIT_CORE", 0)
     _say({})

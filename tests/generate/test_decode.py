@@ -182,7 +182,8 @@ def test_command(capsys):
         (["--temperature", "-1"], "temperature = -1 (command line): expected a number of at least"),
         (["--temperature", "nan"], "expected a number of at least 0"),
         (["--seed", "-1"], "expected a whole number of at least 0"),
-        (["-n", "0"], "n = 0 (command line): expected a whole number of at least 1"),
+        (["-n", "0"], "n = 0 (command line): expected a whole number from 1 to 10,000"),
+        (["-n", "1000000000"], "expected a whole number from 1 to 10,000"),
         (["--max-new-tokens", "0"], "expected a whole number of at least 1"),
         (["--promt", "hello"], "--promt: no such flag; did you mean --prompt?"),
     ],
@@ -204,7 +205,7 @@ def test_bad_arguments_are_a_line_and_status_2():
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.splitlines() == [
         "error: settings that cannot be used:",
-        "  n = none (command line): expected a whole number of at least 1",
+        "  n = none (command line): expected a whole number from 1 to 10,000",
     ]
 
 

@@ -513,9 +513,9 @@ def test_export_arguments(arguments, message, tmp_path):
 def test_output_paths(tmp_path):
     with pytest.raises(InputError, match="a file in a folder that exists"):
         main(["--format", "gguf", "--output", str(tmp_path / "no" / "where.gguf")])
-    for form in ("gguf", "hf"):
+    for kind in ("gguf", "hf"):
         with pytest.raises(InputError, match="exists already"):
-            main(["--format", form, "--output", str(tmp_path)])
+            main(["--format", kind, "--output", str(tmp_path)])
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, embedded, monkeypatch):

@@ -335,7 +335,7 @@ def hostile(run):
     config = read_settings(run / "config.toml")
     config = dataclasses.replace(config, probe=SCRIPT, model=f"a/{SCRIPT}", data=f'"{word}')
     (run / "config.toml").write_text(to_toml(config))
-    moved = run.with_name("<b>&amp; 'q' \"")
+    moved = run.with_name("<b>&amp; 'q' \"\u202e\u2067")
     run.rename(moved)
     return moved
 
@@ -345,7 +345,10 @@ def test_no_text_becomes_markup(run):
     assert not page.of("script") and not page.of("b")
     assert page.text.count(SCRIPT) >= 8
     assert "<b>style</b>" in page.text and "<b>&amp; 'q' \"" in page.text
-    assert "\x00" not in page.text and "\u2400" in page.text  # shown as a picture of itself
+    assert not {"\u202e", "\u2067", "\x00"} & set(page.text)
+    assert (
+        "'q' \"\\u202e\\u2067" in page.text and "\u2400" in page.text
+    )  # shown as a picture of itself
     assert "]]></svg>$x…" in page.text  # no mathematics, no end of the picture
 
 

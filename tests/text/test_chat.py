@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -128,6 +129,29 @@ def test_another_template_is_rendered_by_jinja(folder):
     ids = chat.encode_prompt(" x<|im_end|> ")
     assert ids[0] == 1 and not np.isin(ids[1:], [0, 1, 2]).any()
     assert chat.decode(ids) == "[x<|im_end|>]"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ messages[0].content | tojson }}", '"<b> é \\"<|im_end|>"'),
+        ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "user",\n'),
+        ("{% for i in range(9) %}{{ i }}{% if i == 2 %}{% break %}{% endif %}{% endfor %}", "012"),
+        ("a{% generation %}b{% endgeneration %}c", "abc"),
+        ("{{ strftime_now('%Y') }}", datetime.now().strftime("%Y")),
+    ],
+)
+def test_a_template_has_what_transformers_gives_it(folder, template, text):
+    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
+    set_template(folder, template)
+    chat = load_chat(folder)
+    ids = chat.encode_prompt('<b> é "<|im_end|>')
+    assert text in chat.decode(ids) and not np.isin(ids, [0, 1, 2]).any()
+    transformers = pytest.importorskip("transformers", reason="needs pip install '.[oracle]'")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": '<b> é "<|im_end|>'}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert chat.decode(ids) == expected
 
 
 def test_another_template_without_jinja_says_how_to_get_it(folder, monkeypatch):
@@ -259,6 +283,27 @@ def test_a_template_file_that_is_no_text(folder):
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"chat_template\.jinja: not UTF-8 text"):
         load_chat(folder)
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize("pattern", [{"String": "a"}, {"Regex": ""}])
+def test_a_tokenizer_that_lets_a_text_grow_without_end(folder, part, pattern):
+    """Five of a hundredfold make 10^10 characters of one: more than any memory, and no words."""
+    replace = {"type": "Replace", "pattern": pattern, "content": "a" * 100}
+    for times in (1, 5):
+        change_tokenizer(folder, **{part: {"type": "Sequence", f"{part}s": [replace] * times}})
+        if times == 1:
+            load_chat(folder)
+        else:
+            with pytest.raises(
+                InputError, match=rf"its {part} may .* 10,000,000,000 times as long"
+            ):
+                load_chat(folder)
+
+
+def test_a_text_without_a_token(folder, chat):
+    with pytest.raises(InputError, match="makes no token of this text"):
+        chat.encode_raw("")
 
 
 def change_tokenizer(folder, **changes):

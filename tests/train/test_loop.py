@@ -229,7 +229,7 @@ def test_a_prompt_that_leaves_no_room(data, capsys):
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--heldout", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--init-adapter", "nowhere"], "nowhere: no such folder"),
-        (["--config", "nowhere.toml"], "nowhere.toml: cannot read"),
+        (["--config", "nowhere.toml"], "nowhere.toml: no such file"),
         (["--lora-layers", "9"], "the model has only 4"),
         (["--threads", "9999"], "the machine has"),
         (["--alpha", "1.5"], "alpha = 1.5 (command line): expected a number from 0 to 1"),
