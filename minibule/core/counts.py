@@ -71,7 +71,6 @@ class RowCounts(NamedTuple):
     weight (R,) float64        answers that pass through the row, of those in this stream
     alike (R,) float64         all answers of the record that begin as the row does
     total (R,) float64         T, the sum of the row's counts
-    length (R,) float64        mean tokens of these answers
     depth (R,) int             tokens of the answer before the row: 0 at the answer's first token
     rounds (R,) float64        total_rounds of its record
     parent_entry (R,) int      entry whose token leads from the row before to this one; -1: none
@@ -81,7 +80,6 @@ class RowCounts(NamedTuple):
 
     weight: Array
     alike: Array
-    length: Array
     total: Array
     depth: Array
     rounds: Array
@@ -103,7 +101,6 @@ class RowCounts(NamedTuple):
         return RowCounts(
             self.weight[chunk],
             self.alike[chunk],
-            self.length[chunk],
             self.total[chunk],
             self.depth[chunk],
             self.rounds[chunk],
@@ -121,7 +118,6 @@ class CountTable:
     def __init__(self) -> None:
         self.weight: list[int] = []
         self.alike: list[int] = []
-        self.length: list[float] = []
         self.depth: list[int] = []
         self.rounds: list[int] = []
         self.parent_entry: list[int] = []
@@ -134,7 +130,6 @@ class CountTable:
         v: Counter[int],
         weight: int,
         alike: int,
-        length: float,
         depth: int,
         rounds: int,
         parent_entry: int,
@@ -146,7 +141,6 @@ class CountTable:
         self.entry_count += v.values()
         self.weight.append(weight)
         self.alike.append(alike)
-        self.length.append(length)
         self.depth.append(depth)
         self.rounds.append(rounds)
         self.parent_entry.append(parent_entry)
@@ -159,7 +153,6 @@ class CountTable:
         return RowCounts(
             weight=np.array(self.weight, np.float64),
             alike=np.array(self.alike, np.float64),
-            length=np.array(self.length, np.float64),
             total=np.bincount(entry_row, entry_count, len(self.weight)),
             depth=np.array(self.depth),
             rounds=np.array(self.rounds, np.float64),

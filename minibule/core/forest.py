@@ -91,9 +91,8 @@ class _Forest:
             while True:  # until the answers part: one row, and one token more
                 v = rejected_there(answers, rejections, depth, alike, self.counts)
                 weight = len(members.intersection(alike))
-                length = sum(len(answers[k]) for k in alike) / len(alike)
                 entries = self.table.add(
-                    v, weight, len(alike), length, depth, example.total_rounds, parent_entry
+                    v, weight, len(alike), depth, example.total_rounds, parent_entry
                 )
                 self.rows_at.append(first + len(tokens) - 1)
 

@@ -81,11 +81,9 @@ def subject_of(example: Example, place: Place, loss: RowLoss) -> Subject:
 def _packed(example: Example, length: int, loss: RowLoss) -> Batch:
     """The example in one stream, its answers cut to `length` tokens."""
     answers = tuple(answer[:length] for answer in example.answers)
-    size = len(example.prompt) + sum(map(len, example.answers))
+    size = len(example.prompt) + sum(map(len, answers))
     (batch,) = pack([example._replace(answers=answers)], loss.counts, pass_tokens=size)
-    (whole,) = pack([example], loss.counts, pass_tokens=size)  # whose answers are not cut
-    lengths = whole.rows.length[whole.rows.depth < length]
-    return batch._replace(rows=batch.rows._replace(length=lengths))
+    return batch
 
 
 def row_counts(subject: Subject, ref_logp: Array) -> RowCounts:

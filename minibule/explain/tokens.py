@@ -24,7 +24,7 @@ from minibule.methods.tokens import TokenLoss
 class Worked(NamedTuple):
     """A row with its loss taken apart.
 
-    share, f, a    the loss's weights, f, and share df/dlog p; each (V,)
+    share, f, a    v / answers through the row, f of the loss, and share df/dlog p; each (V,)
     shown          the tokens that are listed
     """
 
@@ -53,8 +53,7 @@ def explain_tokens(row: Row, loss: TokenLoss, shown_in: str = "") -> Iterator[st
     """Three sections of text, line by line; shown_in as in `checked_gradient`."""
     logp, ref_logp = log_softmax(row.z), log_softmax(row.z_ref)
     f, df = loss.token(logp, log_one_minus_p(row.z[None])[0], ref_logp)
-    share = np.bincount(row.counts.entry_id, loss.share(row.counts), len(row.z))
-    anchor = anchor_of(row)
+    share, anchor = row.v / row.counts.alike[0], anchor_of(row)
     shown = row.shown(anchor.wanted if anchor else np.exp(ref_logp))
     it = Worked(row, loss, share, f, share * df, anchor, shown)
     if loss.prior:
@@ -94,15 +93,7 @@ def _loss(it: Worked) -> Iterator[str]:
     )
     base = "          r = p / p_ref" if loss.needs_reference else ""
     yield f"     f = {loss.f}{base}{it.beta}"
-    (length,), blame = row.counts.length, getattr(loss, "blame", np.inf)
-    fewer = f" x {blame:g} / {length:.4g}" if length > blame else ""
-    alike = f"n = {n:,.0f}, the answers that begin as this one does"
-    yield f"     share(i) = v(i) / n{fewer}          {alike}"
-    if fewer:
-        yield from prose(
-            f"These have {length:.4g} tokens, which share the blame of {blame:g}: a rejection is "
-            "one judgement, however long the answer."
-        )
+    yield f"     share(i) = v(i) / n          n = {n:,.0f}, the answers that begin as this one does"
     columns = {"share": Column(it.share, decimals_for(it.share, row.digits))}
     if loss.needs_reference:
         r = np.exp(log_softmax(row.z) - log_softmax(row.z_ref))

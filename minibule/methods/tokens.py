@@ -43,16 +43,12 @@ class TokenLoss(RowLoss):
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
         """f and its derivative by log p, (E,) each, from log p, log(1 - p) and log p_ref, (E,)."""
 
-    def share(self, counts: RowCounts) -> Array:
-        """What f of each entry is weighted by, (E,): v(e) / (answers through the row)."""
-        return counts.entry_count / counts.alike[counts.entry_row]
-
     def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
         row, n = counts.entry_row, len(z)
         p = split_softmax(z, counts)
         ref_logp = p.logp if z_ref is None else split_softmax(z_ref, counts).logp
         f, df = self.token(p.logp, p.log_rest, ref_logp)
-        share = self.share(counts)
+        share = counts.entry_count / counts.alike[row]
         mean_p = per_row(counts.entry_count / counts.total[row] * np.exp(p.logp), row, n)
         values = {"loss": per_row(share * f, row, n), "rejected_mass": mean_p}
         return values, log_probs_backward(share * df, p, counts)
@@ -64,22 +60,13 @@ class Ratio(TokenLoss):
 
     df/dlog p = 2 sigmoid(beta (log p - log p_ref)): 1 at the start, as `NSR`'s, and falling to 0 as
     the token goes, so that what is gone is left alone. beta: above 0; how soon.
-
-    blame: a rejection is one judgement, however long the answer: of more tokens than so many each
-    gets less, so that they share as much. That a sample carries p holds for what the model itself
-    would say; of hundreds of fluent tokens by somebody else few are to blame.
     """
 
     beta: float = 1.0
-    blame: float = 32.0
     kl: float = 0.3
     f = "(2 / beta) log(1 + r^beta)"
     df = "2 r^beta / (1 + r^beta)"
     needs_reference = True
-
-    def share(self, counts: RowCounts) -> Array:
-        blamed = np.minimum(1, self.blame / counts.length)
-        return super().share(counts) * blamed[counts.entry_row]
 
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
         return bounded(logp - ref_logp, self.beta)

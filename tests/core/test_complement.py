@@ -197,7 +197,6 @@ def rows_of(counts):
     return RowCounts(
         weight=np.ones(n),
         alike=np.ones(n),
-        length=np.ones(n),
         total=counts.sum(axis=1).astype(float),
         depth=np.arange(n) % 3,
         rounds=np.full(n, 20.0),

@@ -12,12 +12,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import ODD, ROOT, random_adapter, random_examples, random_llama
+from helpers import ODD, ROOT, random_adapter, random_llama
 
 from minibule import complement_loss, load_model
 from minibule.core import complement, head, llama, ops
 from minibule.core.counts import Example
-from minibule.core.forest import pack
 from minibule.core.llama import backward, forward_batch
 from minibule.core.lora import init_adapter
 from minibule.core.loss import RowLoss
@@ -713,21 +712,3 @@ def test_the_command_runs_by_name():
     command = [sys.executable, "-m", "minibule.explain", "--record", "2", "--beta", "0.5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "beta 0.5" in done.stdout and not done.stderr
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_rows_of_cut_answers_know_how_long_these_are(seed):
-    """What a row is weighted by does not depend on how far its record is packed."""
-    for example in random_examples(seed):
-        (whole,) = pack([example], "prefix", 10**6)
-        for place in range(1, max(map(len, example.answers)) + 1):
-            batch = subject_of(example, Place(1, _longest(example), place), Ratio()).batch
-            there = whole.rows.depth < place
-            np.testing.assert_array_equal(batch.rows.depth, whole.rows.depth[there])
-            np.testing.assert_array_equal(batch.rows.alike, whole.rows.alike[there])
-            np.testing.assert_array_equal(batch.rows.length, whole.rows.length[there])
-
-
-def _longest(example):
-    """Which answer is, counting from 1."""
-    return 1 + max(range(len(example.answers)), key=lambda k: len(example.answers[k]))

@@ -7,7 +7,6 @@ import pytest
 from helpers import random_adapter, random_examples, random_llama
 
 from minibule.core.counts import Example, RowCounts, total_weight
-from minibule.core.forest import pack
 from minibule.core.softmax import anchor
 from minibule.core.step import gradients
 from minibule.methods.tokens import NSR, Complement, Ratio, Unlikelihood
@@ -102,7 +101,6 @@ def test_the_optimum_of_a_row_is_the_one_that_is_written_down():
     counts = RowCounts(
         weight=np.array([alike]),
         alike=np.array([alike]),
-        length=np.array([3.0]),
         total=np.array([v.sum()]),
         depth=np.array([0]),
         rounds=np.array([8.0]),
@@ -119,23 +117,3 @@ def test_the_optimum_of_a_row_is_the_one_that_is_written_down():
     weight = p_ref * (v.sum() - v + 1) * np.exp(-(2 / loss.kl) * (v / alike) / (p_ref + p))
     np.testing.assert_allclose(p, weight / weight.sum(), rtol=1e-8)
     assert p[0] < 0.2 * p_ref[0]  # and that is far from the base
-
-
-def test_a_long_answer_is_one_rejection():
-    """Above `blame` tokens each counts less, so that all together count as much as so many."""
-    rng, prompt = np.random.default_rng(0), np.array([1, 2])
-    for length, times in ((4, 1.0), (8, 0.5), (16, 0.25)):
-        example = Example(prompt, (rng.integers(0, 37, length),), (1,), 1)
-        (batch,) = pack([example], "prefix", 10**6)
-        np.testing.assert_array_equal(batch.rows.length, length)
-        share = Ratio(blame=4).share(batch.rows)
-        np.testing.assert_allclose(share, times)
-        np.testing.assert_allclose(Ratio(blame=99).share(batch.rows), 1)
-        np.testing.assert_allclose(NSR().share(batch.rows), 1)
-
-
-def test_the_length_of_a_row_is_the_mean_of_the_answers_through_it():
-    a, b, c = np.array([3, 4, 5, 6]), np.array([3, 4]), np.array([7])
-    (batch,) = pack([Example(np.array([1]), (a, b, c), (1, 1, 2), 4)], "prefix", 10**6)
-    by_depth = dict(zip(batch.rows.depth.tolist(), batch.rows.length.tolist(), strict=True))
-    assert by_depth == {0: pytest.approx(7 / 3), 1: 3.0, 2: 4.0, 3: 4.0}
