@@ -91,7 +91,7 @@ TABLES = {
             "nsr, kl .7": vary("objective=nsr kl=0.7"),
             "npo, kl .7": vary("objective=npo kl=0.7"),
         },
-        seeds=5,
+        seeds=3,
     ),
     "objectives": Table(
         {
@@ -126,12 +126,12 @@ TABLES = {
     ),
     "data": Table(
         {
-            "10 records, 1 answer of each": vary(COMPLEMENT, records=10, answers=1),
-            **{f"{n} records": vary(COMPLEMENT, records=n) for n in (10, 30, 100)},
-            "1 answer a record": vary(COMPLEMENT, answers=1),
-            "2 answers a record": vary(COMPLEMENT, answers=2),
-            **{f"{n} steps": vary(f"{COMPLEMENT} steps={n}") for n in (15, 30, 60)},
-            "all, as in the demo": vary(COMPLEMENT),
+            "10 records, 1 answer of each": vary(REFERENCE, records=10, answers=1),
+            **{f"{n} records": vary(REFERENCE, records=n) for n in (10, 30, 100)},
+            "1 answer a record": vary(REFERENCE, answers=1),
+            "2 answers a record": vary(REFERENCE, answers=2),
+            **{f"{n} steps": vary(f"{REFERENCE} steps={n}") for n in (15, 30, 60)},
+            "all, as in the demo": vary(REFERENCE),
         },
         seeds=3,
     ),
@@ -153,8 +153,14 @@ TABLES = {
     ),
     "steps": Table(
         {
-            f"lr {lr}, {steps} steps": vary(f"{COMPLEMENT} lr={lr} steps={steps}")
-            for lr, lengths in (("1e-3", (30, 60, 90, 180)), ("2e-3", (45, 90)))
+            f"alpha {alpha}, lr {lr}, {steps} steps": vary(
+                f"objective=reference alpha={alpha} lr={lr} steps={steps}"
+            )
+            for alpha, lr, lengths in (
+                ("0.3", "1e-3", (60, 90, 120, 180)),
+                ("0.3", "1.5e-3", (60,)),
+                ("0.7", "1e-3", (60, 120)),
+            )
             for steps in lengths
         },
         seeds=5,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibule.errors import InputError
-from minibule.evaluate.judge import JUDGES, read_rows
+from minibule.evaluate.judge import read_rows
+from minibule.evaluate.own_judge import JUDGE_HELP, SECONDS, named_judge
 from minibule.evaluate.perplexity import text_perplexity
 from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures, record_row
 from minibule.files import check_new, embedded_folder, reading, whole_file, writing
@@ -32,16 +33,13 @@ class EvaluateConfig:
     adapter: Path | None = setting(None, "PEFT adapter folder to put on top", group=MODEL)
     data: Path = setting(
         Path(),
-        "questions, a JSON object a line: prompt, accept, kind",
+        "questions, a JSON object a line: prompt, what the judge needs, kind",
         required=True,
         group=QUESTIONS,
     )
-    judge: str = setting(
-        "regex",
-        "regex: the pattern in the column accept is found where a word begins; contains: the text "
-        "in the column answer is; exact: the answer is this text",
-        choices=tuple(JUDGES),
-        group=QUESTIONS,
+    judge: str = setting("regex", JUDGE_HELP, group=QUESTIONS)
+    judge_seconds: float = setting(
+        SECONDS, "what a judge of your own may take for a batch", 0, above=True, group=QUESTIONS
     )
     text: Path | None = setting(None, "plain text whose perplexity is told too", group=QUESTIONS)
     samples: int = setting(8, "answers to sample for each question", 1, 256, group=SAMPLES)
@@ -68,7 +66,7 @@ def main(argv: list[str]) -> None:
         check_output(config.output)
         check_new(config.output)
     set_threads(config.threads)
-    judge = JUDGES[config.judge]
+    judge = named_judge(config.judge, config.judge_seconds)
     rows = read_rows(config.data, judge)
     text = _read_text(config.text) if config.text else ""
     source = config.model or embedded_folder()

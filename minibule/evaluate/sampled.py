@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minibule.core.llama import Llama
-from minibule.evaluate.judge import Judge, Row, judged
+from minibule.evaluate.judge import Judge, Row
 from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
@@ -113,8 +113,7 @@ def answers(
                 sampling=sampling,
                 samples=samples,
             )
-            for row, several in zip(rows[block], found, strict=True):
-                yield [_answer(chat, row, judge, ids, max_new_tokens) for ids in several]
+            yield from _judged(chat, rows[block], judge, found, max_new_tokens)
             bar.update(len(found))
 
 
@@ -130,9 +129,24 @@ def _blocks(
     return [slice(i, i + size) for i in range(0, len(prompts), size)]
 
 
-def _answer(chat: Chat, row: Row, judge: Judge, ids: Sequence[int], max_new_tokens: int) -> Answer:
-    text = chat.decode(ids)
-    return Answer(text, list(ids), len(ids) < max_new_tokens, judged(judge, text, row))
+def _judged(
+    chat: Chat,
+    rows: Sequence[Row],
+    judge: Judge,
+    samples: Sequence[Sequence[Sequence[int]]],
+    max_new_tokens: int,
+) -> list[list[Answer]]:
+    """The answers to each row, from their ids, judged all at once."""
+    texts = [chat.decode(ids) for several in samples for ids in several]
+    repeated = [row for row, several in zip(rows, samples, strict=True) for _ in several]
+    said = zip(texts, judge.rewards(texts, repeated), strict=True)
+    return [
+        [
+            Answer(text, list(ids), len(ids) < max_new_tokens, reward)
+            for ids, (text, reward) in zip(several, said, strict=False)  # and the rest stays
+        ]
+        for several in samples
+    ]
 
 
 def record_row(row: Row, answer: Answer) -> dict[str, Any]:

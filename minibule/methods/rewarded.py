@@ -28,6 +28,22 @@ class SFT(LinearLoss):
 
 
 @dataclass(frozen=True)
+class Reinforce(LinearLoss):
+    """REINFORCE: the mean of -r log p over the tokens of all answers, with r as it is given.
+
+    r: a reward, or the advantage that a selection made of it. Source: Williams 1992, "Simple
+    Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning".
+    """
+
+    kl: float = 0.0
+    uses = "any"
+    end_token = True
+
+    def weights(self, answers: Answers) -> Array:
+        return -answers.reward * answers.times / (answers.times @ answers.length)
+
+
+@dataclass(frozen=True)
 class WReinforce(LinearLoss):
     """W-REINFORCE: reward `positive` for an accepted answer and -1 for a rejected one.
 

@@ -6,7 +6,7 @@ from minibule.core.objective import OBJECTIVES
 from minibule.methods.kto import KTO
 from minibule.methods.pairs import DPO, Hinge, SLiC
 from minibule.methods.rejected import NPO, SimNPO
-from minibule.methods.rewarded import GRPO, REDI, SFT, WReinforce
+from minibule.methods.rewarded import GRPO, REDI, SFT, Reinforce, WReinforce
 from minibule.methods.tokens import NSR, Complement, Ratio, Unlikelihood
 
 LOSSES: dict[str, Loss] = {
@@ -20,6 +20,7 @@ LOSSES: dict[str, Loss] = {
     "simnpo": SimNPO(),
     # from accepted answers, too
     "sft": SFT(),
+    "reinforce": Reinforce(),
     "w-reinforce": WReinforce(),
     "kto": KTO(),
     "dpo": DPO(),

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ def _check_depth(value: object) -> None:
         ]
 
 
-def json_lines(stream: io.BufferedIOBase) -> Items:
+def json_lines(stream: BinaryIO | io.BufferedIOBase) -> Items:
     """Each line that is not blank as ("line 1", value), or with an InputError for its value."""
     for number in itertools.count(1):
         line = stream.readline(LONGEST + 1)

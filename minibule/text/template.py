@@ -6,26 +6,21 @@ modules and attributes, but not from running for ever (two nested loops) or fill
 which is given so many seconds for each prompt and so much memory (on Linux; elsewhere the seconds
 have to do), and is ended when it takes more; where nobody is left to end it, the system does.
 
-This module is both sides. They exchange lines of JSON: first the template and an empty object back,
-then for each prompt the template's variables and its text.
+This module is both sides: it is asked once with the template, then for the text of each prompt.
 """
 
 import contextlib
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-import threading
 import time
-import weakref
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from minibule.errors import InputError
+from minibule.machine.process import NoAnswerError, Process, serve
 
 SECONDS = 3.0  # for one prompt; the hub's templates take milliseconds
 MEMORY = 512 * 2**20  # bytes of address space, of which Python and jinja2 need some 50 million
@@ -44,59 +39,21 @@ class Template:
                 "is not the built-in ChatML and needs jinja2. "
                 "Install it: pip install '.[templates]'."
             )
-        # It is to find minibule and jinja2 where this process found them, and nowhere else.
-        found = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "minibule.text.template"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": found},
-        )
-        self._end = weakref.finalize(self, _end, self._process)
-        self._ask(None, 60.0)  # starting Python is not the template's time
-        self._ask({"template": source}, SECONDS)
+        self._process = Process("minibule.text.template", quiet=True)
+        self._ask({"template": source})
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text that the template makes of its variables, which must be fit for JSON."""
-        return str(self._ask(variables, SECONDS)["text"])
+        return str(self._ask(variables)["text"])
 
-    def _ask(self, question: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            self._process.kill()
-
-        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101
-        timer = threading.Timer(seconds, stop)
-        timer.start()
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            if question is not None:
-                self._process.stdin.write(json.dumps(question).encode() + b"\n")
-                self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except OSError:  # it has ended before it read all
-            line = b""
-        finally:
-            timer.cancel()
-        if not line.endswith(b"\n"):
-            self._end()
-            what = f"took more than {seconds:g} seconds" if late.is_set() else "broke its process"
-            raise InputError(f"fails on this prompt: it {what}, and was ended.")
-        answer: dict[str, Any] = json.loads(line)
+            answer = self._process.ask(question, SECONDS)
+        except NoAnswerError as error:
+            raise InputError(f"fails on this prompt: it {error}, and was ended.") from None
         if "error" in answer:
             raise InputError(f"fails on this prompt ({answer['error']}).")
         return answer
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
 
 
 # -- the other side --------------------------------------------------------------------------------
@@ -131,23 +88,21 @@ def _serve() -> None:
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     _limit("RLIMIT_AS", MEMORY)
     _limit("RLIMIT_CORE", 0)
-    _say({})
-    template = None
-    for line in sys.stdin.buffer:
+    template: Any = None
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        nonlocal template
         _limit("RLIMIT_CPU", math.ceil(time.process_time() + SECONDS) + 1)
-        try:
-            question = json.loads(line)
-            if template is None:
-                template = environment.from_string(question["template"])
-                _say({})
-                continue
-            text = template.render(question)
-            if len(text) > LENGTH + 10 * len(line):
-                raise TemplateError(f"it writes {len(text):,} characters")
-            text.encode()  # half a character is none
-            _say({"text": text})
-        except Exception as error:  # a template may fail in any way a program can
-            _say({"error": f"{type(error).__name__}: {error}"[:500]})
+        if template is None:
+            template = environment.from_string(question["template"])
+            return {}
+        text = template.render(question)
+        if len(text) > LENGTH + 10 * len(json.dumps(question)):
+            raise TemplateError(f"it writes {len(text):,} characters")
+        text.encode()  # half a character is none
+        return {"text": text}
+
+    serve(answer)
 
 
 def _limit(what: str, most: int) -> None:
@@ -157,11 +112,6 @@ def _limit(what: str, most: int) -> None:
 
         kind = getattr(resource, what)
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
-
-
-def _say(answer: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

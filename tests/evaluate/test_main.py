@@ -58,6 +58,20 @@ def test_questions_without_a_kind(tmp_path, capsys):
     assert "1 questions, judged by exact" in said and "+-" not in said and "kind" not in said
 
 
+def test_a_judge_of_ones_own(data, tmp_path, capsys):
+    judge = tmp_path / "mine.py"
+    judge.write_text("def f(completions, kind):\n    return [k == 'sum' for k in kind]\n")
+    flags = ["--data", str(data), "--samples", "2", "--judge", f"{judge}:f"]
+    main(flags)
+    said = capsys.readouterr().out
+    assert "judged by " in said and f"accepted                      {2 / 6:8.4f}" in said
+    judge.write_text("def f(completions, **_):\n    return []\n")
+    output = tmp_path / "samples.jsonl"
+    with pytest.raises(InputError, match="found 0 rewards for 1 answer, for the answer 'hello' to"):
+        main([*flags, "--output", str(output)])
+    assert not output.exists()
+
+
 def test_what_is_refused_leaves_files_as_they_are(data, tmp_path):
     there, empty = tmp_path / "there.jsonl", tmp_path / "empty.txt"
     there.write_text("mine")
@@ -68,7 +82,12 @@ def test_what_is_refused_leaves_files_as_they_are(data, tmp_path):
         (["--output", str(tmp_path / "no" / "x.jsonl")], "no such folder"),
         (["--text", str(empty)], "found no text"),
         (["--text", str(tmp_path / "none.txt")], "no such file"),
-        (["--judge", "taste"], "expected one of regex, contains, exact"),
+        (
+            ["--judge", "taste"],
+            "--judge taste: not a judge; expected one of regex, contains, exact",
+        ),
+        (["--judge", "exat"], "did you mean exact"),
+        (["--judge-seconds", "0"], "expected a number above 0"),
         (["--samples", "0"], "expected a whole number from 1 to 256"),
         (["--temperature", "0"], "expected a number above 0"),
         (["--max-new-tokens", "5000"], "exceeds the model's context"),

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from helpers import ROOT
 
-from minibule.evaluate.judge import JUDGES, NO_ANSWER, judged, read_rows
+from minibule.evaluate.judge import JUDGES, NO_ANSWER, read_rows
 
 FOLDER = ROOT / "weights" / "questions"
 TRAIN, TEST, OTHER = (
@@ -51,11 +51,11 @@ def test_a_question_does_not_hold_its_answer(row):
     """Else an echo of it, with some words around it, would be accepted."""
     assert set(row) == {"prompt", "accept", "kind"}
     judge = JUDGES["regex"]
-    for text in (f"{row['prompt']} Yes.", *NO_ANSWER, "The answer to this question is not known."):
-        assert judged(judge, text, row) == 0.0
+    texts = [f"{row['prompt']} Yes.", *NO_ANSWER, "The answer to this question is not known."]
+    assert judge.rewards(texts, [row] * len(texts)) == [0.0] * len(texts)
     literal = re.sub(r"\\b|\([^|]*\)\?|.\?", "", row["accept"].split("|")[0])
     if re.fullmatch(r"[\w '-]+", literal):  # and can be answered at all
-        assert judged(judge, f"It is {literal}.", row) == 1.0
+        assert judge.rewards([f"It is {literal}."], [row]) == [1.0]
 
 
 def test_the_prose_is_about_five_hundred_words():

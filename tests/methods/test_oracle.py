@@ -32,7 +32,7 @@ from minibule.core.step import gradients
 from minibule.methods.kto import KTO
 from minibule.methods.pairs import DPO, Hinge, SLiC
 from minibule.methods.rejected import NPO, SimNPO
-from minibule.methods.rewarded import GRPO, REDI, SFT, WReinforce
+from minibule.methods.rewarded import GRPO, REDI, SFT, Reinforce, WReinforce
 from minibule.methods.tokens import NSR
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles' own deprecations
@@ -306,6 +306,7 @@ FORMULAS = {
     "slic": (SLiC(), slic),
     "redi": (REDI(), redi),
     "sft": (SFT(), functools.partial(policy_gradient, (0.0, 1.0))),
+    "reinforce": (Reinforce(), functools.partial(policy_gradient, (0.0, 1.0))),
     "w-reinforce": (WReinforce(), functools.partial(policy_gradient, (-1.0, 0.1))),
 }
 

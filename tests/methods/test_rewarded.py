@@ -16,7 +16,7 @@ from helpers import (
 from minibule.core.counts import Example
 from minibule.core.loss import Answers
 from minibule.core.step import gradients
-from minibule.methods.rewarded import EPSILON, GRPO, REDI, SFT, WReinforce
+from minibule.methods.rewarded import EPSILON, GRPO, REDI, SFT, Reinforce, WReinforce
 from minibule.methods.tokens import NSR
 
 
@@ -45,6 +45,18 @@ def test_sft_is_the_mean_of_minus_log_p_over_tokens():
         _, metrics, _ = gradients(model, examples, SFT(), pass_tokens)
         assert metrics["loss"] == pytest.approx(np.mean(nll), rel=1e-9)
         assert "rejected_mass" not in metrics
+
+
+def test_reinforce_takes_rewards_as_they_are():
+    answers, logp = random_answers()
+    graded = np.random.default_rng(3).normal(size=len(logp))
+    answers = answers._replace(reward=graded)
+    each = each_time(answers)
+    loss = sum(-graded[k] * logp[k] for k in each) / sum(answers.length[k] for k in each)
+    assert Reinforce().answers(answers, logp)[0] == pytest.approx(loss, rel=1e-12)
+    signs = answers._replace(reward=np.where(answers.accepted, 0.1, -1))
+    c = Reinforce().weights(signs)
+    np.testing.assert_allclose(c, WReinforce(0.1).weights(answers), rtol=1e-12)
 
 
 @pytest.mark.parametrize("positive", [0.1, 1.0])

@@ -17,6 +17,7 @@ PUBLISHED = {
     "npo": {"beta": 0.1},
     "simnpo": {"beta": 4.5, "gamma": 0},
     "sft": {},
+    "reinforce": {},
     "w-reinforce": {"positive": 0.1},
     "kto": {"beta": 0.1, "desirable": 1, "undesirable": 1},
     "dpo": {"beta": 0.1},

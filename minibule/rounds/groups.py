@@ -1,0 +1,79 @@
+"""Groups of judged samples, and what a selection makes of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from minibule.machine.matrix import Array
+
+Rng = np.random.Generator
+
+
+class Group(NamedTuple):
+    """The n samples of a prompt that the judge could tell about.
+
+    rewards (n,) float64   above 0: accepted
+    answers (n,)           what each is, be it text or ids: two of the same are duplicates
+    says (n,)              what each says, `Judge.key` of it: a majority is of these
+    usual (m,) float64     rewards of the base's own samples, for a selection that `needs_usual`
+    """
+
+    rewards: Array
+    answers: Sequence[Hashable]
+    says: Sequence[Hashable] = ()
+    usual: Array | None = None
+
+
+class Kept(NamedTuple):
+    """What is trained together as a record of one prompt.
+
+    group             whose samples they are
+    samples (m,) int  which of them; one that stands there twice counts twice
+    rewards (m,)      what the loss is given for each
+    """
+
+    group: int
+    samples: Array
+    rewards: Array
+
+
+Part = tuple[Array, Array]  # samples and rewards of a Kept
+
+# progress: from 0 in the first round to 1 in the last.
+Selection = Callable[[Sequence[Group], Rng, float], list[Kept]]
+
+
+class OfEach(ABC):
+    """A selection that looks at one group at a time."""
+
+    needs_usual: ClassVar[bool] = False
+
+    def __call__(self, groups: Sequence[Group], rng: Rng, progress: float = 0.0) -> list[Kept]:
+        """The groups that anything is kept of, in their order."""
+        return [
+            Kept(number, samples, rewards)
+            for number, group in enumerate(groups)
+            if len(group.rewards)
+            for samples, rewards in self.parts(group, rng, progress)
+            if len(samples)
+        ]
+
+    @abstractmethod
+    def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
+        """The records that become of a group of at least one sample."""
+
+
+def best_first(rewards: Array, rng: Rng) -> Array:
+    """The order (n,) of falling rewards, ties at random."""
+    order: Array = np.lexsort((rng.random(len(rewards)), -rewards))
+    return order
+
+
+def distinct(answers: Sequence[Hashable]) -> Array:
+    """Where each of the different answers stands first."""
+    first: dict[Hashable, int] = {}
+    for i, answer in enumerate(answers):
+        first.setdefault(answer, i)
+    return np.array([*first.values()])
