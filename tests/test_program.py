@@ -87,7 +87,8 @@ def test_there_is_no_other_way_to_print():
     for path in (ROOT / "minibule").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         name = path.relative_to(ROOT / "minibule").as_posix()
-        if name not in ("program.py", "text/template.py"):  # whose other side speaks to us alone
+        # A template speaks to us alone, and a judge that the user wrote for itself.
+        if name not in ("program.py", "text/template.py", "evaluate/own_judge.py"):
             assert not past.search(source), name
             if "__main__" in source:
                 mains += 1
