@@ -33,6 +33,7 @@ from typing import Any
 
 from minibule.errors import InputError
 from minibule.evaluate.judge import JUDGES, Judge, Row
+from minibule.files import no_file
 from minibule.machine.process import NoAnswerError, Process, serve
 from minibule.wording import did_you_mean, printable
 
@@ -173,7 +174,7 @@ def _function(path: str, name: str) -> tuple[Ask, list[str]]:
     """A function of a file, and the columns that it cannot do without."""
     file = Path(path).resolve()
     if not file.is_file():
-        raise _FaultError("no such file")
+        raise _FaultError(no_file(file))
     sys.path.insert(0, str(file.parent))  # as Python itself does
     spec = importlib.util.spec_from_file_location("own_judge_file", file)
     assert spec is not None and spec.loader is not None  # noqa: S101 - its name ends in .py
