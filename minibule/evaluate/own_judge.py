@@ -221,10 +221,10 @@ def _program(command: Sequence[str]) -> Ask:
             done = subprocess.run(command, input=lines.encode(), capture_output=True)  # noqa: S603
         except OSError as error:
             raise _FaultError(f"it cannot be started ({error.strerror})") from None
-        sys.stderr.buffer.write(done.stderr)
-        sys.stderr.flush()
+        said = done.stderr.decode(errors="replace")
+        print(said, end="", file=sys.stderr, flush=True)
         if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            last = said.strip().rpartition("\n")[2][:500]
             raise _FaultError(f"it exited with status {done.returncode} ({last or 'no words'})")
         return [_parsed(line) for line in done.stdout.splitlines() if line.strip()]
 
