@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.generate.decode import generate
 from minibule.generate.sampling import SAMPLING, Sampling
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
     source = config.model or embedded_folder()
     model, chat = load_model(source, config.adapter), load_chat(source)
     prompt = chat.encode_raw(config.prompt) if config.raw else chat.encode_prompt(config.prompt)
+    if not len(prompt):
+        raise InputError(f"--prompt {config.prompt!r}: no token, expected text to go on from.")
     stream = _Printer(chat) if config.n == 1 else None
     answers = generate(
         model,

@@ -181,10 +181,7 @@ class Chat:
     def encode_raw(self, text: str) -> Array:
         """Token ids of a text that is no chat, with whatever the tokenizer puts around it."""
         _check_text(text)
-        ids = self._encode(text, add_special_tokens=True)
-        if not ids:
-            raise InputError(f"{self.source}: its tokenizer makes no token of this text: {text!r}.")
-        return np.array(self._known(ids), np.int64)
+        return np.array(self._known(self._encode(text, add_special_tokens=True)), np.int64)
 
     def decode(self, ids: Sequence[int] | Array) -> str:
         """The text of token ids, special tokens left out."""

@@ -248,6 +248,11 @@ def test_no_output_brings_a_traceback(shell):
     assert not done.stderr and done.returncode == 0
 
 
+def test_a_prompt_without_a_token():
+    with pytest.raises(InputError, match="--prompt '': no token, expected text to go on from"):
+        main(["--prompt", "", "--raw"])
+
+
 def test_a_prompt_longer_than_the_context():
     with pytest.raises(InputError, match="context of 2,048"):
         main(["--prompt", "word " * 3000])

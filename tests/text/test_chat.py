@@ -301,11 +301,6 @@ def test_a_tokenizer_that_lets_a_text_grow_without_end(folder, part, pattern):
                 load_chat(folder)
 
 
-def test_a_text_without_a_token(folder, chat):
-    with pytest.raises(InputError, match="makes no token of this text"):
-        chat.encode_raw("")
-
-
 def change_tokenizer(folder, **changes):
     path = folder / "tokenizer.json"
     write_json(path, json.loads(path.read_text()) | changes)
