@@ -83,14 +83,14 @@ def test_there_is_no_other_way_to_print():
     past = re.compile(
         r"os\.write|__std(out|err)__|std(out|err)\.(buffer|fileno|detach)|/dev/(tty|std)"
     )
+    asked = ("text/template.py", "evaluate/own_judge.py")  # other sides: see machine/process.py
     mains = 0
     for path in (ROOT / "minibule").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         name = path.relative_to(ROOT / "minibule").as_posix()
-        # A template speaks to us alone, and a judge that the user wrote for itself.
-        if name not in ("program.py", "text/template.py", "evaluate/own_judge.py"):
+        if name != "program.py":
             assert not past.search(source), name
-            if "__main__" in source:
+            if "__main__" in source and name not in asked:
                 mains += 1
                 assert source.endswith('if __name__ == "__main__":\n    run(main)\n'), name
     assert mains > 7

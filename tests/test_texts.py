@@ -325,7 +325,7 @@ def test_the_tables_of_experiments_have_the_rows_and_columns_of_their_command():
         ]
         assert head == ["", *experiments.COLUMNS, '"hello"']
         assert [row[0] for row in rows] == ["base", *table.rows]
-        assert f"**rule** under a table, {experiments.GREEDY} > .9" in text.whole
+        assert f"{experiments.GREEDY} > .95," in text.whole
 
 
 def test_the_table_of_gguf_types_has_the_columns_and_types_of_its_tool():

@@ -25,7 +25,7 @@ import numpy as np
 
 from minibule.errors import InputError
 from minibule.evaluate.judge import graded, last_number
-from minibule.files import whole_folder
+from minibule.files import check_new, whole_folder
 from minibule.program import run
 
 LARGEST = 10**6  # of a numerator and a denominator
@@ -151,8 +151,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(argv)
-    if args.output.exists():
-        raise InputError(f"{args.output}: exists already; expected a new name.")
+    check_new(args.output)
     if args.count < 1 or args.seed < 0:
         raise InputError("expected --count of at least 1 and --seed of at least 0.")
     with whole_folder(args.output) as partial:

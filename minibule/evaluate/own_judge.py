@@ -33,6 +33,7 @@ from typing import Any
 
 from minibule.errors import InputError
 from minibule.evaluate.judge import JUDGES, Judge, Row
+from minibule.files import no_file
 from minibule.machine.process import NoAnswerError, Process, serve
 from minibule.wording import did_you_mean, printable
 
@@ -173,7 +174,7 @@ def _function(path: str, name: str) -> tuple[Ask, list[str]]:
     """A function of a file, and the columns that it cannot do without."""
     file = Path(path).resolve()
     if not file.is_file():
-        raise _FaultError("no such file")
+        raise _FaultError(no_file(file))
     sys.path.insert(0, str(file.parent))  # as Python itself does
     spec = importlib.util.spec_from_file_location("own_judge_file", file)
     assert spec is not None and spec.loader is not None  # noqa: S101 - its name ends in .py
@@ -220,10 +221,10 @@ def _program(command: Sequence[str]) -> Ask:
             done = subprocess.run(command, input=lines.encode(), capture_output=True)  # noqa: S603
         except OSError as error:
             raise _FaultError(f"it cannot be started ({error.strerror})") from None
-        sys.stderr.buffer.write(done.stderr)
-        sys.stderr.flush()
+        said = done.stderr.decode(errors="replace")
+        print(said, end="", file=sys.stderr, flush=True)
         if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            last = said.strip().rpartition("\n")[2][:500]
             raise _FaultError(f"it exited with status {done.returncode} ({last or 'no words'})")
         return [_parsed(line) for line in done.stdout.splitlines() if line.strip()]
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minibule.errors import InputError
+from minibule.program import Screen
 
 Message = Mapping[str, Any]
 
@@ -110,7 +111,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def serve(answer: Callable[[Any], Message]) -> None:
     """Answer questions until there are no more; what `answer` raises becomes {"error": text}.
 
-    It has no standard input, and what it prints goes to the standard error.
+    It has no standard input, and what it prints goes to the standard error, as text alone.
     """
     if sys.platform != "win32":
         _end_with_the_asker()
@@ -118,8 +119,10 @@ def serve(answer: Callable[[Any], Message]) -> None:
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), 0)
         os.dup2(2, 1)
+        sys.stdout, sys.stderr = Screen.on(sys.stdout), Screen.on(sys.stderr)
 
         def say(message: Message) -> None:
+            sys.stdout.flush()
             said.write(json.dumps(message).encode() + b"\n")
             said.flush()
 

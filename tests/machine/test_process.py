@@ -72,8 +72,8 @@ def asker(*questions):
 
 
 def test_what_it_prints_is_no_answer_and_what_it_reads_no_question(other):
-    program = asker("print('seen', flush=True); found = 'read' + sys.stdin.read()", "pass")
-    assert program.communicate(timeout=60) == ("read\nread\n", "seen\n")
+    program = asker("print('seen\\x1b[2J'); found = 'read' + sys.stdin.read()", "pass")
+    assert program.communicate(timeout=60) == ("read\nread\n", "seen\\x1b[2J\n")
 
 
 @pytest.mark.parametrize(
