@@ -30,9 +30,5 @@ def test_it_is_the_exponential_of_the_mean(window, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "a"])
 def test_a_text_of_less_than_two_tokens(text):
-<<<<<<< HEAD
     with pytest.raises(InputError, match="expected at least two"):
-=======
-    with pytest.raises(InputError, match=r"expected at least two|no token"):
->>>>>>> main
         text_perplexity(load_model(embedded_folder()), load_chat(embedded_folder()), text)
