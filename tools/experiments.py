@@ -295,6 +295,7 @@ def print_rule(outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     if not all(GREEDY in f for row in figures.values() for f in row):
         return  # no held-out prompts
     (base,) = figures["base"]
+    del figures["base"]
     every = [name for name, row in figures.items() if all(follows_the_rule(f, base) for f in row)]
     print(
         f"\non every seed {GREEDY} > .95, {ACCEPTED_P} >= .75, noise <= .03, perplexity not above "
