@@ -554,7 +554,8 @@ def test_no_room_for_a_named_model(tmp_path, index):
 
 # In place of pip: half of a file in its folder, and then nothing until the tool has ended.
 PIP_THAT_WAITS = """
-import os, pathlib, subprocess, sys
+import os, pathlib, signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 code = '''
 import os, pathlib, sys, time
 parent = os.getppid()
