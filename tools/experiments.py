@@ -19,10 +19,7 @@ objective and exists where alpha > 0, are of the held-out records. Every other s
 
 import argparse
 import dataclasses
-import io
 import multiprocessing
-import signal
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import real
+from tables import cell, quiet
 from tqdm import tqdm
 
 from minibule.core.counts import Example
@@ -232,7 +230,7 @@ def outcome_of(snapshot: Snapshot, trained: bool) -> Outcome:
 def measure_all(runs: Sequence[tuple[TrainConfig, Row]]) -> list[Outcome]:
     """The outcome of every run, one on each processor: faster than all processors on one run."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(mp_context=context, initializer=_quiet)
+    pool = ProcessPoolExecutor(mp_context=context, initializer=quiet)
     try:
         outcomes = pool.map(measure, *zip(*runs, strict=True))
         return list(tqdm(outcomes, desc="training", unit=" runs", total=len(runs)))
@@ -240,12 +238,6 @@ def measure_all(runs: Sequence[tuple[TrainConfig, Row]]) -> list[Outcome]:
         raise MemoryError from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _quiet() -> None:
-    """In a worker: no progress bars among each other, and Ctrl-C is for the one that waits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stderr = io.StringIO()
 
 
 # -- what is printed -------------------------------------------------------------------------------
@@ -260,15 +252,6 @@ def print_table(outcomes: Mapping[str, Sequence[Outcome]], probe: str) -> None:
     for name, row in outcomes.items():
         cells = [cell([o.figures[c] for o in row if c in o.figures], COLUMNS[c]) for c in columns]
         print(f"| {name} | " + " | ".join([*cells, said([o.answer for o in row])]) + " |")
-
-
-def cell(numbers: Sequence[float], form: str) -> str:
-    """[.1, .2, .3] -> ".200 (.100-.300)": mean, and the spread where any is seen."""
-    if not numbers:
-        return ""
-    shown = (np.mean(numbers), min(numbers), max(numbers))
-    mean, low, high = (f"{number:{form}}".removeprefix("0") for number in shown)
-    return mean if low == high else f"{mean} ({low}-{high})"
 
 
 def said(answers: Sequence[str]) -> str:

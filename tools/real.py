@@ -13,12 +13,9 @@ shows whether rejected answers became less likely than these.
 """
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tables import cell, quiet
 from tqdm import tqdm
 
 from minibule.core.counts import Example
@@ -195,7 +193,7 @@ def measure_all(runs: Sequence[Run], job: Job, results: Path) -> list[Outcome]:
             done[Run(outcome["row"], outcome["lr"], outcome["seed"])] = outcome
     left = [run for run in runs if run not in done]
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(os.cpu_count(), context, _quiet)
+    pool = ProcessPoolExecutor(os.cpu_count(), context, quiet)
     try:
         waiting = {pool.submit(train_and_measure, run, job): run for run in left}
         for future in tqdm(as_completed(waiting), desc="runs", unit=" runs", total=len(left)):
@@ -206,12 +204,6 @@ def measure_all(runs: Sequence[Run], job: Job, results: Path) -> list[Outcome]:
     finally:
         pool.shutdown(cancel_futures=True)
     return [done[run] for run in runs]
-
-
-def _quiet() -> None:
-    """In a worker: no progress bars among each other, and Ctrl-C is for the one that waits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stderr = io.StringIO()
 
 
 # -- what is printed -------------------------------------------------------------------------------
@@ -245,20 +237,11 @@ def table(base: Outcome, outcomes: Sequence[Outcome], asked: int) -> Iterator[st
 
 
 def cells(outcomes: Sequence[Outcome], columns: Sequence[str]) -> list[str]:
-    """A line's figures, with their spread over seeds where it shows."""
-    found = []
-    for name in columns:
-        form = COLUMNS[name]
-        numbers = [o[name] for o in outcomes if name in o]
-        if not numbers:
-            found.append("")
-            continue
-        shown = (np.mean(numbers), min(numbers), max(numbers))
-        mean, low, high = (
-            f"{x:{form}}".replace("0.", ".", 1) if x < 1 else f"{x:{form}}" for x in shown
-        )
-        found.append(mean if low == high or name == "seconds" else f"{mean} ({low}-{high})")
-    return found
+    """A line's figures, with their spread over seeds where it shows; of the seconds the mean."""
+    found = {name: [o[name] for o in outcomes if name in o] for name in columns}
+    if found.get("seconds"):
+        found["seconds"] = [float(np.mean(found["seconds"]))]
+    return [cell(numbers, COLUMNS[name]) for name, numbers in found.items()]
 
 
 def worst(outcomes: Sequence[Outcome], base: Outcome) -> Iterator[str]:

@@ -75,8 +75,7 @@ class Hinge(PairLoss):
     needs_reference = True
 
     def margin(self, m: Array) -> tuple[Array, Array]:
-        short = 1 - self.beta * m
-        return np.maximum(0, short), np.where(short > 0, -self.beta, 0)
+        return hinge(m, 1.0, self.beta)
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ class SLiC(PairLoss):
     needs_reference = False
 
     def margin(self, m: Array) -> tuple[Array, Array]:
-        short = self.delta - m
-        return np.maximum(0, short), np.where(short > 0, -1.0, 0)
+        return hinge(m, self.delta)
 
     def answers(
         self, answers: Answers, logp: Array, mismatched: float | None = None
@@ -99,3 +97,9 @@ class SLiC(PairLoss):
         accepted, _, weight = pairs(answers)
         np.add.at(dlogp, accepted, -self.sft * weight)
         return value - self.sft * float(weight @ logp[accepted]), dlogp
+
+
+def hinge(m: Array, target: float, slope: float = 1.0) -> tuple[Array, Array]:
+    """max(0, target - slope m) and its derivative by m."""
+    short = target - slope * m
+    return np.maximum(0, short), np.where(short > 0, -slope, 0)

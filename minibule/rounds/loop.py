@@ -23,10 +23,11 @@ from typing import Any
 
 from minibule.core.llama import Llama
 from minibule.errors import InputError
-from minibule.evaluate.judge import JUDGES, Judge, Row, read_rows
+from minibule.evaluate.judge import Judge, Row, read_rows
+from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Figures, ask, figures
-from minibule.files import whole_file
-from minibule.machine.threads import set_threads
+from minibule.files import reading, whole_file
+from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.records.readers import json_lines
@@ -48,7 +49,7 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     """
     set_threads(config.threads)
     source, data, heldout = config.resolved_files()
-    judge = JUDGES[config.judge]
+    judge = named_judge(config.judge, config.judge_seconds)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
     place = _output(config, resume)
     chat = load_chat(source)
@@ -84,7 +85,7 @@ def _round(
     model = load_model(source, start)
     samples = run.path / "samples.jsonl"
     sampled = sample_round(model, chat, rows, judge, config, number, samples)
-    sampling_seconds = time.perf_counter() - started
+    sampling_seconds = seconds_since(started)
     del model
     if not sampled.rejected:
         raise InputError(
@@ -98,13 +99,13 @@ def _round(
     if not run.report.exists():  # the last that a run writes
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             train(config.round_config(number, run.path, start), resume=run.settings.exists())
-    training_seconds = time.perf_counter() - started
+    training_seconds = seconds_since(started)
     started = time.perf_counter()
     measured = _held(load_model(source, run.adapter), chat, held_rows, judge, config)
     seconds = {
         "sampling_seconds": sampling_seconds,
         "training_seconds": training_seconds,
-        "evaluation_seconds": time.perf_counter() - started,
+        "evaluation_seconds": seconds_since(started),
     }
     return {"round": number} | sampled._asdict() | measured | seconds
 
@@ -148,7 +149,7 @@ class _Log:
         self.path = path
         self.lines: dict[int, dict[str, Any]] = {}
         if path.exists():
-            with path.open("rb") as file:
+            with reading(path) as file:
                 for _, line in json_lines(file):
                     if isinstance(line, dict) and isinstance(line.get("round"), int):
                         self.lines[line["round"]] = line

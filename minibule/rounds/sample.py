@@ -14,7 +14,7 @@ import numpy as np
 from minibule.core.llama import Llama
 from minibule.evaluate.judge import Judge, Row
 from minibule.evaluate.sampled import answers, record_row
-from minibule.files import writing
+from minibule.files import reading, writing
 from minibule.generate.sampling import Sampling
 from minibule.records.readers import json_lines
 from minibule.rounds.settings import RoundsConfig
@@ -77,7 +77,7 @@ def _whole_questions(part: Path, samples: int) -> int:
 
 
 def _counted(path: Path, samples: int) -> Sampled:
-    with path.open("rb") as file:
+    with reading(path) as file:
         rows = [row for _, row in json_lines(file) if isinstance(row, dict)]
     rewards = np.array([row["reward"] for row in rows], float).reshape(-1, samples)
     lengths = np.array([len(row["ids"]) for row in rows])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minibule.errors import InputError
-from minibule.evaluate.judge import JUDGES
+from minibule.evaluate.own_judge import JUDGE_HELP, SECONDS
 from minibule.files import embedded_folder
 from minibule.methods.table import LOSSES
 from minibule.models.named import MODEL_HELP, model_path
@@ -54,12 +54,9 @@ class RoundsConfig:
         group=DATA,
         may_change=True,
     )
-    judge: str = setting(
-        "regex",
-        "regex: the pattern in the column accept is found where a word begins; contains: the text "
-        "in the column answer is; exact: the answer is this text",
-        choices=tuple(JUDGES),
-        group=DATA,
+    judge: str = setting("regex", JUDGE_HELP, group=DATA)
+    judge_seconds: float = setting(
+        SECONDS, "how long a judge of your own may take for a batch", 0, above=True, group=DATA
     )
     output: str = setting(
         "",

@@ -111,15 +111,29 @@ def test_questions_that_the_model_always_answers(config, monkeypatch):
         (["--resume", "--output", "nowhere"], "rounds.toml"),
         (["--model", "somewhere"], "no questions are made for it"),
         (["--rounds", "0"], "rounds = 0"),
-        (["--judge", "me"], "judge"),
+        (["--judge", "me"], "--judge me: not a judge"),
     ],
 )
 def test_what_cannot_be(flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((InputError, SystemExit), match=None) as error:
+    with pytest.raises(InputError) as error:
         main(flags)
-    if isinstance(error.value, InputError):
-        assert words in str(error.value)
+    assert words in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_judge_of_the_user_s_own(config, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def short(completions):\n    return [float(len(c) < 12) for c in completions]\n"
+    )
+    loop.rounds(config("own", rounds=1, judge=f"{path}:short"))
+    lines = (tmp_path / "own" / "round-001" / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert len({sample["label"] for sample in samples}) == 2
+    for sample in samples:
+        if sample["completion"].casefold() != sample["prompt"].casefold():
+            assert sample["label"] == (len(sample["completion"]) < 12)
 
 
 def test_another_s_folder_is_left_alone(config, tmp_path):
