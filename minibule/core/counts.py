@@ -76,6 +76,7 @@ class RowCounts(NamedTuple):
     parent_entry (R,) int      entry whose token leads from the row before to this one; -1: none
     entry_row, entry_id, entry_count (E,)
     attempts (R,) float64      `expected_attempts`, for a loss that needs it; else None
+    slope (E,) float64         dL/dlog p of the entries, where that is given beforehand; else None
     """
 
     weight: Array
@@ -88,6 +89,7 @@ class RowCounts(NamedTuple):
     entry_id: Array
     entry_count: Array
     attempts: Array | None = None
+    slope: Array | None = None
 
     def entries(self, chunk: slice) -> slice:
         """Where the entries of a slice of rows lie."""
@@ -109,6 +111,7 @@ class RowCounts(NamedTuple):
             self.entry_id[entries],
             self.entry_count[entries],
             None if self.attempts is None else self.attempts[chunk],
+            None if self.slope is None else self.slope[entries],
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from minibule.core.counts import RowCounts, expected_attempts
 from minibule.core.fused import row_metrics
-from minibule.core.loss import RowLoss, Values
+from minibule.core.loss import Loss, RowLoss, Values
 from minibule.core.objective import Objective
 from minibule.core.softmax import anchor, log_probs_backward, split_softmax
 from minibule.machine.matrix import Array, Matrix
@@ -65,9 +65,7 @@ def anchored(
     loss: RowLoss, z: Array, z_ref: Array | None, counts: RowCounts
 ) -> tuple[Values, Array]:
     """`loss.rows` with kl times the anchor added to "loss" and to dz; z, z_ref are overwritten."""
-    held = None
-    if loss.kl and z_ref is not None:  # first: both are still whole
-        held = anchor(z, loss.held_to(z_ref, counts), loss.kl)
+    held = _anchor(loss, z, z_ref, counts)  # first: both are still whole
     values, dz = loss.rows(z, z_ref if loss.needs_reference else None, counts)
     if held:
         values["anchor"] = held[0]
@@ -76,22 +74,38 @@ def anchored(
     return values, dz
 
 
+def _anchor(
+    loss: Loss, z: Array, z_ref: Array | None, counts: RowCounts
+) -> tuple[Array, Array] | None:
+    """`softmax.anchor` of the rows; None where the loss has none, or no base is given."""
+    if not loss.kl or z_ref is None:
+        return None
+    return anchor(z, loss.held_to(z_ref, counts), loss.kl)
+
+
 def head_metrics(
     hidden: Array,
     head: Matrix,
     counts: RowCounts,
     objective: Objective,
     ref_hidden: Array,
-    loss: RowLoss | None = None,
+    loss: Loss | None = None,
     *,
     count: float,
 ) -> dict[str, float]:
-    """What an evaluation reports: `fused.row_metrics`, and over it what `loss` says itself."""
+    """What an evaluation reports: `fused.row_metrics`, and over it what `loss` says itself.
+
+    Of a loss of answers, that is only its anchor.
+    """
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden, objective.prior == "rate"):
         own: Values = {}
-        if loss and c.z_ref is not None:
+        if isinstance(loss, RowLoss) and c.z_ref is not None:
             own, _ = anchored(loss, c.z.copy(), c.z_ref.copy(), c.counts)
+        elif loss:
+            held = _anchor(loss, c.z, c.z_ref, c.counts)
+            own = {"anchor": held[0]} if held else {}
+            own["loss"] = loss.kl * own.get("anchor", np.zeros(len(c.z)))
         values = row_metrics(c.z, c.z_ref, c.counts, objective) | own
         _add_shares(metrics, c.counts.weight / count, values)
     return metrics
@@ -108,29 +122,29 @@ def entry_log_probs_backward(
     hidden: Array,
     head: Matrix,
     counts: RowCounts,
-    kl: float = 0.0,
+    loss: Loss | None = None,
     ref_hidden: Array | None = None,
     *,
     count: float = 1.0,
 ) -> tuple[dict[str, float], Array, Array]:
     """From dlogp (E,) to dhidden (R, D), the logits worked out once more.
 
-    Returns metrics, dhidden, and log p of the entries (E,). With kl, which needs ref_hidden (R, D),
-    the loss has kl times the mean KL(p || p_ref) added: the metrics are these rows' share of it,
-    `count` as in `head_loss`.
+    Returns metrics, dhidden, and log p of the entries (E,). With a loss that is anchored, and
+    ref_hidden (R, D), the mean over rows of its anchor is added: the metrics are these rows' share
+    of it, `count` as in `head_loss`.
     """
     dhidden, logp = np.empty_like(hidden), np.empty(len(dlogp))
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden):
-        held = anchor(c.z, c.z_ref, kl) if c.z_ref is not None else None  # first: z is overwritten
+        held = _anchor(loss, c.z, c.z_ref, c.counts) if loss else None  # first: z is overwritten
         p = split_softmax(c.z, c.counts)
         entries = counts.entries(c.where)
         logp[entries] = p.logp
         dz = log_probs_backward(dlogp[entries], p, c.counts)
-        if held:
+        if loss and held:
             share = c.counts.weight / count
             dz += held[1] * share.astype(dz.dtype)[:, None]
-            _add_shares(metrics, share, {"loss": kl * held[0], "anchor": held[0]})
+            _add_shares(metrics, share, {"loss": loss.kl * held[0], "anchor": held[0]})
         dhidden[c.where] = dz @ head
     return metrics, dhidden, logp
 

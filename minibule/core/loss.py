@@ -3,16 +3,19 @@
 A `RowLoss` looks at one position at a time: the logits there, those of the frozen base, and what
 was rejected. An `AnswerLoss` looks at whole answers, accepted ones among them where it asks for
 these: log p of each, and which of them belong together; all its gradients have the form
-c (p - onehot), with one c for an answer. A `LinearLoss` is one whose c does not depend on p.
+c (p - onehot), with one c for an answer. In a `SeparableLoss` an answer's share depends on no other
+answer, in a `LinearLoss` its c not even on p.
 
-A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it. A
-`RowLoss` may say what else p is held to.
+A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it, or to
+what else it holds p.
 
 `head` and `step` run both. `methods/table.py` lists them by name.
 """
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
 
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.objective import Prior
@@ -34,7 +37,7 @@ class _Loss(ABC):
     """
 
     kl: float = 0.0
-    held: ClassVar[Literal["base", "P"]] = "base"
+    held: Literal["base", "P"] = "base"
     uses: ClassVar[Uses] = "rejected"
     end_token: ClassVar[bool] = False
 
@@ -47,6 +50,10 @@ class _Loss(ABC):
     def prior(self) -> Prior | None:
         """What its target distribution P is built on; None: it has no target."""
         return None
+
+    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
+        """Logits (n, V) of what `kl` holds p to: those of the base."""
+        return z_ref
 
     def __str__(self) -> str:
         """The numbers of a loss that is a dataclass, as "beta 1, kl 0.3"."""
@@ -68,10 +75,6 @@ class RowLoss(_Loss):
     def needs_attempts(self) -> bool:
         """Whether the counts that `rows` is given have `attempts`."""
         return False
-
-    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
-        """Logits (n, V) of what `kl` holds p to: those of the base."""
-        return z_ref
 
     @abstractmethod
     def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
@@ -127,20 +130,41 @@ class AnswerLoss(_Loss):
         """
 
 
-class LinearLoss(AnswerLoss):
-    """sum_k c_k log p(y_k), with c_k from the rewards: known before the first forward pass."""
+class SeparableLoss(AnswerLoss):
+    """sum_k w_k f(x_k), with x_k log p of an answer: a single forward pass gives its gradients.
 
-    needs_reference = False
+    formula, share: f and w as they are written, of an answer y; w times the rows of a step.
+    """
+
+    formula: ClassVar[str] = "log p(y)"
+    share: ClassVar[str] = "w(y)"
 
     @abstractmethod
     def weights(self, answers: Answers) -> Array:
-        """c (A,): below 0 where log p is to rise."""
+        """w (A,), known before the pass."""
+
+    @abstractmethod
+    def f(self, logp: Array, length: Array) -> tuple[Array, Array]:
+        """f and its derivative by logp, (A,) each, of some answers, as in `answers`."""
+
+    def part(self, answers: Answers, places: Array, logp: Array) -> tuple[float, Array]:
+        """What the answers at `places` add to the loss, and its gradient by their logp, (n,)."""
+        w, (f, df) = self.weights(answers)[places], self.f(logp, answers.length[places])
+        return float(w @ f), w * df
 
     def answers(
         self, answers: Answers, logp: Array, mismatched: float | None = None
     ) -> tuple[float, Array]:
-        c = self.weights(answers)
-        return float(c @ logp), c
+        return self.part(answers, np.arange(len(logp)), logp)
+
+
+class LinearLoss(SeparableLoss):
+    """sum_k c_k log p(y_k): the weights are the coefficients, below 0 where log p is to rise."""
+
+    needs_reference = False
+
+    def f(self, logp: Array, length: Array) -> tuple[Array, Array]:
+        return logp, np.ones_like(logp)
 
 
 Loss = RowLoss | AnswerLoss

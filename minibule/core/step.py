@@ -20,8 +20,8 @@ from minibule.core.head import (
     head_loss,
 )
 from minibule.core.llama import Llama, backward, forward_batch
-from minibule.core.loss import AnswerLoss, Answers, LinearLoss, Loss, RowLoss
-from minibule.machine.matrix import Array
+from minibule.core.loss import AnswerLoss, Answers, LinearLoss, Loss, RowLoss, SeparableLoss
+from minibule.machine.matrix import Array, Matrix
 from minibule.machine.threads import side_by_side, threads
 
 Sums = dict[str, float]
@@ -64,31 +64,41 @@ def _row_gradients(
 def _answer_gradients(
     model: Llama, examples: Sequence[Example], loss: AnswerLoss, pass_tokens: int, recompute: bool
 ) -> Share:
-    """What an answer weighs may depend on log p of others in other passes: forward comes first."""
+    """As `_row_gradients`, each row's dz being c (p - onehot), with the c of its answers."""
     batches = list(pack(examples, "prefix", pass_tokens, threads()))
-    answers = _answers(examples)
+    answers = answers_of(examples)
+    count, value, c, own = total_weight(examples), 0.0, np.empty(0), None
     if isinstance(loss, LinearLoss):
-        value, dlogp = 0.0, loss.weights(answers)  # its value comes with the passes below
-    else:
+        c = loss.weights(answers)
+    elif isinstance(loss, SeparableLoss):
+        own = loss
+    else:  # answers in other passes count, so forward comes first
         mismatched = _mismatched(model, examples, loss, pass_tokens)
         logp = _log_probs(model, batches, examples, loss.needs_reference)
-        value, dlogp = loss.answers(answers, logp, mismatched)
-    first, count = _first_answers(examples), total_weight(examples)
+        value, c = loss.answers(answers, logp, mismatched)
+    asks_base = loss.kl > 0 or (own is not None and own.needs_reference)
 
     def one_pass(batch: Batch) -> Share:
-        """Forward once more, and back from log p of the answers that this stream completes."""
+        """Forward, and back from log p of the answers that this stream completes."""
         hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
-        ref_hidden = forward_batch(model.base, batch)[0] if loss.kl else None
-        places = _places(batch, first)
+        ref_hidden = forward_batch(model.base, batch)[0] if asks_base else None
+        places = places_of(batch, examples)
+        if own:
+            base = ref_hidden if own.needs_reference else None
+            x = completed_log_probs(batch, hidden, model.head, base)
+            share, dlogp = own.part(answers, places, x)
+        else:
+            share, dlogp = 0.0, c[places]
         dpath = np.zeros(len(batch.rows.entry_id))
-        np.add.at(dpath, batch.answer_entry, dlogp[places])
+        np.add.at(dpath, batch.answer_entry, dlogp)
         dentry = path_log_probs_backward(dpath, batch.rows)
         sums, dhidden, entries = entry_log_probs_backward(
-            dentry, hidden, model.head, batch.rows, loss.kl, ref_hidden, count=count
+            dentry, hidden, model.head, batch.rows, loss, ref_hidden, count=count
         )
-        logp = path_log_probs(batch.rows, entries)[1][batch.answer_entry]
+        logp = _completed(batch, entries)
         if isinstance(loss, LinearLoss):
-            add_metrics(sums, {"loss": float(dlogp[places] @ logp)})
+            share = float(dlogp @ logp)
+        add_metrics(sums, {"loss": share})
         add_metrics(sums, _answer_metrics(answers, places, logp))
         add_metrics(sums, _rejected_mass(batch.rows, entries, answers))
         return backward(dhidden, cache), sums, len(batch.ids)
@@ -120,25 +130,37 @@ def answer_log_probs(model: Llama, batches: Sequence[Batch], examples: Sequence[
     """
 
     def one_pass(batch: Batch) -> Array:
-        hidden, _ = forward_batch(model, batch)
-        _, path = path_log_probs(batch.rows, entry_log_probs(hidden, model.head, batch.rows))
-        return path[batch.answer_entry]
+        return completed_log_probs(batch, forward_batch(model, batch)[0], model.head)
 
-    first = _first_answers(examples)
     logp = np.empty(sum(len(example.answers) for example in examples))
     for batch, found in zip(batches, side_by_side(one_pass, batches), strict=True):
-        logp[_places(batch, first)] = found
+        logp[places_of(batch, examples)] = found
     return logp
 
 
-def _first_answers(examples: Sequence[Example]) -> Array:
-    """(examples,) int: where each example's answers begin among all."""
+def completed_log_probs(
+    batch: Batch, hidden: Array, head: Matrix, ref_hidden: Array | None = None
+) -> Array:
+    """log p of each answer that a stream completes, from its rows' hidden states (R, D).
+
+    Less log p_ref, where the base's are given.
+    """
+    logp = _completed(batch, entry_log_probs(hidden, head, batch.rows))
+    if ref_hidden is not None:
+        logp -= _completed(batch, entry_log_probs(ref_hidden, head, batch.rows))
+    return logp
+
+
+def _completed(batch: Batch, logp: Array) -> Array:
+    """From log p of each entry (E,) to log p of each answer that the stream completes."""
+    path: Array = path_log_probs(batch.rows, logp)[1][batch.answer_entry]
+    return path
+
+
+def places_of(batch: Batch, examples: Sequence[Example]) -> Array:
+    """Where the answers that a stream completes stand among all of the examples; int."""
     sizes = (len(example.answers) for example in examples)
-    return np.array([0, *itertools.accumulate(sizes)])[:-1]
-
-
-def _places(batch: Batch, first: Array) -> Array:
-    """Where the answers that a stream completes stand among all of the step."""
+    first = np.array([0, *itertools.accumulate(sizes)])
     places: Array = first[batch.answer[:, 0]] + batch.answer[:, 1]
     return places
 
@@ -173,10 +195,10 @@ def _mismatched(
         return 0.0
     batches = list(pack(rotated, "prefix", pass_tokens, threads()))
     logp = _log_probs(model, batches, rotated, loss.needs_reference)
-    return float(np.average(logp, weights=_answers(rotated).times))
+    return float(np.average(logp, weights=answers_of(rotated).times))
 
 
-def _answers(examples: Sequence[Example]) -> Answers:
+def answers_of(examples: Sequence[Example]) -> Answers:
     sizes = [len(example.answers) for example in examples]
     return Answers(
         np.array([len(answer) for example in examples for answer in example.answers]),

@@ -10,8 +10,9 @@ from minibule.core.forest import Batch, pack
 from minibule.core.fused import ComplementLoss
 from minibule.core.head import add_metrics, head_metrics
 from minibule.core.llama import Llama, forward_batch
-from minibule.core.loss import Loss, RowLoss
+from minibule.core.loss import Loss, RowLoss, SeparableLoss
 from minibule.core.objective import OBJECTIVES
+from minibule.core.step import answers_of, completed_log_probs, places_of
 from minibule.machine.threads import side_by_side, threads
 
 # Measures of a complement objective's two parts, and of the p* that minimises them.
@@ -24,16 +25,20 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over the rows of held-out examples; what they are, `fused.row_metrics` says.
 
-    "loss" is the loss that is trained, with its "anchor" where it has one. A loss of whole answers
-    has no number for a row, and only a complement objective has what is OF_THE_OBJECTIVE; None: of
-    no loss at all.
+    "loss" is the loss that is trained, with its "anchor" where it has one: left out if it is not of
+    rejected answers alone. Only a complement objective has what is OF_THE_OBJECTIVE; None: of no
+    loss at all.
     """
-    objective, own = OBJECTIVES["reference"], loss if isinstance(loss, RowLoss) else None
-    meaningless: tuple[str, ...] = OF_THE_OBJECTIVE if own else ("loss", *OF_THE_OBJECTIVE)
+    objective, own = OBJECTIVES["reference"], loss
+    rejected = loss is not None and loss.uses == "rejected"  # of held-out records only these count
+    separable = loss if rejected and isinstance(loss, SeparableLoss) else None
+    meaningless: tuple[str, ...] = OF_THE_OBJECTIVE
     if isinstance(loss, ComplementLoss):
         objective, meaningless = loss.objective, ()
         own = loss if loss.kl else None  # without an anchor all of it is measured as it is
-    count = total_weight(examples)
+    elif not (separable or isinstance(loss, RowLoss)):
+        own, meaningless = None, ("loss", *OF_THE_OBJECTIVE)
+    count, answers = total_weight(examples), answers_of(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
         ref_hidden, _ = forward_batch(model.base, batch)
@@ -43,12 +48,18 @@ def evaluate(
         metrics = head_metrics(
             hidden, model.head, batch.rows, objective, ref_hidden, own, count=count
         )
+        if separable:
+            base = ref_hidden if separable.needs_reference else None
+            x = completed_log_probs(batch, hidden, model.head, base)
+            part, _ = separable.part(answers, places_of(batch, examples), x)
+            add_metrics(metrics, {"loss": part})
         return metrics, len(batch.answer_entry)
 
     metrics: dict[str, float] = {}
-    answers = sum(len(example.answers) for example in examples)
     passes = side_by_side(one_pass, pack(examples, objective.counts, pass_tokens, threads()))
-    with tqdm(total=answers, desc="evaluating", unit=" answers", delay=1, leave=False) as bar:
+    with tqdm(
+        total=len(answers.length), desc="evaluating", unit=" answers", delay=1, leave=False
+    ) as bar:
         for more, size in passes:
             add_metrics(metrics, more)
             bar.update(size)

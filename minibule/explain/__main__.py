@@ -4,7 +4,7 @@ import os
 import sys
 
 from minibule.errors import InputError
-from minibule.explain.story import explain, explain_tiny_vocab, loss_of_rows
+from minibule.explain.story import explain, explain_tiny_vocab, explained_loss
 from minibule.explain.subject import Place
 from minibule.program import leave_if_unread, print_bold, run
 from minibule.runs.settings import add_settings, resolve
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
             flags = ", ".join("--" + n.replace("init_", "").replace("_", "-") for n in given)
             raise InputError(f"--tiny-vocab is a world of its own: leave out {flags}.")
         config = resolve(arguments | {"objective": arguments["objective"] or "literal"})
-        loss = loss_of_rows(config)
+        loss = explained_loss(config)
         print(f"objective  {config.objective}: {loss}")
         lines = explain_tiny_vocab(loss)
     else:

@@ -14,7 +14,7 @@ from minibule.core.counts import RowCounts
 from minibule.core.head import anchored
 from minibule.core.loss import RowLoss
 from minibule.explain.check import STEP, central_difference, verdict
-from minibule.explain.text import Show, decimals, decimals_for, prose, table
+from minibule.explain.text import Show, decimals, decimals_for, heading, prose, table
 from minibule.machine.matrix import Array
 
 MOST_REJECTED = 6  # rejected tokens shown one by one
@@ -155,7 +155,66 @@ def anchor_of(row: Row) -> Anchor | None:
     return Anchor(loss.kl, q, np.exp(log_q), terms, loss.kl * (terms - terms.sum() * row.p))
 
 
+def explain_base(
+    row: Row, anchor: Anchor | None, needs_reference: bool, shown: list[int]
+) -> Iterator[str]:
+    """The section on what a loss without a target begins with."""
+    asks_base = needs_reference or anchor
+    yield from heading(3, "The base p_ref" if asks_base else "The prediction p")
+    yield from prose(
+        "There is no target. p is what the model predicts now: exp(z) divided by its sum, where z "
+        "are the logits."
+        + (" p_ref is what the frozen base predicts." if asks_base else "")
+        + (" p is held to it: what was not rejected is to stay as it was." if anchor else "")
+    )
+    columns = {"v": Column(row.v, decimals(0))}
+    if asks_base:
+        columns["p_ref"] = Column(np.exp(log_softmax(row.z_ref)), decimals(row.digits))
+    yield from token_table(row, shown, columns | prediction(row))
+
+
 # -- the gradient, checked -------------------------------------------------------------------------
+
+
+def lets_go(of: str = "") -> str:
+    """What a bounded ratio's slope does; of: what r is a ratio of, as "(y)"."""
+    return (
+        f"The slope of f is 1 where p{of} = p_ref{of}, never above 2, and next to nothing where "
+        f"p{of} is far below p_ref{of}: what is gone is left alone."
+    )
+
+
+def pushed_gradient(
+    row: Row,
+    shown: list[int],
+    a: Array,
+    anchor: Anchor | None,
+    made_of: str,
+    remarks: list[str],
+    code: str,
+    shown_in: str,
+) -> Iterator[str]:
+    """The section on the gradient of sum_i a(i) log p(i), whose slopes a (V,) stand still.
+
+    made_of: the line that says what a is. code, shown_in as in `checked_gradient`.
+    """
+    pushed = a - a.sum() * row.p
+    dz = pushed + (anchor.gradient if anchor else 0)
+    number, slope = decimals_for(a, row.digits), decimals_for(dz, row.digits)
+    columns = {"a": Column(a, number), "a-S p": Column(pushed, slope)}
+    yield from heading(5, "Its gradient with respect to the logits")
+    yield f"     dL/dz(i) = a(i) - S p(i){' + anchor(i)' if anchor else ''}"
+    yield made_of
+    yield f"     S = sum_i a(i) = {number(a.sum())}"
+    said = ["That follows from d log p(i) / dz(j) = [i=j] - p(j), step 4 of core/LESSON.md."]
+    said += remarks
+    if anchor:
+        yield anchor.slope
+        columns["anchor"] = Column(anchor.gradient, slope)
+        if not np.any(anchor.terms):
+            said.append("The anchor does not pull yet: p is still p_ref.")
+    yield from prose(" ".join(said))
+    yield from checked_gradient(row, shown, dz, columns, code, shown_in)
 
 
 def checked_gradient(

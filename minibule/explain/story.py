@@ -17,7 +17,7 @@ from minibule.core.fused import ComplementLoss
 from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
-from minibule.core.loss import RowLoss
+from minibule.core.loss import RowLoss, SeparableLoss
 from minibule.errors import InputError
 from minibule.explain.adapter import (
     explain_another,
@@ -26,10 +26,20 @@ from minibule.explain.adapter import (
     module_to_check,
     one_step,
 )
+from minibule.explain.answers import explain_answers
 from minibule.explain.check import AdapterCheck
 from minibule.explain.complement import explain_complement
 from minibule.explain.row import Row
-from minibule.explain.subject import Place, Subject, one_pass, row_counts, subject_of
+from minibule.explain.subject import (
+    Place,
+    Pushed,
+    Subject,
+    one_pass,
+    row_counts,
+    subject_under,
+    worked,
+    worked_by,
+)
 from minibule.explain.text import WIDTH, heading, prose, shortened, table
 from minibule.explain.tokens import explain_tokens
 from minibule.machine.matrix import Array
@@ -42,6 +52,8 @@ from minibule.records.records import read_records
 from minibule.runs.settings import TrainConfig
 from minibule.text.chat import Chat
 from minibule.text.examples import tokenize
+
+Explained = RowLoss | SeparableLoss
 
 MOST_LINES = 8  # of the context, and of the record's answers
 
@@ -89,27 +101,27 @@ def explain(config: TrainConfig, place: Place, module: str = "") -> Iterator[str
     else:
         lora = config.resolved_lora(model.config.num_hidden_layers)
         model.adapter = init_adapter(lora, model.config, config.seed)
-    loss = loss_of_rows(config)
+    loss = explained_loss(config)
     title = [
         f"model      {config.model or 'embedded'}, adapter {config.init_adapter or 'fresh: B = 0'}",
         f"row        record {place.record} of {len(records):,}, answer {place.answer} of "
         f"{len(example.answers):,}, position {place.position} of {length:,}",
         f"objective  {config.objective}: {loss}",
     ]
-    subject = subject_of(example, place, loss)
+    subject = subject_under(loss, example, place, lambda whole: worked_by(model, whole, example))
     chosen = module_to_check(module, model.adapter.config.modules)
     return _whole_story(config, model, chat, model.adapter, subject, chosen, title)
 
 
-def loss_of_rows(config: TrainConfig) -> RowLoss:
-    """The loss that the settings name; InputError where it has no rows to explain."""
+def explained_loss(config: TrainConfig) -> Explained:
+    """The loss that the settings name; InputError if it is of more than rejected answers."""
     loss = config.resolved_loss()
-    if isinstance(loss, RowLoss):
+    if loss.uses == "rejected" and isinstance(loss, Explained):
         return loss
-    known = ", ".join(name for name, other in LOSSES.items() if isinstance(other, RowLoss))
+    known = ", ".join(name for name, other in LOSSES.items() if other.uses == "rejected")
     raise InputError(
-        f"--objective {config.objective}: it judges whole answers, and here a single row is "
-        f"explained. Expected one of {known}."
+        f"--objective {config.objective}: it learns from accepted answers too, and here a row of "
+        f"rejected ones is explained. Expected one of {known}."
     )
 
 
@@ -143,7 +155,7 @@ def _whole_story(
     before = one_pass(model, adapter, subject.alone, ref_hidden)
     counts = row_counts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
     row = Row(logits(before.hidden), logits(ref_hidden), counts, subject.loss, name)
-    yield from _explain_row(row, "Section 7")
+    yield from _explain_row(row, subject, "Section 7")
 
     top, check = adapter.config.modules[-1], AdapterCheck(model, subject.alone)
     yield from explain_lora(adapter, top, row, before.dhidden[subject.row], check)
@@ -243,11 +255,14 @@ def _counts(
 # -- 3 to 5: its loss ------------------------------------------------------------------------------
 
 
-def _explain_row(row: Row, shown_in: str = "") -> Iterator[str]:
-    if isinstance(row.loss, ComplementLoss):
-        yield from explain_complement(row, row.loss, shown_in)
-    elif isinstance(row.loss, TokenLoss):
-        yield from explain_tokens(row, row.loss, shown_in)
+def _explain_row(row: Row, subject: Subject, shown_in: str = "") -> Iterator[str]:
+    loss = row.loss
+    if isinstance(loss, ComplementLoss):
+        yield from explain_complement(row, loss, shown_in)
+    elif isinstance(loss, TokenLoss):
+        yield from explain_tokens(row, loss, shown_in)
+    elif isinstance(loss, Pushed) and subject.answers:
+        yield from explain_answers(row, loss.of, subject, subject.answers, shown_in)
 
 
 # -- five tokens -----------------------------------------------------------------------------------
@@ -258,7 +273,7 @@ TINY_LOGITS = np.log([8.0, 4.0, 2.0, 1.0, 1.0])
 TINY_RECORD = Example(np.array([0]), (np.array([0]), np.array([1])), (3, 2), total_rounds=16)
 
 
-def explain_tiny_vocab(loss: RowLoss) -> Iterator[str]:
+def explain_tiny_vocab(loss: Explained) -> Iterator[str]:
     """`explain` in a world of five tokens, small enough to follow with a pencil: sections 2 to 5.
 
     The base model predicts the same as the model: the moment before the first step.
@@ -267,11 +282,15 @@ def explain_tiny_vocab(loss: RowLoss) -> Iterator[str]:
     def name(token: int) -> str:
         return repr(TINY_VOCAB[token])
 
-    subject = subject_of(TINY_RECORD, Place(), loss)
+    logp = log_softmax(TINY_LOGITS)[:2]  # of the record's answers, one token each
+    x = np.zeros(2) if loss.needs_reference else logp
+    subject = subject_under(loss, TINY_RECORD, Place(), lambda whole: worked(whole, TINY_RECORD, x))
+
     yield from prose(
         "Five tokens, each of them a whole answer. The prompt is 'hello'. Among 16 sampled answers "
         "'hello' was rejected 3 times and 'no' twice."
     )
     yield from _counts(subject, name, lambda ids: TINY_VOCAB[ids[0]])
     counts = row_counts(subject, log_softmax(TINY_LOGITS)[subject.counts.entry_id])
-    yield from _explain_row(Row(TINY_LOGITS, TINY_LOGITS, counts, loss, name))
+    row = Row(TINY_LOGITS, TINY_LOGITS, counts, subject.loss, name)
+    yield from _explain_row(row, subject)

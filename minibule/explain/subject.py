@@ -4,16 +4,27 @@ The passes are those of training, with a weight of 1 for this row and 0 for all 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.counts import Example, RowCounts, expected_attempts
+from minibule.core.counts import (
+    Counts,
+    Example,
+    RowCounts,
+    expected_attempts,
+    path_log_probs_backward,
+    total_weight,
+)
 from minibule.core.forest import Batch, pack
 from minibule.core.head import head_loss
 from minibule.core.llama import ForwardCache, Llama, forward_batch
 from minibule.core.lora import Adapter
-from minibule.core.loss import RowLoss
+from minibule.core.loss import RowLoss, SeparableLoss, Values
+from minibule.core.objective import Prior
+from minibule.core.softmax import log_probs_backward, per_row, split_softmax
+from minibule.core.step import answer_log_probs, answers_of
 from minibule.machine.matrix import Array
 
 
@@ -36,11 +47,71 @@ class MeanLoss(NamedTuple):
     loss: RowLoss
 
 
+class Pushed(RowLoss):
+    """A loss of whole answers as a row sees it: sum_i slope(i) log p(i), and its anchor.
+
+    The slopes are those of the answers through the row, and stand still.
+    """
+
+    needs_reference = False
+
+    def __init__(self, loss: SeparableLoss) -> None:
+        self.of, self.kl, self.held = loss, loss.kl, loss.held
+
+    @property
+    def counts(self) -> Counts:
+        return self.of.counts
+
+    @property
+    def prior(self) -> Prior | None:
+        return self.of.prior
+
+    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
+        return self.of.held_to(z_ref, counts)
+
+    def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
+        p, slope = split_softmax(z, counts), np.asarray(counts.slope)
+        loss = per_row(slope * p.logp, counts.entry_row, len(z))
+        return {"loss": loss}, log_probs_backward(slope, p, counts)
+
+
+class Worked(NamedTuple):
+    """The answers of a record under a loss of answers; (A,) each.
+
+    x          log p, less log p_ref for a loss that needs the reference
+    f, df      of the loss, at x
+    slope      of the mean loss over the record's rows, times these rows: by log p of each answer
+    """
+
+    x: Array
+    f: Array
+    df: Array
+    slope: Array
+
+
+def worked(loss: SeparableLoss, example: Example, x: Array) -> Worked:
+    """A step of this record alone; x as in `Worked`."""
+    answers = answers_of([example])
+    f, df = loss.f(x, answers.length)
+    return Worked(x, f, df, total_weight([example]) * loss.weights(answers) * df)
+
+
+def worked_by(model: Llama, loss: SeparableLoss, example: Example) -> Worked:
+    """The same, of what a model says."""
+    size = len(example.prompt) + sum(map(len, example.answers))
+    batches = list(pack([example], loss.counts, pass_tokens=size))
+    x = answer_log_probs(model, batches, [example])
+    if loss.needs_reference:
+        x -= answer_log_probs(model.base, batches, [example])
+    return worked(loss, example, x)
+
+
 class Subject(NamedTuple):
     """One record packed as training packs it, and one row of it.
 
-    batch    the record up to the row in one stream: what follows the row cannot change it
-    row      which of the batch's rows it is
+    batch      the record up to the row in one stream: what follows the row cannot change it
+    row        which of the batch's rows it is
+    answers    of a loss of whole answers, whose `loss` here is `Pushed`
     """
 
     example: Example
@@ -48,6 +119,7 @@ class Subject(NamedTuple):
     row: int
     place: Place
     loss: RowLoss
+    answers: Worked | None = None
 
     @property
     def counts(self) -> RowCounts:
@@ -67,23 +139,43 @@ class Subject(NamedTuple):
 
         Training adds up gradients there that come back from several branches.
         """
-        batch = _packed(self.example, self.place.position + 1, self.loss)
+        batch = _packed(self.example, self.place.position + 1, self.loss, self.answers)
         return MeanLoss(batch, batch.rows, self.loss)
 
 
-def subject_of(example: Example, place: Place, loss: RowLoss) -> Subject:
+def subject_of(
+    example: Example, place: Place, loss: RowLoss, answers: Worked | None = None
+) -> Subject:
     """Pack the example up to the row at `place`."""
-    batch = _packed(example, place.position, loss)
+    batch = _packed(example, place.position, loss, answers)
     row = batch.rows.entry_row[batch.answer_entry[place.answer - 1]]  # its last token's
-    return Subject(example, batch, int(row), place, loss)
+    return Subject(example, batch, int(row), place, loss, answers)
 
 
-def _packed(example: Example, length: int, loss: RowLoss) -> Batch:
-    """The example in one stream, its answers cut to `length` tokens."""
+def subject_under(
+    loss: RowLoss | SeparableLoss,
+    example: Example,
+    place: Place,
+    work: Callable[[SeparableLoss], Worked],
+) -> Subject:
+    """`subject_of`, and for a loss of whole answers with these as `work` gives them."""
+    if isinstance(loss, RowLoss):
+        return subject_of(example, place, loss)
+    return subject_of(example, place, Pushed(loss), work(loss))
+
+
+def _packed(example: Example, length: int, loss: RowLoss, whole: Worked | None) -> Batch:
+    """The example in one stream, its answers cut to `length` tokens; whole: as they were before."""
     answers = tuple(answer[:length] for answer in example.answers)
     size = len(example.prompt) + sum(map(len, answers))
     (batch,) = pack([example._replace(answers=answers)], loss.counts, pass_tokens=size)
-    return batch
+    if whole is None:
+        return batch
+    slope = np.zeros(len(batch.rows.entry_id))
+    np.add.at(slope, batch.answer_entry, whole.slope)
+    slope = path_log_probs_backward(slope, batch.rows)
+    slope /= batch.rows.weight[batch.rows.entry_row]  # which the mean over rows multiplies with
+    return batch._replace(rows=batch.rows._replace(slope=slope))
 
 
 def row_counts(subject: Subject, ref_logp: Array) -> RowCounts:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core.complement import log_one_minus_p, log_softmax
-from minibule.explain.complement import explain_target
 from minibule.explain.row import (
     Anchor,
     Column,
     Row,
     anchor_of,
-    checked_gradient,
-    prediction,
+    explain_base,
+    lets_go,
+    pushed_gradient,
     token_table,
 )
 from minibule.explain.text import Show, decimals, decimals_for, heading, prose
@@ -56,28 +56,9 @@ def explain_tokens(row: Row, loss: TokenLoss, shown_in: str = "") -> Iterator[st
     share, anchor = row.v / row.counts.alike[0], anchor_of(row)
     shown = row.shown(anchor.wanted if anchor else np.exp(ref_logp))
     it = Worked(row, loss, share, f, share * df, anchor, shown)
-    if loss.prior:
-        yield from explain_target(row, loss.prior, shown)
-    else:
-        yield from _base(it)
+    yield from explain_base(row, anchor, loss.needs_reference, shown)
     yield from _loss(it)
     yield from _gradient(it, shown_in)
-
-
-def _base(it: Worked) -> Iterator[str]:
-    """The section on what a loss without a target begins with."""
-    row, asks_base = it.row, it.loss.needs_reference or it.anchor
-    yield from heading(3, "The base p_ref" if asks_base else "The prediction p")
-    yield from prose(
-        "There is no target. p is what the model predicts now: exp(z) divided by its sum, where z "
-        "are the logits."
-        + (" p_ref is what the frozen base predicts." if asks_base else "")
-        + (" p is held to it: what was not rejected is to stay as it was." if it.anchor else "")
-    )
-    columns = {"v": Column(row.v, decimals(0))}
-    if asks_base:
-        columns["p_ref"] = Column(np.exp(log_softmax(row.z_ref)), decimals(row.digits))
-    yield from token_table(row, it.shown, columns | prediction(row))
 
 
 def _loss(it: Worked) -> Iterator[str]:
@@ -111,26 +92,7 @@ def _loss(it: Worked) -> Iterator[str]:
 
 
 def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
-    row, a, anchor = it.row, it.a, it.anchor
-    pushed = a - a.sum() * row.p
-    dz = pushed + (anchor.gradient if anchor else 0)
-    number, slope = decimals_for(a, row.digits), decimals_for(dz, row.digits)
-    columns = {"a": Column(a, number), "a-S p": Column(pushed, slope)}
-    yield from heading(5, "Its gradient with respect to the logits")
-    yield f"     dL/dz(i) = a(i) - S p(i){' + anchor(i)' if anchor else ''}"
-    yield f"     a = share df/dlog p          df/dlog p = {it.loss.df}{it.beta}"
-    yield f"     S = sum_i a(i) = {number(a.sum())}"
-    remarks = ["That follows from d log p(i) / dz(j) = [i=j] - p(j), step 4 of core/LESSON.md."]
-    if it.loss.needs_reference:
-        remarks.append(
-            "The slope of f is 1 where p = p_ref, never above 2, and next to nothing where p is "
-            "far below p_ref: what is gone is left alone."
-        )
-    if anchor:
-        yield anchor.slope
-        columns["anchor"] = Column(anchor.gradient, slope)
-        if not np.any(anchor.terms):
-            remarks.append("The anchor does not pull yet: p is still p_ref.")
-    yield from prose(" ".join(remarks))
+    remarks = [lets_go()] if it.loss.needs_reference else []
+    made_of = f"     a = share df/dlog p          df/dlog p = {it.loss.df}{it.beta}"
     code = "methods.tokens.TokenLoss.rows"
-    yield from checked_gradient(row, it.shown, dz, columns, code, shown_in)
+    yield from pushed_gradient(it.row, it.shown, it.a, it.anchor, made_of, remarks, code, shown_in)

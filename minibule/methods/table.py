@@ -5,9 +5,9 @@ from minibule.core.loss import Loss
 from minibule.core.objective import OBJECTIVES
 from minibule.methods.kto import KTO
 from minibule.methods.pairs import DPO, Hinge, SLiC
-from minibule.methods.rejected import NPO, SimNPO
+from minibule.methods.rejected import NPO, Complement, SimNPO
 from minibule.methods.rewarded import GRPO, REDI, SFT, Reinforce, WReinforce
-from minibule.methods.tokens import NSR, Complement, Ratio, Unlikelihood
+from minibule.methods.tokens import NSR, Ratio, Unlikelihood
 
 LOSSES: dict[str, Loss] = {
     **{name: ComplementLoss(objective) for name, objective in OBJECTIVES.items()},

@@ -18,7 +18,6 @@ import numpy as np
 
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
-from minibule.core.objective import Prior
 from minibule.core.softmax import log_probs_backward, per_row, split_softmax
 from minibule.machine.matrix import Array
 from minibule.methods.rejected import bounded
@@ -70,33 +69,6 @@ class Ratio(TokenLoss):
 
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
         return bounded(logp - ref_logp, self.beta)
-
-
-@dataclass(frozen=True)
-class Complement(Ratio):
-    """The bounded ratio, held to the complement distribution P instead of the base: kl KL(p || P).
-
-    P(i) is proportional to p_ref(i) (T - v(i) + 1), the target of the objective `reference`. There
-    the loss has KL(P || p), under which p must keep something of all that P has; reversed, it need
-    not. The optimum of a row, with s(i) = v(i) / (answers through it) and beta 1:
-
-        p*(i) is proportional to P(i) exp(-(2 / kl) s(i) / (p_ref(i) + p*(i)))
-
-    What was not rejected keeps its share of P, and a rejected token loses the more of it, the less
-    the base gave it.
-    """
-
-    held = "P"
-
-    @property
-    def prior(self) -> Prior | None:
-        return "reference" if self.kl else None
-
-    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
-        total, log_P = counts.total[counts.entry_row], z_ref.copy()
-        kept = np.log((total - counts.entry_count + 1) / (total + 1))
-        log_P[counts.entry_row, counts.entry_id] += kept.astype(z_ref.dtype)
-        return log_P  # but for a number of the row, which a softmax does not see
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibule.core.fused import ComplementLoss
-from minibule.core.loss import Loss
+from minibule.core.loss import Loss, SeparableLoss
 from minibule.methods.tokens import Ratio, TokenLoss
 from minibule.report import figures
 from minibule.report.figures import FEWEST, Level, Series, short
@@ -37,6 +37,11 @@ def _loss_in_words(run: Run, loss: Loss) -> str:
     if isinstance(loss, ComplementLoss):
         alpha = loss.objective.alpha
         parts = f"{alpha:g} KL(P || p) + {1 - alpha:g} contrast{held}"
+    elif isinstance(loss, SeparableLoss) and loss.uses == "rejected":
+        r = ["r(y) = p(y) / p_ref(y)"] if loss.needs_reference else []
+        numbers = [f"{name} {x:g}" for name, x in vars(loss).items() if name != "kl"]
+        parts = f"{loss.formula} ({', '.join(r + numbers)}) of every rejected answer y{held}"
+        return f"{parts}, the mean over a step."
     elif isinstance(loss, TokenLoss):
         where = f" (r = p / p_ref, beta {loss.beta:g})" if isinstance(loss, Ratio) else ""
         parts = f"{loss.f}{where} of every rejected token{held}"
@@ -53,7 +58,9 @@ def _loss_chart(run: Run) -> Chart:
         series(run, "contrast", "contrast", "green"),
     ]
     if not isinstance(loss, ComplementLoss) and loss.kl:
-        rest = "rejected tokens" if isinstance(loss, TokenLoss) else "loss without KL"
+        rest = "loss without KL"
+        if loss.uses == "rejected":
+            rest = "rejected tokens" if isinstance(loss, TokenLoss) else "rejected answers"
         parts = [
             series(run, "anchor", f"KL(p || {loss.held})", "orange"),
             without_anchor(run, loss.kl, rest, "green"),

@@ -19,7 +19,6 @@ from minibule.core import complement, head, llama, ops
 from minibule.core.counts import Example
 from minibule.core.llama import backward, forward_batch
 from minibule.core.lora import init_adapter
-from minibule.core.loss import RowLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW, clip_gradients
 from minibule.errors import InputError
@@ -27,7 +26,7 @@ from minibule.explain import check
 from minibule.explain.__main__ import main
 from minibule.explain.row import Row
 from minibule.explain.story import _explain_row, explain, explain_tiny_vocab
-from minibule.explain.subject import Place, one_pass, row_counts, subject_of
+from minibule.explain.subject import Place, one_pass, row_counts, subject_of, subject_under, worked
 from minibule.explain.text import columns_of, shortened
 from minibule.files import embedded_folder
 from minibule.methods.table import LOSSES
@@ -39,7 +38,7 @@ from minibule.runs.settings import resolve
 from minibule.text.examples import tokenize
 
 RECORDS = embedded_folder() / "records.jsonl"
-OF_ROWS = [name for name, loss in LOSSES.items() if isinstance(loss, RowLoss)]
+OF_REJECTED = [name for name, loss in LOSSES.items() if loss.uses == "rejected"]
 OF_TOKENS = [name for name, loss in LOSSES.items() if isinstance(loss, TokenLoss)]
 
 
@@ -171,7 +170,7 @@ def test_a_small_part_of_the_step_changes_the_loss_as_predicted(objective, posit
     assert part == pytest.approx(0.01 * predicted, rel=0.02)
 
 
-@pytest.mark.parametrize("objective", OF_ROWS)
+@pytest.mark.parametrize("objective", OF_REJECTED)
 def test_differences_agree_and_one_step_helps(objective):
     text = "\n".join(lines_of(5, 1, 1, objective=objective))
     assert text.count("They agree") == 4 and "NOT AGREE" not in text
@@ -371,7 +370,7 @@ def test_five_tokens_by_hand():
     assert float(printed) == pytest.approx(loss, abs=5.1e-5)
 
 
-@pytest.mark.parametrize("name", OF_ROWS)
+@pytest.mark.parametrize("name", OF_REJECTED)
 def test_five_tokens_under_every_objective(name):
     text = "\n".join(explain_tiny_vocab(LOSSES[name]))
     assert "They agree" in text and max(map(len, text.splitlines())) <= 100
@@ -410,12 +409,11 @@ def moved_row(moved, place):
 
 # f and df/dlog p of a token, from p and r = p / p_ref.
 FORMULAS = {
-    "complement": lambda p, r: (2 * np.log(1 + r), 2 * r / (1 + r)),
     "ratio": lambda p, r: (4 * np.log(1 + np.sqrt(r)), 2 * np.sqrt(r) / (1 + np.sqrt(r))),
     "nsr": lambda p, r: (np.log(p), np.ones_like(p)),
     "unlikelihood": lambda p, r: (-np.log(1 - p), p / (1 - p)),
 }
-SETTINGS = {"complement": {"kl": "0.7"}, "ratio": {"beta": "0.5"}, "unlikelihood": {"kl": "0.2"}}
+SETTINGS = {"ratio": {"beta": "0.5"}, "unlikelihood": {"kl": "0.2"}}
 
 
 @pytest.mark.parametrize("objective", OF_TOKENS)
@@ -427,13 +425,9 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
     chat, v, share, z, z_ref = moved_row(moved, place)
     p, p_ref = (np.exp(complement.log_softmax(x)) for x in (z, z_ref))
     f, df = FORMULAS[objective](p, p / p_ref)
-    q = p_ref
-    if objective == "complement":
-        (q,) = complement.target_distribution(v[None], "reference", z_ref[None])
-    terms, a = p * np.log(p / q), share * df
+    terms, a = p * np.log(p / p_ref), share * df
     anchor = kl * (terms - terms.sum() * p)
     dz = a - a.sum() * p + anchor
-    name = "P" if objective == "complement" else "p_ref"
     expected = {
         "v": v,
         "p": p,
@@ -442,8 +436,7 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
         "r": p / p_ref,
         "f": f,
         "share f": share * f,
-        f"p log(p / {name})": terms,
-        name: q,
+        "p log(p / p_ref)": terms,
         "a": a,
         "a-S p": a - a.sum() * p,
         "anchor": anchor,
@@ -464,8 +457,8 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
             assert row[column] == pytest.approx(want, rel=6e-3, abs=4e-6), (token, column)
         columns |= row.keys()
     wanted = {"v", "p", "share", "f", "share f", "a", "a-S p", "dL/dz", "numeric"}
-    wanted |= {"p_ref", "r"} if objective in ("complement", "ratio") else set()
-    wanted |= {"anchor", f"p log(p / {name})", name} if kl else set()
+    wanted |= {"p_ref", "r"} if objective == "ratio" else set()
+    wanted |= {"anchor", "p log(p / p_ref)"} if kl else set()
     assert wanted <= columns and ("anchor" in columns) == (kl > 0)
     for table in (held, terms_shown, gradient):
         for column in table["sum"]:
@@ -475,6 +468,74 @@ def test_the_printed_numbers_are_those_of_the_formulas(objective, place, moved):
     within = re.search(r"dL/dz to\s+within (\S+)\.", "\n".join(section(lines, 5)))[1]
     assert float(within) < 1e-6 * max(1, a.max())  # float32, and a - S p is a difference
     assert "does not pull yet" not in " ".join(" ".join(lines).split())
+
+
+# f and its slope of an answer, from x and its length; what x is, and w of counts and lengths.
+OF_ANSWERS = {
+    "complement": (lambda x, n: (2 * np.log1p(np.exp(x)), 2 / (1 + np.exp(-x))), True),
+    "npo": (lambda x, n: (20 * np.log1p(np.exp(x / 10)), 2 / (1 + np.exp(-x / 10))), True),
+    "simnpo": (
+        lambda x, n: (2 / 4.5 * np.log1p(np.exp(4.5 * x / n)), 2 / n / (1 + np.exp(-4.5 * x / n))),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("objective", OF_ANSWERS)
+@pytest.mark.parametrize("place", [(3, 2, 1), (9, 1, 3)])
+def test_the_printed_numbers_are_those_of_whole_answers(objective, place, moved):
+    lines = lines_of(*place, objective=objective, init_adapter=str(moved), kl="0.4")
+    chat, v, _, z, z_ref = moved_row(moved, place)
+    (example,) = tokenize([read_records(RECORDS)[place[0] - 1]], chat, 512)
+    base, model = (load_model(embedded_folder(), adapter) for adapter in (None, moved))
+    formula, relative = OF_ANSWERS[objective]
+    length, times = np.array([len(a) for a in example.answers]), np.array(example.counts)
+
+    def log_prob(model, answer):
+        z = model.logits(np.concatenate([example.prompt, answer[:-1]])).astype(np.float64)
+        logp = complement.log_softmax(z[len(example.prompt) - 1 :])
+        return logp[np.arange(len(answer)), answer].sum()
+
+    x = np.array([log_prob(model, a) - relative * log_prob(base, a) for a in example.answers])
+    f, df = formula(x, length)
+    slope = (
+        length.sum()
+        * times
+        * df
+        / (times @ (length if objective == "complement" else 1 + 0 * length))
+    )
+    t, prefix = place[2] - 1, example.answers[place[1] - 1][: place[2] - 1]
+    through = [k for k, a in enumerate(example.answers) if len(a) > t and (a[:t] == prefix).all()]
+    row = r"^ +(\d+) +'.*' {2,}(\d+)" + r" +(-?[\d.]+)" * 4 + "$"
+    printed = re.findall(row, "\n".join(section(lines, 4)), re.MULTILINE)
+    assert [int(k) - 1 for k, *_ in printed] == through
+    for (_, *numbers), k in zip(printed, through, strict=True):
+        expected = [times[k], x[k], f[k], df[k], slope[k]]
+        assert [float(n) for n in numbers] == pytest.approx(expected, rel=6e-3, abs=4e-6)
+
+    a = np.zeros(len(z))
+    np.add.at(a, [example.answers[k][t] for k in through], slope[through] / len(through))
+    p, q = np.exp(complement.log_softmax(z)), np.exp(complement.log_softmax(z_ref))
+    if objective == "complement":
+        (q,) = complement.target_distribution(v[None], "reference", z_ref[None])
+    terms = p * np.log(p / q)
+    dz = a - a.sum() * p + 0.4 * (terms - terms.sum() * p)
+    (terms_shown,), (gradient,) = (tables(section(lines, n)) for n in (4, 5))
+    shown = [token for token in gradient if token[0] == "'"]
+    assert len(shown) >= 3
+    for token in shown:
+        (i,) = [i for i in range(len(p)) if repr(chat.decode([i])) == token]
+        assert terms_shown[token]["a log p"] == pytest.approx(
+            a[i] * np.log(p[i]), rel=6e-3, abs=4e-6
+        )
+        for column in ("dL/dz", "numeric"):
+            assert gradient[token][column] == pytest.approx(dz[i], rel=6e-3, abs=4e-6)
+    for table in (terms_shown, gradient):
+        for column in table["sum"]:
+            assert adds_up(table, column), column
+    (printed,) = re.findall(r"row loss = .*= ([\d.e-]+)$", "\n".join(lines), re.MULTILINE)
+    want = a @ np.log(p) + 0.4 * terms.sum()
+    assert float(printed) == pytest.approx(want, rel=6e-3)
 
 
 @pytest.mark.parametrize("objective", ["literal", "reference", "rate"])
@@ -514,7 +575,7 @@ def test_a_wrong_slope_of_a_token_shows(monkeypatch):
         return f, 1.0001 * df
 
     monkeypatch.setattr(Ratio, "token", wrong)
-    lines = lines_of(objective="complement")
+    lines = lines_of(objective="ratio")
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 5))
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 6))
 
@@ -539,27 +600,25 @@ def test_a_wrong_anchor_in_training_shows(monkeypatch, moved):
 
 
 def test_five_tokens_of_the_complement_by_hand():
-    """At the base r is 1: f = 2 log 2, and c is the share."""
+    """At the base r is 1, and so is the slope of f: a is v / T, of two answers through the row."""
     F = Fraction
     p = [F(1, 2), F(1, 4), F(1, 8), F(1, 16), F(1, 16)]
     P = [F(3, 8), F(1, 4), F(3, 16), F(3, 32), F(3, 32)]  # 3/2, 1, 3/4, 3/8, 3/8 of 4
-    share = [F(3, 2), F(1), F(0), F(0), F(0)]  # two answers pass through the row
+    a = [F(3, 5), F(2, 5), F(0), F(0), F(0)]
     lines = list(explain_tiny_vocab(LOSSES["complement"]))
-    target, terms, gradient = (tables(section(lines, n))[0] for n in (3, 4, 5))
+    target, terms, gradient = (tables(section(lines, n))[-1] for n in (3, 4, 5))
     KL = sum(float(p[i]) * math.log(p[i] / P[i]) for i in range(5))
     for i, name in enumerate(name for name in target if name != "sum"):
         row = target[name] | terms[name] | gradient[name]
         log_ratio = math.log(p[i] / P[i])
-        pushed, anchor = share[i] - F(5, 2) * p[i], 0.3 * float(p[i]) * (log_ratio - KL)
+        pushed, anchor = a[i] - p[i], 0.3 * float(p[i]) * (log_ratio - KL)
         expected = {
             "P": P[i],
             "p": p[i],
-            "share": share[i],
-            "r": 1,
-            "f": 2 * math.log(2),
-            "share f": float(share[i]) * 2 * math.log(2),
             "p log(p / P)": float(p[i]) * log_ratio,
-            "a": share[i],
+            "log p": math.log(p[i]),
+            "a log p": float(a[i]) * math.log(p[i]),
+            "a": a[i],
             "a-S p": pushed,
             "anchor": anchor,
             "dL/dz": float(pushed) + anchor,
@@ -567,11 +626,12 @@ def test_five_tokens_of_the_complement_by_hand():
         }
         shown = {column: row[column] for column in expected}
         assert shown == pytest.approx({k: float(x) for k, x in expected.items()}, abs=5.1e-5), name
-    (printed,) = re.findall(r"row loss = .*= ([\d.]+)$", "\n".join(lines), re.MULTILINE)
-    assert float(printed) == pytest.approx(5 * math.log(2) + 0.3 * KL, abs=5.1e-5)
+    (printed,) = re.findall(r"row loss = .*= ([-\d.]+)$", "\n".join(lines), re.MULTILINE)
+    row_loss = sum(float(a[i]) * math.log(p[i]) for i in range(5)) + 0.3 * KL
+    assert float(printed) == pytest.approx(row_loss, abs=5.1e-5)
 
 
-@pytest.mark.parametrize("name", OF_ROWS)
+@pytest.mark.parametrize("name", OF_REJECTED)
 def test_the_largest_counts_and_vocabulary_fit(name):
     """As many rejections as a record may have, all of SmolLM2's tokens, and the longest names."""
     rng, V = np.random.default_rng(0), 49152
@@ -580,25 +640,29 @@ def test_the_largest_counts_and_vocabulary_fit(name):
     first, second = np.argsort(-z)[:2, None]
     loss = dataclasses.replace(LOSSES[name], kl=0.3)
     example = Example(np.array([1]), (first, second, np.array([7])), (2**31 - 5, 3, 1), 2**31 - 1)
-    subject = subject_of(example, Place(), loss)
+    x = np.array([-1e3, 0.5, -20.0])
+    subject = subject_under(loss, example, Place(), lambda whole: worked(whole, example, x))
     counts = row_counts(subject, complement.log_softmax(z_ref)[subject.counts.entry_id])
-    lines = list(_explain_row(Row(z, z_ref, counts, loss, lambda i: "x" * 20)))
+    row = Row(z, z_ref, counts, subject.loss, lambda i: "x" * 20)
+    lines = list(_explain_row(row, subject))
     assert max(map(len, lines)) <= 100 and "They agree" in "\n".join(lines)
 
 
 def test_at_the_base_an_anchor_to_it_does_not_pull():
     said = " ".join(" ".join(explain_tiny_vocab(LOSSES["ratio"])).split())
     assert "The anchor does not pull yet" in said
+    free = " ".join(explain_tiny_vocab(dataclasses.replace(LOSSES["ratio"], kl=0.0)))
+    assert "p is held to nothing" in free
     free = " ".join(explain_tiny_vocab(dataclasses.replace(LOSSES["complement"], kl=0.0)))
-    assert "p is held to nothing" in free and "The target P" not in free
+    assert "The target P" not in free and "KL" not in free
 
 
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", OF_REJECTED)
 def test_steps_of_the_lesson_that_are_named_exist(name):
     lesson = (ROOT / "minibule/core/LESSON.md").read_text(encoding="utf-8")
     said = " ".join(" ".join(explain_tiny_vocab(LOSSES[name])).split())
     steps = re.findall(r"step (\d+) of core/LESSON\.md", said)
-    assert steps
+    assert steps or name in OBJECTIVES
     headings = {"4": "Its gradient", "5": "The objectives"}
     assert all(f"\n## {step}. {headings[step]}" in lesson for step in steps)
 
@@ -671,8 +735,8 @@ def test_long_texts_lose_their_middle():
         (["--module", "q_proj"], "--module q_proj: 4 adapted modules end so"),
         (["--module", "lm_head"], "--module lm_head: no adapted module.*to model.layers.3.mlp"),
         (
-            ["--objective", "npo"],
-            "--objective npo: it judges whole answers.*complement, ratio, nsr",
+            ["--objective", "kto"],
+            "--objective kto: it learns from accepted answers too.*complement, ratio, nsr",
         ),
         (["--tiny-vocab", "--objective", "dpo"], "--objective dpo: .*one of literal, reference"),
         (["--objective", "ratio", "--alpha", "0.5"], "--alpha: part of .*not of ratio"),

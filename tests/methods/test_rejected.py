@@ -4,10 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from helpers import each_time, random_answers
+from helpers import each_time, random_adapter, random_answers, random_examples, random_llama
 
+from minibule.core.complement import log_softmax, target_distribution
+from minibule.core.counts import total_weight
 from minibule.core.loss import Answers
-from minibule.methods.rejected import NPO, SimNPO
+from minibule.core.softmax import anchor
+from minibule.core.step import gradients
+from minibule.methods.rejected import NPO, Complement, SimNPO
 
 
 def answers(n):
@@ -68,3 +72,65 @@ def test_simnpo_is_npo_of_the_mean_log_p():
     value, dlogp = SimNPO(0.3).answers(long, 10 * d)
     assert value == same
     np.testing.assert_allclose(dlogp, slope / 10)
+
+
+# -- the default -----------------------------------------------------------------------------------
+
+
+def rejected_at(example, prefix):
+    """v of a row (V,): how often each token was rejected after this beginning."""
+    t, v = len(prefix), np.zeros(random_llama().config.vocab_size)
+    for answer, times in zip(example.answers, example.counts, strict=True):
+        if len(answer) > t and np.array_equal(answer[:t], prefix):
+            v[answer[t]] += times
+    return v
+
+
+@pytest.mark.parametrize("pass_tokens", [10**6, 5])
+def test_the_complement_is_what_is_written_of_it(pass_tokens):
+    """Every answer by itself: v (2 / beta) log(1 + r^beta) of it, and kl KL(p || P) of each row."""
+    model, beta, kl = random_llama(dtype=np.float64), 0.7, 0.4
+    model.adapter = random_adapter(dtype=np.float64)
+    pushed = held = tokens = 0.0
+    for example in (examples := random_examples()):
+        for answer, times in zip(example.answers, example.counts, strict=True):
+            ids = [*example.prompt, *answer[:-1]]
+            at = slice(len(example.prompt) - 1, None)
+            z, z_ref = (m.logits(ids)[at] for m in (model, model.base))
+            logp, ref = log_softmax(z), log_softmax(z_ref)
+            places = np.arange(len(answer)), answer
+            r = np.exp((logp[places] - ref[places]).sum())
+            pushed += times * 2 / beta * np.log(1 + r**beta)
+            tokens += times * len(answer)
+            v = np.array([rejected_at(example, answer[:t]) for t in range(len(answer))])
+            P = target_distribution(v, "reference", z_ref)
+            held += (np.exp(logp) * (logp - np.log(P))).sum()
+    loss = Complement(beta, kl)
+    _, metrics, _ = gradients(model, examples, loss, pass_tokens)
+    expected = pushed / tokens + kl * held / total_weight(examples)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-9)
+    assert metrics["anchor"] == pytest.approx(held / total_weight(examples), rel=1e-9)
+
+
+def test_the_optimum_of_a_row_is_the_one_that_is_written_down():
+    """Descent in the logits of a row, whose answers are single tokens, ends there."""
+    z_ref, v = np.array([[1.0, 0.5, 0.0, -0.5, -1.0]]), np.array([3.0, 0, 1, 0, 0])
+    (rejected,) = np.nonzero(v)
+    given = answers(2)._replace(times=v[rejected])
+    P = target_distribution(v[None], "reference", z_ref)
+    loss, z = Complement(kl=2.0), z_ref.copy()
+    for _ in range(20_000):
+        x = (log_softmax(z) - log_softmax(z_ref))[0, rejected]
+        a = np.zeros(5)
+        a[rejected] = loss.answers(given, x)[1]
+        z -= a - a.sum() * np.exp(log_softmax(z)) + anchor(z, np.log(P), loss.kl)[1]
+    p, p_ref = (np.exp(log_softmax(x)[0]) for x in (z, z_ref))
+    weight = P[0] * np.exp(-(2 / loss.kl) * (v / v.sum()) / (p_ref + p))
+    np.testing.assert_allclose(p, weight / weight.sum(), rtol=1e-8)
+    assert p[0] < 0.2 * p_ref[0]  # and that is far from the base
+
+
+def test_a_long_answer_is_left_alone_after_as_many_nats_as_a_short_one():
+    given = answers(2)._replace(length=np.array([2, 300]))
+    slope = Complement().answers(given, np.array([-6.0, -6.0]))[1]
+    assert slope[0] == slope[1] < 0.006 * Complement().answers(given, np.zeros(2))[1][0]

@@ -120,7 +120,7 @@ def test_config_toml_repeats_the_run(capsys):
     main([*QUICK, "--output", "a", "--lr", "0.002", "--lora-targets", "q_proj,v_proj"])
     settings = tomllib.loads(Path("a/config.toml").read_text())
     assert settings["lr"] == 0.002 and settings["lora_targets"] == ["q_proj", "v_proj"]
-    assert settings["beta"] == 1 and settings["kl"] == 0.7  # as resolved
+    assert settings["beta"] == 1 and settings["kl"] == 0.5  # as resolved
     main(["--config", "a/config.toml", "--output", "b"])
     assert load_file("a/adapter/adapter_model.safetensors").keys() == (
         load_file("b/adapter/adapter_model.safetensors").keys()
