@@ -67,8 +67,7 @@ ROWS = {
     "w-reinforce, kl .3": "objective=w-reinforce kl=0.3",
     "dpo, kl .3": "objective=dpo kl=0.3",
     "grpo, kl .3": "objective=grpo kl=0.3",
-    "complement, kl .1": "objective=complement kl=0.1",
-    "complement, kl 1": "objective=complement kl=1",
+    "complement, kl .3": "objective=complement kl=0.3",
     "complement, beta .5": "objective=complement beta=0.5",
 }
 

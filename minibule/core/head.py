@@ -65,22 +65,15 @@ def anchored(
     loss: RowLoss, z: Array, z_ref: Array | None, counts: RowCounts
 ) -> tuple[Values, Array]:
     """`loss.rows` with kl times the anchor added to "loss" and to dz; z, z_ref are overwritten."""
-    held = _anchor(loss, z, z_ref, counts)  # first: both are still whole
+    held = None
+    if loss.kl and z_ref is not None:  # first: both are still whole
+        held = anchor(z, z_ref, loss.kl)
     values, dz = loss.rows(z, z_ref if loss.needs_reference else None, counts)
     if held:
         values["anchor"] = held[0]
         values["loss"] = values["loss"] + loss.kl * held[0]
         dz += held[1]
     return values, dz
-
-
-def _anchor(
-    loss: Loss, z: Array, z_ref: Array | None, counts: RowCounts
-) -> tuple[Array, Array] | None:
-    """`softmax.anchor` of the rows; None where the loss has none, or no base is given."""
-    if not loss.kl or z_ref is None:
-        return None
-    return anchor(z, loss.held_to(z_ref, counts), loss.kl)
 
 
 def head_metrics(
@@ -103,9 +96,10 @@ def head_metrics(
         if isinstance(loss, RowLoss) and c.z_ref is not None:
             own, _ = anchored(loss, c.z.copy(), c.z_ref.copy(), c.counts)
         elif loss:
-            held = _anchor(loss, c.z, c.z_ref, c.counts)
-            own = {"anchor": held[0]} if held else {}
-            own["loss"] = loss.kl * own.get("anchor", np.zeros(len(c.z)))
+            own["loss"] = np.zeros(len(c.z))
+            if loss.kl and c.z_ref is not None:
+                own["anchor"], _ = anchor(c.z, c.z_ref, loss.kl)
+                own["loss"] += loss.kl * own["anchor"]
         values = row_metrics(c.z, c.z_ref, c.counts, objective) | own
         _add_shares(metrics, c.counts.weight / count, values)
     return metrics
@@ -122,29 +116,31 @@ def entry_log_probs_backward(
     hidden: Array,
     head: Matrix,
     counts: RowCounts,
-    loss: Loss | None = None,
+    kl: float = 0.0,
     ref_hidden: Array | None = None,
     *,
     count: float = 1.0,
 ) -> tuple[dict[str, float], Array, Array]:
     """From dlogp (E,) to dhidden (R, D), the logits worked out once more.
 
-    Returns metrics, dhidden, and log p of the entries (E,). With a loss that is anchored, and
-    ref_hidden (R, D), the mean over rows of its anchor is added: the metrics are these rows' share
-    of it, `count` as in `head_loss`.
+    Returns metrics, dhidden, and log p of the entries (E,). With kl, which needs ref_hidden (R, D),
+    the loss has kl times the mean KL(p || p_ref) added: the metrics are these rows' share of it,
+    `count` as in `head_loss`.
     """
     dhidden, logp = np.empty_like(hidden), np.empty(len(dlogp))
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden):
-        held = _anchor(loss, c.z, c.z_ref, c.counts) if loss else None  # first: z is overwritten
+        held = None
+        if kl and c.z_ref is not None:  # first: z is overwritten
+            held = anchor(c.z, c.z_ref, kl)
         p = split_softmax(c.z, c.counts)
         entries = counts.entries(c.where)
         logp[entries] = p.logp
         dz = log_probs_backward(dlogp[entries], p, c.counts)
-        if loss and held:
+        if held:
             share = c.counts.weight / count
             dz += held[1] * share.astype(dz.dtype)[:, None]
-            _add_shares(metrics, share, {"loss": loss.kl * held[0], "anchor": held[0]})
+            _add_shares(metrics, share, {"loss": kl * held[0], "anchor": held[0]})
         dhidden[c.where] = dz @ head
     return metrics, dhidden, logp
 

@@ -6,8 +6,7 @@ these: log p of each, and which of them belong together; all its gradients have 
 c (p - onehot), with one c for an answer. In a `SeparableLoss` an answer's share depends on no other
 answer, in a `LinearLoss` its c not even on p.
 
-A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it, or to
-what else it holds p.
+A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it.
 
 `head` and `step` run both. `methods/table.py` lists them by name.
 """
@@ -31,13 +30,11 @@ Values = dict[str, Array]  # "loss" and other metrics, a number for each row or 
 class _Loss(ABC):
     """kl: how strongly p is held to p_ref; 0: not at all.
 
-    held: what it is held to, in a word: the base, or the target P.
     end_token: whether the end of the turn is trained as the last token of an answer that came to
     its own end. A loss of rejected answers never trains it: that would teach the model not to stop.
     """
 
     kl: float = 0.0
-    held: Literal["base", "P"] = "base"
     uses: ClassVar[Uses] = "rejected"
     end_token: ClassVar[bool] = False
 
@@ -50,10 +47,6 @@ class _Loss(ABC):
     def prior(self) -> Prior | None:
         """What its target distribution P is built on; None: it has no target."""
         return None
-
-    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
-        """Logits (n, V) of what `kl` holds p to: those of the base."""
-        return z_ref
 
     def __str__(self) -> str:
         """The numbers of a loss that is a dataclass, as "beta 1, kl 0.3"."""

@@ -93,7 +93,7 @@ def _answer_gradients(
         np.add.at(dpath, batch.answer_entry, dlogp)
         dentry = path_log_probs_backward(dpath, batch.rows)
         sums, dhidden, entries = entry_log_probs_backward(
-            dentry, hidden, model.head, batch.rows, loss, ref_hidden, count=count
+            dentry, hidden, model.head, batch.rows, loss.kl, ref_hidden, count=count
         )
         logp = _completed(batch, entries)
         if isinstance(loss, LinearLoss):

@@ -7,7 +7,6 @@ import numpy as np
 from minibule.core.complement import log_softmax
 from minibule.core.counts import total_weight
 from minibule.core.loss import SeparableLoss
-from minibule.explain.complement import explain_target
 from minibule.explain.row import (
     Anchor,
     Column,
@@ -34,11 +33,8 @@ def explain_answers(
 ) -> Iterator[str]:
     """Three sections of text, line by line; shown_in as in `checked_gradient`."""
     anchor = anchor_of(row)
-    shown = row.shown(anchor.wanted if anchor else np.exp(log_softmax(row.z_ref)))
-    if loss.prior:
-        yield from explain_target(row, loss.prior, shown)
-    else:
-        yield from explain_base(row, anchor, loss.needs_reference, shown)
+    shown = row.shown(np.exp(log_softmax(row.z_ref)))
+    yield from explain_base(row, anchor, loss.needs_reference, shown)
     a = np.bincount(row.counts.entry_id, row.counts.slope, len(row.z))
     yield from _answers(row, loss, subject, answers)
     yield from _loss(row, anchor, a, shown)
@@ -96,7 +92,7 @@ def _loss(row: Row, anchor: Anchor | None, a: Array, shown: list[int]) -> Iterat
         "Of that this row's share is the sum of a(i) log p(i), where a(i) is what the answers with "
         "token i here push together, and stands still."
         + (
-            f" Added is how far p is from {anchor.q}. The KL charges p for what it says, and not "
+            " Added is how far p is from p_ref. The KL charges p for what it says, and not "
             "for what it no longer says: step 5 of core/LESSON.md."
             if anchor
             else ""
@@ -111,7 +107,7 @@ def _loss(row: Row, anchor: Anchor | None, a: Array, shown: list[int]) -> Iterat
     if anchor:
         yield anchor.formula
         columns |= anchor.terms_column(part)
-        written += f" + kl KL(p || {anchor.q}) = {value} + {anchor.share(part)}"
+        written += f" + kl KL(p || p_ref) = {value} + {anchor.share(part)}"
         value = part(row.loss_at(row.z)[0])
     yield from token_table(row, shown, columns)
     yield ""

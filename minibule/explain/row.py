@@ -113,32 +113,26 @@ def prediction(row: Row) -> dict[str, Column]:
 
 
 class Anchor(NamedTuple):
-    """kl KL(p || q) of a row, which the loss has added to hold p to q.
+    """kl KL(p || p_ref) of a row, which the loss has added to hold p to the base.
 
-    q           what q is called, P or p_ref
-    wanted      q itself, (V,)
-    terms       p log(p / q), (V,), which sum to the KL
+    terms       p log(p / p_ref), (V,), which sum to the KL
     gradient    of kl times the KL with respect to the logits, (V,)
     """
 
     kl: float
-    q: str
-    wanted: Array
     terms: Array
     gradient: Array
 
     @property
     def formula(self) -> str:
-        term = f"p(i) log(p(i) / {self.q}(i))"
-        return f"     KL(p || {self.q}) = sum_i {term}          kl = {self.kl:g}"
+        return f"     KL(p || p_ref) = sum_i p(i) log(p(i) / p_ref(i))          kl = {self.kl:g}"
 
     @property
     def slope(self) -> str:
-        kl = f"KL(p || {self.q})"
-        return f"     anchor(i) = kl p(i) (log(p(i) / {self.q}(i)) - {kl})"
+        return "     anchor(i) = kl p(i) (log(p(i) / p_ref(i)) - KL(p || p_ref))"
 
     def terms_column(self, show: Show) -> dict[str, Column]:
-        return {f"p log(p / {self.q})": Column(self.terms, show)}
+        return {"p log(p / p_ref)": Column(self.terms, show)}
 
     def share(self, show: Show) -> str:
         """Its share of the loss."""
@@ -147,12 +141,11 @@ class Anchor(NamedTuple):
 
 def anchor_of(row: Row) -> Anchor | None:
     """The row's anchor; None where kl is 0."""
-    loss, q = row.loss, "P" if row.loss.held == "P" else "p_ref"
-    if not loss.kl:
+    kl = row.loss.kl
+    if not kl:
         return None
-    log_q = log_softmax(loss.held_to(row.z_ref[None], row.counts)[0])
-    terms = row.p * (log_softmax(row.z) - log_q)
-    return Anchor(loss.kl, q, np.exp(log_q), terms, loss.kl * (terms - terms.sum() * row.p))
+    terms = row.p * (log_softmax(row.z) - log_softmax(row.z_ref))
+    return Anchor(kl, terms, kl * (terms - terms.sum() * row.p))
 
 
 def explain_base(

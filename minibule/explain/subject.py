@@ -22,7 +22,6 @@ from minibule.core.head import head_loss
 from minibule.core.llama import ForwardCache, Llama, forward_batch
 from minibule.core.lora import Adapter
 from minibule.core.loss import RowLoss, SeparableLoss, Values
-from minibule.core.objective import Prior
 from minibule.core.softmax import log_probs_backward, per_row, split_softmax
 from minibule.core.step import answer_log_probs, answers_of
 from minibule.machine.matrix import Array
@@ -56,18 +55,11 @@ class Pushed(RowLoss):
     needs_reference = False
 
     def __init__(self, loss: SeparableLoss) -> None:
-        self.of, self.kl, self.held = loss, loss.kl, loss.held
+        self.of, self.kl = loss, loss.kl
 
     @property
     def counts(self) -> Counts:
         return self.of.counts
-
-    @property
-    def prior(self) -> Prior | None:
-        return self.of.prior
-
-    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
-        return self.of.held_to(z_ref, counts)
 
     def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
         p, slope = split_softmax(z, counts), np.asarray(counts.slope)

@@ -54,7 +54,7 @@ def explain_tokens(row: Row, loss: TokenLoss, shown_in: str = "") -> Iterator[st
     logp, ref_logp = log_softmax(row.z), log_softmax(row.z_ref)
     f, df = loss.token(logp, log_one_minus_p(row.z[None])[0], ref_logp)
     share, anchor = row.v / row.counts.alike[0], anchor_of(row)
-    shown = row.shown(anchor.wanted if anchor else np.exp(ref_logp))
+    shown = row.shown(np.exp(ref_logp))
     it = Worked(row, loss, share, f, share * df, anchor, shown)
     yield from explain_base(row, anchor, loss.needs_reference, shown)
     yield from _loss(it)
@@ -66,7 +66,7 @@ def _loss(it: Worked) -> Iterator[str]:
     n, anchor = row.counts.alike[0], it.anchor
     yield from heading(4, "The loss")
     yield from prose(
-        f"Two parts: what pushes the rejected tokens down, and how far p is from {anchor.q}."
+        "Two parts: what pushes the rejected tokens down, and how far p is from p_ref."
         " The KL charges p for what it says, and not for what it no longer says: step 5 of "
         "core/LESSON.md."
         if anchor
@@ -84,7 +84,7 @@ def _loss(it: Worked) -> Iterator[str]:
     if anchor:
         yield anchor.formula
         columns |= anchor.terms_column(part)
-        written += f" + kl KL(p || {anchor.q}) = {value} + {anchor.share(part)}"
+        written += f" + kl KL(p || p_ref) = {value} + {anchor.share(part)}"
         value = part(row.loss_at(row.z)[0])
     yield from token_table(row, it.shown, columns)
     yield ""

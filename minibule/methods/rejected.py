@@ -8,8 +8,7 @@ log p_ref(y_k), or in SimNPO x_k = gamma + log p(y_k) / |y_k|:
 
 NPO starts with 1 where model and base agree and falls to 0 as the answer becomes unlikely, which is
 what keeps it from diverging as plain descent on log p does (the limit of beta -> 0, where it stays
-1). SimNPO has no reference: an answer's length takes its place. `Complement`, the default, is NPO
-that lets go ten times as soon, held to the complement distribution.
+1). SimNPO has no reference: an answer's length takes its place. `Complement` is the default.
 
 Sources: Zhang et al. 2024, "Negative Preference Optimization: From Catastrophic Collapse to
 Effective Unlearning", whose beta is .1; Fan et al. 2024, "Simplicity Prevails: Rethinking Negative
@@ -20,9 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minibule.core.counts import RowCounts
 from minibule.core.loss import Answers, SeparableLoss
-from minibule.core.objective import Prior
 from minibule.core.ops import sigmoid
 from minibule.machine.matrix import Array
 
@@ -65,39 +62,24 @@ class SimNPO(SeparableLoss):
 
 @dataclass(frozen=True)
 class Complement(NPO):
-    """NPO, held to the complement distribution P: kl KL(p || P), the mean over tokens.
+    """NPO that lets go ten times as soon, held to the base by kl KL(p || p_ref): means over tokens.
 
-    P(i) is proportional to p_ref(i) (T - v(i) + 1), the target of the objective `reference`. There
-    the loss has KL(P || p), under which p must keep something of all that P has; reversed, it need
-    not.
+    An answer is left alone when it is a few nats less likely than it was, however many tokens it
+    has: each of ten has to lose a third of a nat, each of three hundred a hundredth. Pushed down
+    token by token (`tokens.Ratio`), a long one costs the model all that is in it, also what is
+    fluent and right, and so rejected answers that another model wrote do harm.
 
-    With beta 1 an answer is left alone when it is a few nats less likely than it was, however many
-    tokens it has: each of ten has to lose a third of a nat, each of three hundred a hundredth. Who
-    wrote the answer then matters little. Pushed down token by token (`tokens.Ratio`), a long one
-    costs the model all that is in it: what is fluent and right, too.
+    Where answers are single tokens and s(y) = v(y) / sum of v, the optimum for beta 1 is
 
-    Where answers are single tokens, rejected v times each of N in all, the optimum of their row is
+        p*(y) proportional to p_ref(y) exp(-(2 / kl) s(y) / (p_ref(y) + p*(y)))
 
-        p*(i) proportional to P(i) exp(-(2 / kl) s(i) / (p_ref(i) + p*(i)))         s = v / N
-
-    for beta 1. What was not rejected keeps its share of P, and a rejected token loses the more of
-    it, the less the base gave it.
+    which is the base on the complement of what was rejected: what was not rejected keeps its share,
+    and a rejected answer loses the more of it, the less the base gave it.
     """
 
     beta: float = 1.0
-    kl: float = 0.3
-    held = "P"
+    kl: float = 0.1
     share = "v(y) R / sum of v |y|"
-
-    @property
-    def prior(self) -> Prior | None:
-        return "reference" if self.kl else None
-
-    def held_to(self, z_ref: Array, counts: RowCounts) -> Array:
-        total, log_P = counts.total[counts.entry_row], z_ref.copy()
-        kept = np.log((total - counts.entry_count + 1) / (total + 1))
-        log_P[counts.entry_row, counts.entry_id] += kept.astype(z_ref.dtype)
-        return log_P  # but for a number of the row, which a softmax does not see
 
     def weights(self, answers: Answers) -> Array:
         return answers.times / (answers.times @ answers.length)

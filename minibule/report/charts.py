@@ -33,7 +33,7 @@ class Chart(NamedTuple):
 
 
 def _loss_in_words(run: Run, loss: Loss) -> str:
-    held = f" + {loss.kl:g} KL(p || {loss.held})" if loss.kl else ""
+    held = f" + {loss.kl:g} KL(p || base)" if loss.kl else ""
     if isinstance(loss, ComplementLoss):
         alpha = loss.objective.alpha
         parts = f"{alpha:g} KL(P || p) + {1 - alpha:g} contrast{held}"
@@ -62,7 +62,7 @@ def _loss_chart(run: Run) -> Chart:
         if loss.uses == "rejected":
             rest = "rejected tokens" if isinstance(loss, TokenLoss) else "rejected answers"
         parts = [
-            series(run, "anchor", f"KL(p || {loss.held})", "orange"),
+            series(run, "anchor", "KL(p || base)", "orange"),
             without_anchor(run, loss.kl, rest, "green"),
         ]
     lines = _present(series(run, "loss", "loss", "blue"), *parts)

@@ -30,7 +30,7 @@ MEASURES = {
     "loss": Measure("loss", "what training minimises, mean over rows", "lower"),
     "kl": Measure("KL(P || p)", "nats: how far the model is from the target P", "lower"),
     "contrast": Measure("contrast", "summed over the rejected tokens: pushes them down", "lower"),
-    "anchor": Measure("anchor", "nats: KL(p || q), with q what p is held to: the base, or P"),
+    "anchor": Measure("anchor", "nats: KL(p || base), how far p is from what it is held to"),
     "rejected_mass": Measure(
         "mean p of a rejected token",
         "each weighted by how often it was rejected, v/T; mean over all rows",
