@@ -29,6 +29,7 @@ class _Loss(ABC):
     """kl: how strongly p is held to p_ref; 0: not at all.
 
     held: what it is held to, in a word: the base, or the target P.
+    graded: whether it goes by how good an answer is, and not only by whether it was accepted.
     end_token: whether the end of the turn is trained as the last token of an answer that came to
     its own end. A loss of rejected answers never trains it: that would teach the model not to stop.
     """
@@ -36,6 +37,7 @@ class _Loss(ABC):
     kl: float = 0.0
     held: ClassVar[Literal["base", "P"]] = "base"
     uses: ClassVar[Uses] = "rejected"
+    graded: ClassVar[bool] = False
     end_token: ClassVar[bool] = False
 
     @property
@@ -86,7 +88,7 @@ class Answers(NamedTuple):
 
     length (A,) int                its trained tokens
     times (A,) float64             how often it was given
-    reward (A,) float64            how good it is: 0 rejected, 1 accepted
+    reward (A,) float64            how good it is: above 0 where it was accepted
     record (A,) int                which of the step's records it belongs to, in order
     """
 
