@@ -14,10 +14,8 @@ from minibule.core.loss import Loss
 from minibule.evaluate.judge import Judge
 from minibule.machine.matrix import Array
 from minibule.rounds.groups import Group, Kept, Selection, signed
-from minibule.rounds.sample import Sample
+from minibule.rounds.sample import Drawn, Sample
 from minibule.text.chat import Chat
-
-Drawn = Sequence[Sequence[Sample]]  # of each question its samples
 
 
 def groups_of(

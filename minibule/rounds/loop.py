@@ -40,7 +40,7 @@ from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.records.readers import json_lines
 from minibule.rounds.examples import examples_of, groups_of
-from minibule.rounds.sample import Sample, figures_of, read_samples, sample_round
+from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
 from minibule.rounds.select import SELECTIONS
 from minibule.rounds.settings import SAMPLES, RoundsConfig
 from minibule.runs.folder import RunFolder
@@ -124,7 +124,7 @@ def _learned(
     InputError where there is nothing to be learnt.
     """
 
-    def samples_of(i: int) -> list[list[Sample]]:
+    def samples_of(i: int) -> Drawn:
         return read_samples(place / f"round-{i:03d}" / SAMPLES, rows)
 
     drawn = samples_of(number)
@@ -159,9 +159,7 @@ WHAT_TO_DO = (
 )
 
 
-def _check_drawn(
-    config: RoundsConfig, number: int, drawn: Sequence[Sequence[Sample]], loss: Loss
-) -> None:
+def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) -> None:
     """InputError where the judge leaves nothing that the objective learns from."""
     labels = {sample.label for several in drawn for sample in several}
     if not labels:

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,11 +19,12 @@ from minibule.core.llama import Llama
 from minibule.core.lora import init_adapter
 from minibule.errors import InputError, shortened
 from minibule.evaluate.judge import Judge, Row
-from minibule.evaluate.sampled import SEQUENCES, answers, record_row
+from minibule.evaluate.sampled import SEQUENCES, Answer, answers, record_row
 from minibule.files import from_json, open_own, reading, whole_file, writing
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
 from minibule.records.readers import json_lines
+from minibule.rounds.budget import Budget
 from minibule.rounds.groups import signed
 from minibule.rounds.norms import gradient_norms
 from minibule.rounds.settings import RoundsConfig
@@ -55,6 +56,9 @@ class Sample(NamedTuple):
         return [*self.ids, end] if self.ended and end is not None else self.ids
 
 
+Drawn = Sequence[Sequence[Sample]]  # of each question its samples
+
+
 def sample_round(
     model: Llama,
     chat: Chat,
@@ -68,11 +72,20 @@ def sample_round(
 
     What the judge could not tell about is left out in the end.
     """
-    if path.exists():
-        return
     part = path.with_name(path.name + PARTIAL)
+    if path.exists():
+        part.unlink(missing_ok=True)
+        return
+    sampling = Sampling(config.temperature, seed=1000 * config.seed + number)
+
+    def ask(asked: Sequence[Row], first: int, more: int) -> Iterator[list[Answer]]:
+        return answers(model, chat, asked, judge, sampling, more, config.max_new_tokens, first)
+
+    def norms(drawn: Drawn) -> Array:
+        return _norms(model, chat, drawn, config, number)
+
     with writing(part), open_own(part) as file:
-        _draw(file, part, model, chat, rows, judge, config, number)
+        _draw(file, part, rows, config.resolved_budget(), ask, norms)
         file.seek(0)
         told = [line for line in file if json.loads(line)["reward"] is not None]
         with whole_file(path) as whole:
@@ -82,35 +95,31 @@ def sample_round(
 
 def _draw(
     file: BinaryIO,
-    part: Path,
-    model: Llama,
-    chat: Chat,
+    path: Path,
     rows: Sequence[Row],
-    judge: Judge,
-    config: RoundsConfig,
-    number: int,
+    budget: Budget,
+    ask: Callable[[Sequence[Row], int, int], Iterator[list[Answer]]],
+    norms: Callable[[Drawn], Array],
 ) -> None:
-    """Draw until the budget is content; what the file has of it already is only gone through."""
-    sampling = Sampling(config.temperature, seed=1000 * config.seed + number)
-    budget, drawn = config.resolved_budget(), [list[Sample]() for _ in rows]
+    """Draw until the budget is content; what the file has of it already is only gone through.
 
-    def norms() -> Array:
-        return _norms(model, chat, drawn, config, number)
-
+    ask: the answers to questions, from (questions, number of the first sample, how many).
+    """
+    drawn = [list[Sample]() for _ in rows]
     while True:
-        stage = budget([signed([s.reward for s in several]) for several in drawn], norms)
+        rewards = [signed([s.reward for s in several]) for several in drawn]
+        stage = budget(rewards, lambda: norms(drawn))
         if not stage.any():
             return
         for (first, more), which in _alike(drawn, stage).items():
             left = deque(which)
-            while left and (found := _next_lines(file, part, rows[left[0]], first, more)):
+            while left and (found := _next_lines(file, path, rows[left[0]], first, more)):
                 drawn[left.popleft()] += found
             if not left:
                 continue
             file.truncate()  # a question that was not answered to its end
-            asked = [rows[i] for i in left]
-            every = (model, chat, asked, judge, sampling, more, config.max_new_tokens, first)
-            for i, several in zip(left, answers(*every), strict=True):
+            answered = ask([rows[i] for i in left], first, more)
+            for i, several in zip(left, answered, strict=True):
                 lines = [
                     record_row(rows[i], answer) | {"sample": sample}
                     for sample, answer in enumerate(several, first)
@@ -121,7 +130,7 @@ def _draw(
                 drawn[i] += map(_sample, lines)
 
 
-def _alike(drawn: Sequence[Sequence[Sample]], stage: Array) -> dict[tuple[int, int], list[int]]:
+def _alike(drawn: Drawn, stage: Array) -> dict[tuple[int, int], list[int]]:
     """(number of the first, how many) -> the questions that get just these samples, in order.
 
     Not more than SEQUENCES at a time: `gvm` may give all of a stage to one question.
@@ -134,7 +143,7 @@ def _alike(drawn: Sequence[Sequence[Sample]], stage: Array) -> dict[tuple[int, i
     return alike
 
 
-def _next_lines(file: BinaryIO, part: Path, row: Row, first: int, more: int) -> list[Sample] | None:
+def _next_lines(file: BinaryIO, path: Path, row: Row, first: int, more: int) -> list[Sample] | None:
     """The next samples in the file, all of a question; None, the place unchanged: not all there."""
     start = file.tell()
     lines = [file.readline() for _ in range(more)]
@@ -142,7 +151,7 @@ def _next_lines(file: BinaryIO, part: Path, row: Row, first: int, more: int) -> 
         file.seek(start)
         return None
     return [
-        _checked(part, value, row["prompt"], sample)
+        _checked(path, value, row["prompt"], sample)
         for sample, (_, value) in enumerate(json_lines(io.BytesIO(b"".join(lines))), first)
     ]
 
@@ -150,7 +159,7 @@ def _next_lines(file: BinaryIO, part: Path, row: Row, first: int, more: int) -> 
 def _norms(
     model: Llama,
     chat: Chat,
-    drawn: Sequence[Sequence[Sample]],
+    drawn: Drawn,
     config: RoundsConfig,
     number: int,
 ) -> Array:
@@ -216,7 +225,7 @@ def _others(path: Path, prompt: str) -> str:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def figures_of(drawn: Sequence[Sequence[Sample]], samples: int) -> dict[str, float]:
+def figures_of(drawn: Drawn, samples: int) -> dict[str, float]:
     """What a round's samples came to; under the names of the TRL library, where it has one.
 
     reward, reward_std             mean of the rewards, and of each question's deviation (n - 1)
