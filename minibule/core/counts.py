@@ -21,7 +21,7 @@ class Example(NamedTuple):
     """A record as token ids: prompt (P,), answers (each (n_k,), n_k >= 1), a count for each.
 
     number: which record of its file it is, from 1; 0 where it comes from no file.
-    rewards: how good each answer is, 0 rejected and 1 accepted; (): all of them were rejected.
+    rewards: how good each answer is, above 0 where it is accepted; (): all of them were rejected.
     """
 
     prompt: Array

@@ -105,6 +105,24 @@ def head_metrics(
     return metrics
 
 
+def entropy_and_kl(
+    hidden: Array, head: Matrix, counts: RowCounts, ref_hidden: Array, *, count: float
+) -> dict[str, float]:
+    """These rows' share of the means of the entropy of p and of KL(p || p_ref), in nats.
+
+    hidden, ref_hidden (R, D): of the model and of its base; `count` as in `head_loss`.
+    """
+    metrics: dict[str, float] = {}
+    both = zip(_chunks(hidden, head, counts), _chunks(ref_hidden, head, counts), strict=True)
+    for c, ref in both:
+        kl, _ = anchor(c.z, ref.z, 0.0)
+        z = c.z.copy()
+        p = split_softmax(c.z, c.counts)
+        values = {"entropy": p.lse - np.vecdot(p.dense(), z), "kl": kl}
+        _add_shares(metrics, c.counts.weight / count, values)
+    return metrics
+
+
 def entry_log_probs(hidden: Array, head: Matrix, counts: RowCounts) -> Array:
     """log p of every entry's token in its row, (E,) float64."""
     chunks = _chunks(hidden, head, counts)

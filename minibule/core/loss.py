@@ -30,12 +30,14 @@ Values = dict[str, Array]  # "loss" and other metrics, a number for each row or 
 class _Loss(ABC):
     """kl: how strongly p is held to p_ref; 0: not at all.
 
+    graded: whether it goes by how good an answer is, and not only by whether it was accepted.
     end_token: whether the end of the turn is trained as the last token of an answer that came to
     its own end. A loss of rejected answers never trains it: that would teach the model not to stop.
     """
 
     kl: float = 0.0
     uses: ClassVar[Uses] = "rejected"
+    graded: ClassVar[bool] = False
     end_token: ClassVar[bool] = False
 
     @property
@@ -82,7 +84,7 @@ class Answers(NamedTuple):
 
     length (A,) int                its trained tokens
     times (A,) float64             how often it was given
-    reward (A,) float64            how good it is: 0 rejected, 1 accepted
+    reward (A,) float64            how good it is: above 0 where it was accepted
     record (A,) int                which of the step's records it belongs to, in order
     """
 

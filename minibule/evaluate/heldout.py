@@ -8,7 +8,7 @@ from tqdm import tqdm
 from minibule.core.counts import Example, total_weight
 from minibule.core.forest import Batch, pack
 from minibule.core.fused import ComplementLoss
-from minibule.core.head import add_metrics, head_metrics
+from minibule.core.head import add_metrics, entropy_and_kl, head_metrics
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.loss import Loss, RowLoss, SeparableLoss
 from minibule.core.objective import OBJECTIVES
@@ -65,3 +65,23 @@ def evaluate(
             bar.update(size)
     metrics["first_rejected_mass"] /= metrics.pop("first")
     return {name: m for name, m in metrics.items() if name not in meaningless}
+
+
+@np.errstate(all="ignore")
+def spread(model: Llama, examples: Sequence[Example], pass_tokens: int) -> dict[str, float]:
+    """Means over the tokens of the examples' answers, in nats: "entropy" of p, "kl" KL(p || base).
+
+    Of answers that were sampled from the model, each as often as it came, they are estimates for
+    what it says.
+    """
+    count = total_weight(examples)
+
+    def one_pass(batch: Batch) -> dict[str, float]:
+        ref_hidden, _ = forward_batch(model.base, batch)
+        hidden = forward_batch(model, batch)[0] if model.adapter else ref_hidden
+        return entropy_and_kl(hidden, model.head, batch.rows, ref_hidden, count=count)
+
+    metrics: dict[str, float] = {}
+    for more in side_by_side(one_pass, pack(examples, "prefix", pass_tokens, threads())):
+        add_metrics(metrics, more)
+    return metrics

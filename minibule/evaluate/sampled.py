@@ -100,8 +100,12 @@ def answers(
     sampling: Sampling,
     samples: int,
     max_new_tokens: int,
+    first: int = 0,
 ) -> Iterator[list[Answer]]:
-    """The answers to each question, in order; some questions are answered at once."""
+    """The answers to each question, in order; some questions are answered at once.
+
+    first: the number of the first sample.
+    """
     prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
     with tqdm(total=len(rows), desc="asking", unit=" prompts", delay=1, leave=False) as bar:
         for block in _blocks(model, prompts, samples, max_new_tokens):
@@ -112,6 +116,7 @@ def answers(
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
                 samples=samples,
+                first=first,
             )
             yield from _judged(chat, rows[block], judge, found, max_new_tokens)
             bar.update(len(found))

@@ -37,6 +37,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     samples: int = 1,
+    first: int = 0,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[list[int]]]:
     """Continue each prompt `samples` times.
@@ -46,6 +47,8 @@ def generate(
     prompts : token ids, each (P,) with P >= 1
     stop : tokens that end a sequence; they are not part of the answer
     max_new_tokens : at most so many tokens of each answer
+    first : the number of the first sample; which draws one gets depends on the seed, the prompt and
+        its number
     on_token : called with (sequence, token) as each token of sequence = prompt * samples + sample
         is chosen
 
@@ -73,7 +76,7 @@ def generate(
     draws = [
         np.random.default_rng([sampling.seed, sample, *prompt.tolist()])
         for prompt in prompts
-        for sample in range(samples)
+        for sample in range(first, first + samples)
     ]
     answers: list[list[int]] = [[] for _ in sequences]
     for position in range(max_new_tokens):

@@ -37,6 +37,7 @@ class Reinforce(LinearLoss):
 
     kl: float = 0.0
     uses = "any"
+    graded = True
     end_token = True
 
     def weights(self, answers: Answers) -> Array:
@@ -92,8 +93,8 @@ class GRPO(LinearLoss):
     scaled: whether A is also divided by the standard deviation of the record's rewards (with
     n - 1), plus `EPSILON`.
 
-    Records whose answers were all accepted or all rejected, whose A is 0, are left out beforehand,
-    as DAPO does: they count nowhere.
+    Records whose rewards are all the same, whose A is 0, are left out beforehand, as DAPO does:
+    they count nowhere.
 
     Sources: Shao et al. 2024, "DeepSeekMath"; Yu et al. 2025, "DAPO"; Liu et al. 2025,
     "Understanding R1-Zero-Like Training". EPSILON and the budget are those of the TRL library.
@@ -104,6 +105,7 @@ class GRPO(LinearLoss):
     budget: int = 512
     kl: float = 0.0
     uses = "both"
+    graded = True
     end_token = True
 
     def weights(self, answers: Answers) -> Array:

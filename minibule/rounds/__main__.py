@@ -5,16 +5,9 @@ from pathlib import Path
 from minibule.errors import InputError
 from minibule.program import run
 from minibule.rounds.loop import rounds
-from minibule.rounds.settings import DATA, ROUND, TRAINING, RoundsConfig
-from minibule.settings import (
-    Parser,
-    Source,
-    add_flags,
-    checked,
-    flags_given,
-    read_toml,
-    settings_of,
-)
+from minibule.rounds.presets import DEFAULT, PRESETS
+from minibule.rounds.settings import DATA, ROUND, TRAINING, RoundsConfig, resolve
+from minibule.settings import Parser, Source, add_flags, flags_given, read_toml, settings_of
 
 
 def main(argv: list[str]) -> None:
@@ -24,14 +17,20 @@ def main(argv: list[str]) -> None:
         description="Sample answers, let a judge reject, train on what was rejected, again. "
         "Without arguments: the embedded model on its own questions.",
     )
-    add_flags(parser, RoundsConfig, groups=(DATA, ROUND, TRAINING))
+    headings = add_flags(parser, RoundsConfig, groups=(DATA, ROUND, TRAINING))
+    headings[ROUND].add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="a published system: its budget, selection, objective, samples and temperature, "
+        f"where these are not given (default: {DEFAULT}, ours)",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="go on with the rounds in --output, as they were set"
     )
     arguments = vars(parser.parse_args(argv))
     flags = flags_given(RoundsConfig, arguments)
     if not arguments["resume"]:
-        rounds(RoundsConfig(**checked(RoundsConfig, [flags])))
+        rounds(resolve([flags], arguments["preset"] or DEFAULT))
         return
     if not arguments["output"]:
         raise InputError("--resume without --output: expected the folder of the rounds.")
@@ -39,10 +38,11 @@ def main(argv: list[str]) -> None:
     table = read_toml(file)
     fixed = [name for name, one in settings_of(RoundsConfig).items() if not one.about.may_change]
     changed = [name for name in fixed if name in flags.values]
+    changed += ["preset"] if arguments["preset"] else []
     if changed:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise InputError(f"--resume: {given} cannot change in the middle. Leave it out.")
-    rounds(RoundsConfig(**checked(RoundsConfig, [Source(str(file), table, False), flags])), True)
+    rounds(resolve([Source(str(file), table, False), flags]), resume=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ is left once it was solved is counted as better than it is, and what is drawn mo
 Accuracy is for held-out prompts, or for the first draws of each, which depend on nothing.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,24 +21,36 @@ import numpy as np
 
 from minibule.machine.matrix import Array
 
-# (drawn, norms) -> how many more of each of the P prompts, (P,) int. drawn: for each its rewards,
-# NaN where the judge could not tell. norms (P,): how long the gradient of a prompt's accepted
-# answers is, which `gvm` asks for; None: all alike.
-Budget = Callable[[Sequence[Array], Array | None], Array]
+# How long the gradient of each prompt's accepted answers is, (P,): asked for where it is needed,
+# because it takes long.
+Norms = Callable[[], Array]
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """`samples` of each prompt."""
+class Budget(ABC):
+    """samples: how many of each prompt are drawn, or with a budget of its own at a time."""
 
     samples: int = 8
 
-    def __call__(self, drawn: Sequence[Array], norms: Array | None = None) -> Array:
+    @abstractmethod
+    def __call__(self, drawn: Sequence[Array], norms: Norms | None = None) -> Array:
+        """How many more to draw of each of the P prompts, (P,) int.
+
+        drawn: for each its rewards so far, above 0 where accepted, NaN where the judge could not
+        tell. norms: None: all alike.
+        """
+
+
+@dataclass(frozen=True)
+class Fixed(Budget):
+    """`samples` of each prompt."""
+
+    def __call__(self, drawn: Sequence[Array], norms: Norms | None = None) -> Array:
         return np.array([max(0, self.samples - len(rewards)) for rewards in drawn], int)
 
 
 @dataclass(frozen=True)
-class GVM:
+class GVM(Budget):
     """GVM-RAFT: `samples` of each prompt, and as many in all to where they tell most.
 
     least: what each prompt gets in the second stage, whatever the first one said; 0 is published.
@@ -45,16 +58,15 @@ class GVM:
     solved every fifth time looks like that.
 
     Source: Yao et al. 2025, "Optimizing Chain-of-Thought Reasoners via Gradient Variance
-    Minimization", arXiv:2505.02391; there the norms are those of the embedding's gradient, of sums
-    over an answer's tokens, so that long ones count more.
+    Minimization", arXiv:2505.02391; there the norms are those of the embedding's gradient, here of
+    the adapter's: see `norms`.
     """
 
-    samples: int = 8
     alpha: float = 1e-3
     beta: float = 2.0
     least: int = 0
 
-    def __call__(self, drawn: Sequence[Array], norms: Array | None = None) -> Array:
+    def __call__(self, drawn: Sequence[Array], norms: Norms | None = None) -> Array:
         first = Fixed(self.samples)(drawn)
         if first.any():
             return first
@@ -62,12 +74,12 @@ class GVM:
         if sum(map(len, drawn)) > n * self.samples:  # the second stage is drawn
             return np.zeros(n, int)
         p = np.array([_accepted(rewards) / max(1, _told(rewards)) for rewards in drawn])
-        weights = gvm_weights(p, np.ones(n) if norms is None else norms, self.alpha, self.beta)
+        weights = gvm_weights(p, norms() if norms else np.ones(n), self.alpha, self.beta)
         return self.least + allocated(weights, n * max(0, self.samples - self.least))
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Budget):
     """Reinforce-Ada: `samples` of each prompt that is not yet done, at most `times` times.
 
     A prompt is done with `accepted` accepted and `rejected` rejected samples; the selection
@@ -76,10 +88,9 @@ class Adaptive:
 
     accepted: int = 2
     rejected: int = 2
-    samples: int = 8
     times: int = 4
 
-    def __call__(self, drawn: Sequence[Array], norms: Array | None = None) -> Array:
+    def __call__(self, drawn: Sequence[Array], norms: Norms | None = None) -> Array:
         return np.array([0 if self._done(r) else self.samples for r in drawn], int)
 
     def _done(self, rewards: Array) -> bool:

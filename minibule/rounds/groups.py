@@ -1,23 +1,36 @@
 """Groups of judged samples, and what a selection makes of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from minibule.core.loss import Uses
+from minibule.evaluate.sampled import ACCEPTED_FROM
 from minibule.machine.matrix import Array
 
 Rng = np.random.Generator
+
+SHORT = np.nextafter(ACCEPTED_FROM, -1)  # the best reward that is not yet accepted
+
+
+def signed(rewards: Sequence[float | None]) -> Array:
+    """A judge's rewards as a `Group` has them, (n,) float64: less SHORT; None becomes NaN.
+
+    So above 0 is just what was accepted, and how far two rewards are apart stays as it was. To
+    groups' advantages this is all the same; REINFORCE gets 1/2 and -1/2 of a judge of yes and no.
+    """
+    return np.array(rewards, np.float64) - SHORT
 
 
 class Group(NamedTuple):
     """The n samples of a prompt that the judge could tell about.
 
-    rewards (n,) float64   above 0: accepted
+    rewards (n,) float64   `signed`, above 0: accepted
     answers (n,)           what each is, be it text or ids: two of the same are duplicates
     says (n,)              what each says, `Judge.key` of it: a majority is of these
-    usual (m,) float64     rewards of the base's own samples, for a selection that `needs_usual`
+    usual (m,) float64     the same of the base's own samples, for a selection that `needs_usual`
     """
 
     rewards: Array
@@ -41,14 +54,29 @@ class Kept(NamedTuple):
 
 Part = tuple[Array, Array]  # samples and rewards of a Kept
 
-# progress: from 0 in the first round to 1 in the last.
-Selection = Callable[[Sequence[Group], Rng, float], list[Kept]]
 
+class Selection(ABC):
+    """Which samples of the groups are trained on, and with what rewards.
 
-class OfEach(ABC):
-    """A selection that looks at one group at a time."""
+    keeps        of which sorts: for a loss that needs another there is nothing in what is kept
+    needs_usual  whether groups must say what is `usual`
+    pools        whether a group is to have the samples of all rounds so far, and not of this alone
+    """
 
+    keeps: ClassVar[Uses] = "any"
     needs_usual: ClassVar[bool] = False
+    pools: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, groups: Sequence[Group], rng: Rng, progress: float = 0.0) -> list[Kept]:
+        """What is kept, in the order of the groups.
+
+        progress: from 0 in the first round to 1 in the last.
+        """
+
+
+class OfEach(Selection):
+    """A selection that looks at one group at a time."""
 
     def __call__(self, groups: Sequence[Group], rng: Rng, progress: float = 0.0) -> list[Kept]:
         """The groups that anything is kept of, in their order."""

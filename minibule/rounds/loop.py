@@ -8,6 +8,9 @@ Rejected answers go stale as soon as the model moves: what it no longer says nee
 again, and what it says now has never been judged. So each round begins where the one before ended,
 and samples anew. The reference stays the base: r = p / p_ref says how far a token has come since.
 
+A budget says how many samples each question gets, a selection which of them are trained on, with
+what reward, and an objective is what they are trained with; presets are all three, as published.
+
 The folder gets rounds.toml (the settings), rounds.jsonl (a line a round: what was sampled, trained
 and then answered), and round-001/, round-002/, ...: run folders, with samples.jsonl in each.
 """
@@ -21,25 +24,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from minibule.core.counts import Example, total_weight
 from minibule.core.llama import Llama
+from minibule.core.loss import Loss
 from minibule.errors import InputError
+from minibule.evaluate.heldout import spread
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
-from minibule.evaluate.sampled import Figures, ask, figures
+from minibule.evaluate.sampled import Asked, Figures, ask, figures
 from minibule.files import reading, whole_file
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.records.readers import json_lines
-from minibule.rounds.sample import sample_round
-from minibule.rounds.settings import RoundsConfig
+from minibule.rounds.examples import examples_of, groups_of
+from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
+from minibule.rounds.select import SELECTIONS
+from minibule.rounds.settings import SAMPLES, RoundsConfig
 from minibule.runs.folder import RunFolder
 from minibule.runs.lock import locked
+from minibule.runs.settings import FIELDS
 from minibule.settings import to_toml
 from minibule.text.chat import Chat
 from minibule.train.loop import train
 
 HELD_SEED = 999  # of the held-out answers' draws: no round's
+HELD_SAMPLES = 8  # of each held-out question at most, at temperature 1
 
 
 def rounds(config: RoundsConfig, resume: bool = False) -> Path:
@@ -48,6 +60,7 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     resume: go on in the middle of whatever was going on, to the same bytes.
     """
     set_threads(config.threads)
+    config.check()
     source, data, heldout = config.resolved_files()
     judge = named_judge(config.judge, config.judge_seconds)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
@@ -83,22 +96,15 @@ def _round(
     run.path.mkdir(exist_ok=True)
     started = time.perf_counter()
     model = load_model(source, start)
-    samples = run.path / "samples.jsonl"
-    sampled = sample_round(model, chat, rows, judge, config, number, samples)
+    sample_round(model, chat, rows, judge, config, number, run.path / SAMPLES)
     sampling_seconds = seconds_since(started)
     del model
-    if not sampled.rejected:
-        raise InputError(
-            f"{samples}: nothing was rejected in round {number}: there is nothing to learn from. "
-            "Ask harder questions, or stop here: the adapter of the round before is whole."
-        )
-    records = run.path / "records.jsonl"
-    if not records.exists():
-        _pool(run.path.parent, number, records)
+    examples, sampled = _learned(config, number, run.path.parent, chat, rows, judge)
     started = time.perf_counter()
     if not run.report.exists():  # the last that a run writes
+        settings, resume = config.round_config(number, run.path, start), run.settings.exists()
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            train(config.round_config(number, run.path, start), resume=run.settings.exists())
+            train(settings, resume, examples=examples)
     training_seconds = seconds_since(started)
     started = time.perf_counter()
     measured = _held(load_model(source, run.adapter), chat, held_rows, judge, config)
@@ -107,39 +113,96 @@ def _round(
         "training_seconds": training_seconds,
         "evaluation_seconds": seconds_since(started),
     }
-    return {"round": number} | sampled._asdict() | measured | seconds
+    return {"round": number} | sampled | measured | seconds
 
 
-def _pool(place: Path, number: int, records: Path) -> None:
-    """What all rounds so far have sampled: what was rejected once stays rejected.
+def _learned(
+    config: RoundsConfig, number: int, place: Path, chat: Chat, rows: Sequence[Row], judge: Judge
+) -> tuple[list[Example], dict[str, float]]:
+    """What a round is to learn, and the figures of its samples.
 
-    Without it nothing would stand against the anchor, which pulls back to the base, where the model
-    no longer says what it was trained not to say.
+    InputError where there is nothing to be learnt.
     """
-    with whole_file(records) as part, part.open("wb") as file:
-        for i in range(1, number + 1):
-            file.write((place / f"round-{i:03d}" / "samples.jsonl").read_bytes())
+
+    def samples_of(i: int) -> Drawn:
+        return read_samples(place / f"round-{i:03d}" / SAMPLES, rows)
+
+    drawn = samples_of(number)
+    loss = config.round_config(number, place, None).resolved_loss()
+    _check_drawn(config, number, drawn, loss)
+    figures = figures_of(drawn, config.samples)
+    selection = SELECTIONS[config.selection]
+    if selection.pools:
+        so_far = zip(*map(samples_of, range(1, number + 1)), strict=True)
+        drawn = [list(itertools.chain(*several)) for several in so_far]
+    usual = samples_of(1) if selection.needs_usual else None  # round 1 begins with the base
+    rng = np.random.default_rng([config.seed, 4, number])
+    progress = (number - 1) / max(1, config.rounds - 1)
+    kept = selection(groups_of(drawn, judge, selection, usual), rng, progress)
+    examples = examples_of(kept, drawn, chat, loss)
+    if not examples:
+        raise InputError(
+            f"round {number}: --selection {config.selection} keeps nothing of its samples that "
+            f"--objective {config.objective} learns from. {WHAT_TO_DO}"
+        )
+    answers = sum(sum(example.counts) for example in examples)
+    return examples, figures | {
+        "trained_prompts": len(examples),
+        "trained_answers": answers,
+        "trained_tokens": total_weight(examples),
+    }
+
+
+WHAT_TO_DO = (
+    "Ask easier or harder questions, or more --samples; or stop here: the adapter of the round "
+    "before, if there is one, is whole."
+)
+
+
+def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) -> None:
+    """InputError where the judge leaves nothing that the objective learns from."""
+    labels = {sample.label for several in drawn for sample in several}
+    if not labels:
+        raise InputError(f"round {number}: the judge could tell about none of the samples.")
+    for uses, label, word in (("rejected", False, "rejected"), ("accepted", True, "accepted")):
+        if loss.uses in (uses, "both") and not loss.graded and label not in labels:
+            raise InputError(
+                f"nothing was {word} in round {number}, of "
+                f"{sum(map(len, drawn)):,} samples that the judge could tell about: there is "
+                f"nothing that --objective {config.objective} learns from. {WHAT_TO_DO}"
+            )
 
 
 def _held(
     model: Llama, chat: Chat, rows: Sequence[Row], judge: Judge, config: RoundsConfig
 ) -> dict[str, Any]:
-    """What the held-out questions give."""
-    found: Figures = figures(
-        ask(
-            model,
-            chat,
-            rows,
-            judge,
-            samples=config.samples,
-            temperature=config.temperature,
-            max_new_tokens=config.max_new_tokens,
-            seed=1000 * config.seed + HELD_SEED,
-        )
+    """What the held-out questions give, whatever the rounds' own samples are drawn like."""
+    asked = ask(
+        model,
+        chat,
+        rows,
+        judge,
+        samples=min(config.samples, HELD_SAMPLES),
+        temperature=1.0,
+        max_new_tokens=config.max_new_tokens,
+        seed=1000 * config.seed + HELD_SEED,
     )
-    pass_at = {f"eval_pass@{k}": value for k, value in found.pass_at.items()}
+    found: Figures = figures(asked)
+    pass_at = {f"pass@{k}": value for k, value in found.pass_at.items()}
     rest = {name: value for name, value in found._asdict().items() if name != "pass_at"}
-    return {f"eval_{name}": value for name, value in rest.items()} | pass_at
+    measured = rest | pass_at | _spread(model, chat, asked)
+    return {f"eval_{name}": value for name, value in measured.items()}
+
+
+def _spread(model: Llama, chat: Chat, asked: Sequence[Asked]) -> dict[str, float]:
+    """Entropy, and KL to the base, over the tokens of the samples, their ends among them."""
+    examples = []
+    for one in asked:
+        ids = [[*s.ids, *([chat.end_of_turn] if s.ended else [])] for s in one.samples]
+        answers = tuple(np.array(answer) for answer in ids)
+        prompt = chat.encode_prompt(one.row["prompt"])
+        examples.append(Example(prompt, answers, (1,) * len(ids), len(ids)))
+    return spread(model, examples, FIELDS["pass_tokens"].default)
 
 
 class _Log:
@@ -185,23 +248,33 @@ def _output(config: RoundsConfig, resume: bool) -> Path:
 
 
 def _print_head(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[Row]) -> None:
+    at_a_time = "" if config.budget == "fixed" else f", budget {config.budget}"
     print(f"model      {config.model or 'embedded'}")
     print(
-        f"questions  {len(rows):,}, {config.samples} samples of each a round, judged by "
+        f"questions  {len(rows):,}, {config.samples} samples of each a round{at_a_time}, judged by "
         f"{config.judge}; {len(held_rows):,} others are asked after it"
     )
     loss = config.round_config(1, Path(), None).resolved_loss()
+    print(f"selection  {config.selection}")
     print(f"objective  {config.objective}: {loss}\n")
-    print("       of the samples        of the others, after it")
-    print("round  accepted   ended    greedy  accepted  pass@k  tokens   seconds")
+    print("       of the samples, and questions with    of the others, after it")
+    print(
+        "round  accepted   ended    none  all right    greedy  accepted  pass@k  tokens   seconds"
+    )
 
 
 def _line(line: dict[str, Any]) -> str:
-    """A round as a line of the table that `_print_head` begins."""
-    sampled = f"{'':19}"
+    """A round as a line of the table that `_print_head` begins.
+
+    Of how many questions no sample was accepted, and of how many all were, stands beside.
+    """
+    sampled = f"{'':38}"
     if "reward" in line:
         share = line["accepted"] / (line["accepted"] + line["rejected"])
-        sampled = f"{share:8.3f}{1 - line['clipped_ratio']:8.3f}   "
+        ended = 1 - line["completions/clipped_ratio"]
+        sampled = (
+            f"{share:8.3f}{ended:8.3f}{line['fully_unsolved']:8,}{line['fully_solved']:11,}   "
+        )
     most = max(int(name.partition("@")[2]) for name in line if name.startswith("eval_pass@"))
     seconds = sum(value for name, value in line.items() if name.endswith("_seconds"))
     return (

@@ -23,9 +23,11 @@ class Preset(NamedTuple):
     temperature: float = 1.0
 
 
+DEFAULT = "rejection"
+
 PRESETS: dict[str, Preset] = {
     # Ours: what was rejected makes way, held to the complement distribution.
-    "rejection": Preset("all", "fixed", "complement", 8),
+    "rejection": Preset("pooled", "fixed", "complement", 8),
     # Yuan et al. 2023, with the numbers of trlx; and Dong et al. 2023, RAFT.
     "rft": Preset("rft", "fixed", "sft", 32),
     "raft": Preset("raft", "fixed", "sft", 8, 0.85),

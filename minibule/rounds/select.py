@@ -5,7 +5,8 @@ prompt; rewards above 0 are those of accepted answers, as all losses take them. 
 tied, and with a judge that says yes or no nearly all are, the choice between them is drawn from
 `rng`, never made by position.
 
-    all              every sample with its reward: NSR, W-REINFORCE, GRPO and our own
+    all              every sample with its reward: NSR, W-REINFORCE and GRPO
+    pooled           the same, with the samples of all rounds so far: our own
     rft, raft        answers that are good for their prompt; the best one, if accepted
     raft++           all that are accepted, with their rewards
     rso              statistical rejection sampling, then pairs
@@ -41,6 +42,16 @@ class All(OfEach):
         yield np.arange(len(group.rewards)), group.rewards
 
 
+class Pooled(All):
+    """Every sample with its reward, those of the rounds before among them.
+
+    What was rejected once stays rejected: else nothing would stand against an anchor, which pulls
+    back to the base, where the model no longer says what it was trained not to say.
+    """
+
+    pools = True
+
+
 @dataclass(frozen=True)
 class Dapo(OfEach):
     """DAPO's dynamic sampling: groups whose rewards are all the same are left out.
@@ -74,6 +85,7 @@ class RFT(OfEach):
 
     start: float = 0.7
     end: float = 0.95
+    keeps = "accepted"
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         quantile = self.start + (self.end - self.start) * progress
@@ -92,6 +104,8 @@ class RAFT(OfEach):
     Source: Dong et al. 2023, "RAFT".
     """
 
+    keeps = "accepted"
+
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         best = best_first(group.rewards, rng)[:1]
         yield _as_accepted(best[group.rewards[best] > 0])
@@ -104,6 +118,8 @@ class RAFTPlus(OfEach):
     Source: Xiong et al. 2025, "A Minimalist Approach to LLM Reasoning", whose mean is over the
     tokens of the others, too: that scales a step by the share of accepted ones.
     """
+
+    keeps = "accepted"
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         accepted = np.flatnonzero(group.rewards > 0)
@@ -124,6 +140,7 @@ class Majority(OfEach):
 
     least: float = 0.05
     best: int = 1
+    keeps = "accepted"
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         _, said, times = np.unique(_numbered(group.says), return_inverse=True, return_counts=True)
@@ -159,6 +176,7 @@ class RSO(OfEach):
 
     best: int = 8
     beta: float = 0.5
+    keeps = "both"
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         once = distinct(group.answers)
@@ -221,7 +239,7 @@ def advantages(rewards: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class D3S:
+class D3S(Selection):
     """Of all groups together those samples whose advantages vary most; with these as rewards.
 
     share: of the samples, how many. Source: "D3S", arXiv:2509.22115, for whole answers; its other
@@ -307,6 +325,7 @@ class Balanced(OfEach):
 
 SELECTIONS: dict[str, Selection] = {
     "all": All(),
+    "pooled": Pooled(),
     "rft": RFT(),
     "raft": RAFT(),
     "raft++": RAFTPlus(),

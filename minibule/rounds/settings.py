@@ -1,5 +1,7 @@
 """What `python -m minibule.rounds` can be told."""
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,24 @@ from minibule.evaluate.own_judge import JUDGE_HELP, SECONDS
 from minibule.files import embedded_folder
 from minibule.methods.table import LOSSES
 from minibule.models.named import MODEL_HELP, model_path
+from minibule.rounds.budget import BUDGETS, Budget
+from minibule.rounds.presets import DEFAULT, PRESETS
+from minibule.rounds.select import SELECTIONS
 from minibule.runs.settings import FIELDS, TrainConfig
-from minibule.settings import setting
+from minibule.settings import Source, checked, setting
 
 DATA, ROUND, TRAINING = "model and questions", "a round", "training"
 
 # Settings of a training run that are those of every round.
 TRAINED = ("objective", "kl", "beta", "lr", "epochs", "batch_size", "lora_r", "lora_alpha")
 
-# What suits the embedded model, where nothing else is asked for.
-TINY = {"lr": 5e-4, "kl": 0.7}
+SAMPLES = "samples.jsonl"  # of a round's, in its folder
+
+USUAL = PRESETS[DEFAULT]
+
+# What suits the embedded model, where nothing else is asked for: the rate, and the anchor of the
+# default's objective.
+TINY_LR, TINY_KL = 5e-4, 0.7
 
 
 def _as_in_training(name: str) -> Any:
@@ -66,14 +76,34 @@ class RoundsConfig:
     )
 
     rounds: int = setting(3, "how many rounds", 1, 999, group=ROUND, may_change=True)
-    samples: int = setting(8, "answers sampled to each question", 1, 256, group=ROUND)
+    samples: int = setting(
+        USUAL.samples,
+        "answers sampled to each question, or at a time with a budget that asks again",
+        1,
+        256,
+        group=ROUND,
+    )
     temperature: float = setting(
-        1.0, "1 = sample from the model itself", 0, above=True, group=ROUND
+        USUAL.temperature, "1 = sample from the model itself", 0, above=True, group=ROUND
     )
     max_new_tokens: int = setting(32, "at most so many tokens of an answer", 1, group=ROUND)
+    budget: str = setting(
+        USUAL.budget,
+        "how many samples a question gets: as many of each, as many again to where they tell most "
+        "(gvm), or samples again until accepted and rejected ones are there (balance), or an "
+        "accepted one (positive)",
+        choices=tuple(BUDGETS),
+        group=ROUND,
+    )
+    selection: str = setting(
+        USUAL.selection,
+        "which samples are trained on, and with what reward: see minibule/rounds/select.py",
+        choices=tuple(SELECTIONS),
+        group=ROUND,
+    )
 
     objective: str = setting(
-        "complement", FIELDS["objective"].about.help, choices=tuple(LOSSES), group=TRAINING
+        USUAL.objective, FIELDS["objective"].about.help, choices=tuple(LOSSES), group=TRAINING
     )
     kl: float | None = _as_in_training("kl")
     beta: float | None = _as_in_training("beta")
@@ -105,14 +135,30 @@ class RoundsConfig:
             )
         return model_path(self.model or embedded_folder()), data, heldout
 
+    def resolved_budget(self) -> Budget:
+        """The named budget, of so many samples."""
+        return dataclasses.replace(BUDGETS[self.budget], samples=self.samples)
+
+    def check(self) -> None:
+        """InputError where nothing that the selection keeps is of use to the objective."""
+        uses = LOSSES[self.objective].uses
+        if SELECTIONS[self.selection].keeps == "accepted" and uses in ("rejected", "both"):
+            raise InputError(
+                f"--selection {self.selection}: keeps accepted answers only, and --objective "
+                f"{self.objective} learns from rejected ones. Expected sft or reinforce, or "
+                "another selection."
+            )
+
     def round_config(self, number: int, place: Path, start: Path | None) -> TrainConfig:
         """The settings of the training run of a round: 1, 2, ..."""
         own = {name: getattr(self, name) for name in TRAINED}
-        if not self.model:
-            own |= {name: v for name, v in TINY.items() if own[name] == FIELDS[name].default}
+        if not self.model and self.lr == FIELDS["lr"].default:
+            own["lr"] = TINY_LR
+        if not self.model and self.kl is None and self.objective == USUAL.objective:
+            own["kl"] = TINY_KL
         return TrainConfig(
             model=self.model or str(embedded_folder()),
-            data=str(place / "records.jsonl"),
+            data=str(place / SAMPLES),
             output=str(place),
             init_adapter=str(start) if start else "",
             export=("none",),
@@ -123,3 +169,14 @@ class RoundsConfig:
             threads=self.threads,
             **own,
         )
+
+
+def resolve(sources: Iterable[Source], preset: str = DEFAULT) -> RoundsConfig:
+    """The settings of a preset, with what the sources say instead; a later one wins.
+
+    Raises InputError for what cannot be used.
+    """
+    named = Source(f"preset {preset}", PRESETS[preset]._asdict(), False)
+    config = RoundsConfig(**checked(RoundsConfig, [named, *sources]))
+    config.check()
+    return config

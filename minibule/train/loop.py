@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.counts import total_weight
+from minibule.core.counts import Example, total_weight
 from minibule.core.optim import AdamW, clip_gradients, learning_rate
 from minibule.core.step import gradients
 from minibule.errors import InputError
@@ -46,7 +46,10 @@ MAX_SKIPPED = 3  # steps in a row that are not finite before a run gives up
 
 
 def train(
-    config: TrainConfig, resume: bool = False, settings_file: str | Path | None = None
+    config: TrainConfig,
+    resume: bool = False,
+    settings_file: str | Path | None = None,
+    examples: Sequence[Example] | None = None,
 ) -> Path:
     """Run the training that the settings describe; returns the folder with its results.
 
@@ -60,11 +63,13 @@ def train(
 
     settings_file: where the settings were read from, which must not be among what is replaced.
 
+    examples: what to train on, instead of the records that the settings name.
+
     All that can be wrong with the input is found before anything in the output folder is touched.
     """
     settings_file = Path(settings_file) if settings_file else None
     folder = output_folder(config, resume, settings_file)
-    setup = prepare(dataclasses.replace(config, output=str(folder.path)))
+    setup = prepare(dataclasses.replace(config, output=str(folder.path)), examples)
     settings = to_toml(setup.config).encode()
     check_questions(setup)
     check_space(folder.path, expected_bytes(setup))

@@ -100,8 +100,11 @@ class Setup:
         ]
 
 
-def prepare(config: TrainConfig) -> Setup:
-    """Read and check everything that the settings name; the set-up has all of them settled."""
+def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> Setup:
+    """Read and check everything that the settings name; the set-up has all of them settled.
+
+    examples: what to train on, just as it is; None: the records of the data, less those held out.
+    """
     set_threads(config.threads)
     source, data, questions_file = config.resolved_files()
     model, chat = load_model(source, narrow=True), load_chat(source)
@@ -117,13 +120,30 @@ def prepare(config: TrainConfig) -> Setup:
         model.adapter = Adapter(start.config, params)
     else:
         model.adapter = init_adapter(lora, model.config, config.seed)
-    loss = config.resolved_loss()
+    loss, heldout = config.resolved_loss(), list[Example]()
+    if examples is None:
+        limit = min(config.max_length, model.config.max_position_embeddings)
+        examples, heldout = _read_examples(config, data, chat, loss, limit)
+    if isinstance(loss, ComplementLoss):  # whose anchor is 0 unless it is given
+        config = dataclasses.replace(config, **loss.objective._asdict())
+    else:
+        config = dataclasses.replace(config, kl=loss.kl, beta=getattr(loss, "beta", None))
+    questions = read_questions(questions_file) if questions_file else []
+    return Setup(config, source, model, chat, list(examples), heldout, questions, start, loss)
+
+
+def _read_examples(
+    config: TrainConfig, data: Path, chat: Chat, loss: Loss, limit: int
+) -> tuple[list[Example], list[Example]]:
+    """What is trained on and what is held out of the records in `data`, cut to `limit` tokens.
+
+    InputError where nothing is left to train on.
+    """
     records, _ = read_file(data, progress=True, unrejected=loss.uses in ("accepted", "any"))
     train_records, held_records = split_by_prompt(
         records[: config.max_records or None], config.eval_fraction, config.seed
     )
     held_records = held_records[: config.eval_records or None]
-    limit = min(config.max_length, model.config.max_position_embeddings)
     number = {id(record): number for number, record in enumerate(records, start=1)}
 
     def examples(
@@ -143,21 +163,7 @@ def prepare(config: TrainConfig) -> Setup:
     train_examples = examples(train_records, loss.uses, loss.end_token)
     if not train_examples:
         raise InputError(_nothing_left(config, data, loss, train_records))
-    if isinstance(loss, ComplementLoss):  # whose anchor is 0 unless it is given
-        config = dataclasses.replace(config, **loss.objective._asdict())
-    else:
-        config = dataclasses.replace(config, kl=loss.kl, beta=getattr(loss, "beta", None))
-    return Setup(
-        config,
-        source,
-        model,
-        chat,
-        train_examples,
-        examples(held_records) if held_records else [],
-        read_questions(questions_file) if questions_file else [],
-        start,
-        loss,
-    )
+    return train_examples, examples(held_records) if held_records else []
 
 
 def _nothing_left(config: TrainConfig, data: Path, loss: Loss, records: Sequence[Record]) -> str:

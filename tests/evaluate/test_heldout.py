@@ -9,7 +9,7 @@ from helpers import random_adapter, random_examples, random_llama
 from minibule.core.fused import ComplementLoss
 from minibule.core.loss import RowLoss
 from minibule.core.step import gradients
-from minibule.evaluate.heldout import OF_THE_OBJECTIVE, evaluate
+from minibule.evaluate.heldout import OF_THE_OBJECTIVE, evaluate, spread
 from minibule.methods.table import LOSSES
 
 ALWAYS = {"rejected_mass", "first_rejected_mass", "kl_to_base", "entropy"}
@@ -53,3 +53,27 @@ def test_what_is_no_loss_of_its_own_is_the_same_under_all():
     for name in ("reference", "complement", "npo"):
         measured = evaluate(model, examples, LOSSES[name], 1000)
         assert {n: measured[n] for n in ALWAYS} == pytest.approx(none, rel=1e-9)
+
+
+def log_softmax(z):
+    z = z - z.max()
+    return z - np.log(np.exp(z).sum())
+
+
+@pytest.mark.parametrize("pass_tokens", [10**6, 9])
+def test_entropy_and_kl_are_means_over_all_tokens_of_all_answers(pass_tokens):
+    model, examples = model_of(), random_examples()
+    entropy, kl = [], []
+    for example in examples:
+        for answer in example.answers:
+            ids, start = np.concatenate([example.prompt, answer]), len(example.prompt) - 1
+            for z, z_ref in zip(model.logits(ids), model.base.logits(ids), strict=True):
+                logp = log_softmax(z)
+                entropy.append(-(np.exp(logp) @ logp))
+                kl.append(np.exp(logp) @ (logp - log_softmax(z_ref)))
+            del entropy[-1], kl[-1]  # after the last token
+            first = len(entropy) - (len(ids) - 1)
+            del entropy[first : first + start], kl[first : first + start]
+    found = spread(model, examples, pass_tokens)
+    assert found == pytest.approx({"entropy": np.mean(entropy), "kl": np.mean(kl)}, rel=1e-9)
+    assert spread(model.base, examples, pass_tokens)["kl"] == pytest.approx(0, abs=1e-12)

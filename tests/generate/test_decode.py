@@ -69,6 +69,17 @@ def test_samples_do_not_depend_on_their_company(model):
     )
 
 
+def test_samples_are_numbered_from_the_first(model):
+    """Later samples are drawn as if all had been at once."""
+    sampling = Sampling(temperature=1.0, seed=3)
+
+    def drawn(**more):
+        return generate(model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, **more)
+
+    together = drawn(samples=5)
+    assert drawn(samples=3, first=2) == [several[2:] for several in together]
+
+
 def test_other_prompts_get_other_draws(model):
     """With the same draws for all, the records of different prompts would be alike."""
     sampling = Sampling(temperature=1e6, seed=3)  # the model hardly matters: nearly uniform

@@ -113,7 +113,7 @@ def test_gvm_draws_in_two_stages():
     expected = allocated(gvm_weights(p, np.ones(4), 1e-3, 2.0), 32)
     assert budget(drawn).tolist() == expected.tolist()
     assert expected[0] > expected[1] > expected[2] > 0 == expected[3]
-    assert budget(drawn, np.array([0.0, 0, 3, 0])).tolist() == [0, 0, 32, 0]
+    assert budget(drawn, lambda: np.array([0.0, 0, 3, 0])).tolist() == [0, 0, 32, 0]
     drawn = [np.append(one, rewards(0, n)) for one, n in zip(drawn, expected, strict=True)]
     assert budget(drawn).tolist() == [0, 0, 0, 0]
 

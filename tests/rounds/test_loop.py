@@ -2,13 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 from helpers import ROOT
+from safetensors.numpy import load_file
 
 from minibule.errors import InputError
+from minibule.records.records import read_file
 from minibule.rounds import loop
 from minibule.rounds.__main__ import main
-from minibule.rounds.settings import RoundsConfig
+from minibule.rounds.presets import PRESETS
+from minibule.rounds.settings import RoundsConfig, resolve
+from minibule.settings import Source
 
 QUESTIONS = ROOT / "weights" / "tiny" / "questions.jsonl"
 
@@ -36,7 +41,7 @@ def config(tmp_path):
 
 def files(folder):
     """All files of rounds by name, but for what has seconds, paths or a process in it."""
-    kept = ("samples.jsonl", "records.jsonl", "adapter_model.safetensors")
+    kept = ("samples.jsonl", "adapter_model.safetensors")
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -56,7 +61,13 @@ def test_what_rounds_write(config, tmp_path, capsys):
         assert len(samples) == 12 * 4
         assert lines[number]["accepted"] == sum(sample["label"] for sample in samples)
         assert (folder / "report.html").exists() and (folder / "adapter").is_dir()
-    assert len((place / "round-002" / "records.jsonl").read_text().splitlines()) == 2 * 12 * 4
+        assert lines[number]["samples"] == 12 * 4 and not list(folder.glob("*.partial"))
+    # What was rejected in the first round is trained on in the second one, too.
+    rejected = [lines[number]["rejected"] for number in (1, 2)]
+    assert [lines[number]["trained_answers"] for number in (1, 2)] == [rejected[0], sum(rejected)]
+    assert lines[0]["eval_kl"] == 0 < lines[1]["eval_kl"] and lines[0]["eval_entropy"] > 0
+    records, _ = read_file(place / "round-001" / "samples.jsonl")
+    assert sum(sum(record.counts) for record in records) == lines[1]["rejected"]
     # The second round's samples are those of the first one's model, not of the base.
     assert files(place)["round-001/samples.jsonl"] != files(place)["round-002/samples.jsonl"]
     printed = capsys.readouterr().out
@@ -97,11 +108,78 @@ def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
     assert files(place) == files(tmp_path / "whole") != {}
 
 
-def test_questions_that_the_model_always_answers(config, monkeypatch):
-    real = loop.sample_round
-    monkeypatch.setattr(loop, "sample_round", lambda *given: real(*given)._replace(rejected=0))
-    with pytest.raises(InputError, match="nothing was rejected in round 1"):
-        loop.rounds(config("b"))
+def test_a_budget_s_later_stages_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
+    """gvm's second stage is divided by gradients, which are worked out anew."""
+    gvm = {"budget": "gvm", "selection": "raft++", "objective": "reinforce", "rounds": 1}
+    loop.rounds(config("whole", **gvm))
+    samples = (tmp_path / "whole" / "round-001" / "samples.jsonl").read_bytes()
+    lines = samples.splitlines(keepends=True)
+    assert len(lines) == 2 * 48
+
+    def dies(*arguments):
+        path = arguments[-1]
+        path.with_name(path.name + ".partial").write_bytes(b"".join(lines[:61]) + lines[61][:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "sample_round", dies)
+    with pytest.raises(KeyboardInterrupt):
+        loop.rounds(config("parts", **gvm))
+    monkeypatch.undo()
+    loop.rounds(config("parts", **gvm), resume=True)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole") != {}
+
+
+def test_held_out_questions_are_asked_alike_whatever_is_sampled(config, tmp_path):
+    path, base = tmp_path / "mine.py", []
+    path.write_text("def long(completions):\n    return [len(c) / 1000 for c in completions]\n")
+    for name, more in (("a", {}), ("b", {"samples": 12, "temperature": 0.3})):
+        more |= {"judge": f"{path}:long", "selection": "raft", "objective": "sft"}
+        with pytest.raises(InputError, match="nothing was accepted"):  # after the base was asked
+            loop.rounds(config(name, **{"samples": 8} | more))
+        base.append(json.loads((tmp_path / name / "rounds.jsonl").read_text()))
+    assert base[0] == base[1] and "eval_pass@8" in base[0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "more", "words"),
+    [
+        ("1.0", {}, "nothing was rejected in round 1, of 48 samples"),
+        ("0.0", {"selection": "raft", "objective": "sft"}, "nothing was accepted in round 1"),
+        ("0.2", {"selection": "all", "objective": "grpo"}, "--selection all keeps nothing"),
+        ("None", {}, "the judge could tell about none"),
+    ],
+)
+def test_nothing_to_learn_from(reward, more, words, config, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"def same(completions):\n    return [{reward}] * len(completions)\n")
+    with pytest.raises(InputError, match=words):
+        loop.rounds(config("b", judge=f"{path}:same", **more))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_system_learns_something(name, config, tmp_path):
+    """A round of each; and it says how many questions are never or always answered."""
+    usual = config(name, rounds=1, max_new_tokens=16)
+    given = {n: getattr(usual, n) for n in ("data", "heldout", "output", "rounds")}
+    given |= {"samples": 4, "max_new_tokens": 16}
+    loop.rounds(resolve([Source("test", given, False)], name))
+    (line,) = [
+        line
+        for line in map(json.loads, (tmp_path / name / "rounds.jsonl").read_text().splitlines())
+        if line["round"] == 1
+    ]
+    folder = tmp_path / name / "round-001"
+    samples = [json.loads(text) for text in (folder / "samples.jsonl").read_text().splitlines()]
+    assert line["samples"] == len(samples) >= 48 == line["accepted"] + line["rejected"]
+    of_each = {}
+    for sample in samples:
+        of_each.setdefault(sample["prompt"], set()).add(sample["label"])
+    assert line["fully_unsolved"] == sum(labels == {False} for labels in of_each.values())
+    assert line["fully_solved"] == sum(labels == {True} for labels in of_each.values())
+    assert 0 < line["trained_prompts"] <= 12 and line["trained_answers"] > 0
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert any(np.abs(w).max() > 0 for key, w in weights.items() if "lora_B" in key)
+    assert (len(samples) > 48) == (PRESETS[name].budget != "fixed")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +190,8 @@ def test_questions_that_the_model_always_answers(config, monkeypatch):
         (["--model", "somewhere"], "no questions are made for it"),
         (["--rounds", "0"], "rounds = 0"),
         (["--judge", "me"], "--judge me: not a judge"),
+        (["--preset", "best"], "--preset"),
+        (["--preset", "raft", "--objective", "nsr"], "keeps accepted answers only"),
     ],
 )
 def test_what_cannot_be(flags, words, tmp_path, monkeypatch):
@@ -149,3 +229,5 @@ def test_settings_of_a_beginning_hold_to_the_end(config, tmp_path):
     loop.rounds(config("c", rounds=1))
     with pytest.raises(InputError, match="--samples cannot change in the middle"):
         main(["--resume", "--output", str(tmp_path / "c"), "--samples", "2"])
+    with pytest.raises(InputError, match="--preset cannot change in the middle"):
+        main(["--resume", "--output", str(tmp_path / "c"), "--preset", "rejection"])

@@ -15,6 +15,7 @@ import pytest
 from helpers import ROOT
 from safetensors.numpy import load_file
 
+from minibule.core.counts import total_weight
 from minibule.core.objective import OBJECTIVES
 from minibule.errors import InputError
 from minibule.files import embedded_folder
@@ -22,6 +23,7 @@ from minibule.models.load import load_model
 from minibule.runs.settings import resolve
 from minibule.runs.snapshot import load_snapshot
 from minibule.train.__main__ import main
+from minibule.train.loop import train
 from minibule.train.setup import prepare
 
 # With data of one's own, even the embedded ones by name, no held-out questions are asked.
@@ -325,3 +327,17 @@ def test_minibule_imports_no_torch():
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_examples_of_the_caller_s_are_trained_on_as_they_are(data, tmp_path):
+    """In place of the data; a run goes on with the same ones only."""
+    config = resolve({"data": str(data), "output": "given", "steps": "2", "probe": ""})
+    few = prepare(config).examples[:2]
+    longer = few[0]._replace(answers=(np.arange(1, 300) % 90, *few[0].answers[1:]))
+    train(config, examples=[longer])
+    sizes = json.loads((tmp_path / "given" / "before.json").read_text())["sizes"]
+    assert sizes["records"] == 1 and sizes["heldout"] == 0
+    assert {line["rows"] for line in metrics_of("given")} == {4 * total_weight([longer])}
+    with pytest.raises(InputError, match="records"):
+        train(config, resume=True, examples=few)
+    train(config, resume=True, examples=[longer])
