@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -48,14 +49,37 @@ def native_parser(refusal: str) -> Iterator[None]:
     """Around calls of tokenizers and safetensors: any way they fail is an InputError.
 
     They raise plain Exceptions, type errors for texts that are no Unicode, and where their Rust
-    panics pyo3's PanicException, which is not even an Exception.
+    panics pyo3's PanicException, which is not even an Exception. What Rust writes about that, by
+    itself and before anybody is asked, goes nowhere: the InputError says it.
     """
     try:
-        yield
+        with _STANDARD_ERROR, _discarded(2):
+            yield
     except (InputError, MemoryError, KeyboardInterrupt, Terminated, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         raise InputError(f"{refusal} ({shortened(str(error))}).") from None
+
+
+_STANDARD_ERROR = threading.RLock()  # two threads would put back each other's
+
+
+@contextmanager
+def _discarded(stream: int) -> Iterator[None]:
+    """Throw away what is written to a file descriptor, unless the caller has closed that."""
+    try:
+        kept = os.dup(stream)
+    except OSError:
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream)
+        yield
+    finally:
+        os.dup2(kept, stream)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

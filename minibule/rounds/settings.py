@@ -66,7 +66,9 @@ class RoundsConfig:
     )
 
     rounds: int = setting(3, "how many rounds", 1, 999, group=ROUND, may_change=True)
-    samples: int = setting(8, "answers sampled to each question", 1, 256, group=ROUND)
+    samples: int = setting(
+        8, "answers sampled to each question", 1, 256, group=ROUND, spares="smaller"
+    )
     temperature: float = setting(
         1.0, "1 = sample from the model itself", 0, above=True, group=ROUND
     )

@@ -33,6 +33,9 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_BEGINNING = b'{"pid": '  # of what its holder writes into a lock
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make `folder` if need be, and hold it for this process; InputError where another does.
@@ -76,6 +79,9 @@ def refuse_if_locked(folder: Path) -> None:
 def _take(path: Path) -> BinaryIO:
     while True:
         file = open_own(path)
+        if file.read(len(_BEGINNING)) not in (b"", _BEGINNING):
+            file.close()
+            raise InputError(f"{path}: found a file that no run wrote there. Move it away.")
         try:
             _lock(file)
         except BlockingIOError:
