@@ -173,11 +173,21 @@ def check_new(output: Path) -> None:
 
 
 def open_own(path: Path) -> BinaryIO:
-    """Open a file of a run, made if need be, to be read and written; what is no file is refused."""
+    """Open a file of a run, made if need be, to be read and written; what is no file is refused.
+
+    And so is one that has a second name, as in a backup made of hard links: it would change there.
+    """
     check_own(path, "a file")
     with writing(path):
-        more = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | more, 0o666))
+
+        def opened(name: str, flags: int) -> int:
+            return os.open(name, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+        file = open(path, "r+b", opener=opened)  # noqa: SIM115 - the caller closes it
+    if os.fstat(file.fileno()).st_nlink > 1:
+        file.close()
+        raise InputError(f"{path}: is the same file as another, a hard link. Put a copy there.")
+    return file
 
 
 @contextmanager

@@ -179,6 +179,17 @@ def test_a_link_with_the_name_of_a_result_leads_nowhere(name, target):
     assert Path("out/manifest.json").read_text() == manifest
 
 
+def test_a_backup_made_of_hard_links_stays_as_it_is():
+    """metrics.jsonl is gone on with where it is; all other files are replaced."""
+    run("--output=out")
+    shutil.copytree("out", "backup", copy_function=os.link)
+    backup = {path: path.read_bytes() for path in Path("backup").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"metrics\.jsonl: is the same file as another"):
+        main(["--resume", "--output=out"])
+    run("--output=out", "--overwrite")
+    assert {path: path.read_bytes() for path in backup} == backup
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("device", [False, True], ids=["pipe", "device"])
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.toml", "before.json"])
