@@ -175,19 +175,36 @@ EXPORTS = (["gguf", "--dtype=f32"], ["gguf", "--dtype=q8_0"], ["hf"], ["gguf-lor
 class Death(NamedTuple):
     """What a killed command left behind: `lost` names what should not be so."""
 
-    killed: bool
     in_write: bool  # it left a half-written file or folder, for the next command to remove
     whole: bool  # the output was there already
     lost: list[str]
 
 
 def one_death(seed: str, words: list[str], output: Path, expected: Path) -> Death:
-    """Kill the command that writes `output`, look at what is there, and run it again.
+    """Kill the command that writes `output`, look at what is there, and run it again."""
+    rng = random.Random(seed)
+    before = _names(output.parent)
+    good = output.read_bytes() if output.is_file() else None
+    while not _killed(words, output, rng):  # it was done before its moment came: once more
+        _remove(output)
+        if good is not None:
+            output.write_bytes(good)
+    left, there = _names(output.parent) - before, output.exists()
+    lost = [] if not there or _same(output, expected) else [f"{output.name} is not whole"]
+    if good is None:  # an export replaces nothing
+        _remove(output)
+    done(words)
+    if not _same(output, expected):
+        lost.append(f"{output.name} differs from that of a command never killed")
+    lost += [f"{name} is left behind" for name in _names(output.parent) - before - {output.name}]
+    return Death(any(name.endswith(".partial") for name in left), there, lost)
+
+
+def _killed(words: list[str], output: Path, rng: random.Random) -> bool:
+    """SIGKILL at a random moment; whether it came before the end.
 
     Half of the kills wait until the output is in the making; the others fall anywhere.
     """
-    rng = random.Random(seed)
-    before = _names(output.parent)
     aimed = rng.random() < 0.5
     deadline = time.monotonic() + (60 if aimed else rng.uniform(0, 1.5))
     with subprocess.Popen(  # noqa: S603
@@ -199,16 +216,11 @@ def one_death(seed: str, words: list[str], output: Path, expected: Path) -> Deat
                 break
             time.sleep(0.0002)
         process.kill()
-    killed = process.returncode == -signal.SIGKILL
-    left, there = _names(output.parent) - before, output.exists()
-    lost = [] if not there or _same(output, expected) else [f"{output.name} is not whole"]
-    if there and output.suffix != ".html":  # an export replaces nothing
-        shutil.rmtree(output) if output.is_dir() else output.unlink()
-    done(words)
-    if not _same(output, expected):
-        lost.append(f"{output.name} differs from that of a command never killed")
-    lost += [f"{name} is left behind" for name in _names(output.parent) - before - {output.name}]
-    return Death(killed, any(name.endswith(".partial") for name in left), there, lost)
+    return process.returncode == -signal.SIGKILL
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _names(folder: Path) -> set[str]:
@@ -250,8 +262,7 @@ def die(what: str, times: int, seed: int, folder: Path) -> bool:
     with ThreadPoolExecutor(2) as pool:
         deaths = list(pool.map(lambda job: one_death(*job), jobs))
     lost = [f"{n}: {', '.join(death.lost)}" for n, death in enumerate(deaths) if death.lost]
-    print(f"commands                                {times}")
-    print(f"kills                                   {sum(death.killed for death in deaths)}")
+    print(f"kills                                   {times}")
     print(f"  while the output was being written    {sum(death.in_write for death in deaths)}")
     print(f"outputs that were there, and whole      {sum(death.whole for death in deaths)}")
     print(f"outputs not whole, or something left    {len(lost)}")
