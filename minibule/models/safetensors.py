@@ -5,7 +5,6 @@ NumPy has no bfloat16. Its 16 bits are the upper half of a float32, and are read
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -156,10 +155,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
         )
         for name, array in held.items()
     }
+    path.touch()
+    usual = path.stat().st_mode  # safetensors makes its files readable by their owner alone
     try:
         serialize_file(specs, str(path), metadata={"format": "pt"})
     except SafetensorError as error:  # its kinds are but texts: "I/O error: No space left ..."
         raise OSError(str(error).rpartition("I/O error: ")[2]) from None
-    umask = os.umask(0)  # it can only be read by setting it
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone
+    path.chmod(usual)
