@@ -1,10 +1,12 @@
 """One run at a time in a folder."""
 
+import errno
 import os
 
 import pytest
 
 from minibule.errors import InputError
+from minibule.runs import lock
 from minibule.runs.lock import locked, refuse_if_locked
 
 
@@ -30,3 +32,20 @@ def test_a_file_of_that_name_that_is_no_lock_stays(tmp_path):
     with pytest.raises(InputError, match="no run wrote"):
         refuse_if_locked(tmp_path)
     assert file.read_text() == "the user's own"
+
+
+def test_a_disk_of_a_network_that_cannot_lock(tmp_path, monkeypatch):
+    """It says so; or each look at a file finds another number for it."""
+    path, other = tmp_path / "run", tmp_path / "other"
+    other.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "fstat", lambda _: other.stat())
+        with pytest.raises(InputError, match=r"it is another file each time.*on another disk"):
+            locked(path).__enter__()
+
+    def unlockable(_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock, "_lock", unlockable)
+    with pytest.raises(InputError, match=r"No locks available.*on another disk"):
+        locked(path).__enter__()

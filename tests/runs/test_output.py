@@ -146,7 +146,11 @@ def test_a_link_in_a_run_leads_no_removal_out_of_it():
     assert everything("elsewhere") == before
 
 
-@pytest.mark.parametrize("name", ["../victim", "/victim", "a/b/victim", "a/../../victim"])
+FOREIGN = ["../victim", "/victim", "a/b/victim", "a/../../victim", "", "a/", "a/."]
+FOREIGN += ["C:victim", "a\\victim", "\\victim", "a/x:stream"]  # elsewhere on Windows
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_a_list_names_files_of_its_folder_only(name):
     run("--output=out")
     files = {name: None}
@@ -230,8 +234,10 @@ def test_an_input_that_is_a_pipe_or_a_device(flag):
 
 def test_a_lock_that_cannot_be_written_is_named(monkeypatch):
     class Full(io.BytesIO):
-        def write(self, _):
+        def write(self, _=b""):
             raise OSError(errno.EFBIG, "File too large")
+
+        close = write  # which tries once more
 
     monkeypatch.setattr(lock, "open_own", lambda _: Full())
     monkeypatch.setattr(lock, "_lock", lambda _: None)

@@ -153,7 +153,7 @@ def damaged_parquet(rng: random.Random, data: bytes) -> bytes:
         pyarrow.array([{"role": "user", "content": None}] * rows),
         pyarrow.array([1] * rows, pyarrow.timestamp("ns")),
         pyarrow.array([2**70] * rows, pyarrow.decimal128(38)),
-        pyarrow.array(["x" * rng.choice([0, 1, 10**6])] * rows).dictionary_encode(),
+        pyarrow.array(["x" * rng.choice([0, 1, 10**5])] * rows).dictionary_encode(),
         pyarrow.nulls(rows),
     ]
     for _ in range(rng.choice([1, 1, 2])):

@@ -74,12 +74,14 @@ def _seen(folder: Path, free: tuple[Path, ...]) -> dict[str, tuple[Any, ...]]:
     for place, folders, files in os.walk(folder):
         own = any(Path(place).is_relative_to(path) for path in free)
         for name in folders + files:
-            path = f"{place}/{name}"
+            path = Path(place, name)
+            if name != KEPT and (own or path in free):
+                continue
             about = os.lstat(path)
-            if name in folders and not own:
-                seen[path] = (about.st_mode, about.st_ino)
-            elif (not own and Path(path) not in free) or name == KEPT:
-                seen[path] = (about.st_mode, about.st_ino, about.st_size, about.st_mtime_ns)
+            state = (about.st_mode, about.st_ino)
+            seen[str(path)] = (
+                state if name in folders else (*state, about.st_size, about.st_mtime_ns)
+            )
     return seen
 
 
