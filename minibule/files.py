@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -48,14 +49,37 @@ def native_parser(refusal: str) -> Iterator[None]:
     """Around calls of tokenizers and safetensors: any way they fail is an InputError.
 
     They raise plain Exceptions, type errors for texts that are no Unicode, and where their Rust
-    panics pyo3's PanicException, which is not even an Exception.
+    panics pyo3's PanicException, which is not even an Exception. What Rust writes about that, by
+    itself and before anybody is asked, goes nowhere: the InputError says it.
     """
     try:
-        yield
+        with _STANDARD_ERROR, _discarded(2):
+            yield
     except (InputError, MemoryError, KeyboardInterrupt, Terminated, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         raise InputError(f"{refusal} ({shortened(str(error))}).") from None
+
+
+_STANDARD_ERROR = threading.RLock()  # two threads would put back each other's
+
+
+@contextmanager
+def _discarded(stream: int) -> Iterator[None]:
+    """Throw away what is written to a file descriptor, unless the caller has closed that."""
+    try:
+        kept = os.dup(stream)
+    except OSError:
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream)
+        yield
+    finally:
+        os.dup2(kept, stream)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -149,11 +173,21 @@ def check_new(output: Path) -> None:
 
 
 def open_own(path: Path) -> BinaryIO:
-    """Open a file of a run, made if need be, to be read and written; what is no file is refused."""
+    """Open a file of a run, made if need be, to be read and written; what is no file is refused.
+
+    And so is one that has a second name, as in a backup made of hard links: it would change there.
+    """
     check_own(path, "a file")
     with writing(path):
-        more = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | more, 0o666))
+
+        def opened(name: str, flags: int) -> int:
+            return os.open(name, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+        file = open(path, "r+b", opener=opened)  # noqa: SIM115 - the caller closes it
+    if os.fstat(file.fileno()).st_nlink > 1:
+        file.close()
+        raise InputError(f"{path}: is the same file as another, a hard link. Put a copy there.")
+    return file
 
 
 @contextmanager

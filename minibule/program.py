@@ -20,6 +20,9 @@ from minibule.wording import harmless
 # finaliser, or while an import takes its lock; who starts something long looks here first.
 received: list[int] = []
 
+# Flags of the command that runs, as they are to be set where memory is short: `settings.Parser`.
+spares: list[str] = []
+
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the command line's arguments as a whole program, then exit.
@@ -48,11 +51,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {where}{error.strerror or error}", 2)
     except MemoryError:
-        _exit(
-            "error: out of memory. What needs less, `--help` says: in training --memory low and "
-            "--pass-tokens, in generating -n and --max-new-tokens.",
-            1,
-        )
+        less = f"What needs less: {', '.join(spares)}" if spares else "Expected a smaller input"
+        _exit(f"error: out of memory. {less}, or a machine that has more.", 1)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
     except Terminated:

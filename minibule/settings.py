@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get
 
 from minibule.errors import InputError, listed
 from minibule.files import reading
+from minibule.program import spares
 from minibule.wording import Number, did_you_mean
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class About:
     choices     what a text, or each text of a tuple, may be; empty: anything
     required    whether it must be given, whatever its default
     may_change  whether a run that goes on may be given another value: see `runs.checkpoint`
+    spares      what it is set to where memory is short: "low", "smaller"; empty: it changes nothing
     """
 
     help: str
@@ -52,6 +54,7 @@ class About:
     choices: Sequence[str] = ()
     required: bool = False
     may_change: bool = False
+    spares: str = ""
 
 
 def setting(default: Any, help: str, low: float = 0, high: float | None = None, **more: Any) -> Any:
@@ -166,6 +169,7 @@ class Parser(argparse.ArgumentParser):
             self.error("\n".join(f"{f}: no such flag{did_you_mean(f, known)}" for f in flags))
         if unknown:
             self.error(f"found {' '.join(unknown)!r}, expected flags only")
+        spares[:] = [action.spares for action in self._actions if hasattr(action, "spares")]
         return namespace
 
 
@@ -194,7 +198,10 @@ def add_flags(
         more: dict[str, Any] = {"metavar": one.metavar}
         if one.kind is bool:
             more = {"action": argparse.BooleanOptionalAction, "default": None}
-        headings[one.about.group].add_argument(one.flag, help=text.replace("%", "%%"), **more)
+        heading = headings[one.about.group]
+        action = heading.add_argument(one.flag, help=text.replace("%", "%%"), **more)
+        if one.about.spares:
+            action.spares = f"{one.flag} {one.about.spares}"  # type: ignore[attr-defined]
     return headings
 
 

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
 from helpers import ROOT
 
-from minibule.errors import Terminated
+from minibule.errors import InputError, Terminated
 from minibule.files import (
     from_json,
     native_parser,
@@ -73,6 +74,16 @@ def test_a_signal_inside_a_native_parser_is_no_bad_input():
     """SIGTERM while tokenizers or safetensors read must end the program, not blame the file."""
     with pytest.raises(Terminated), native_parser("refused"):
         raise Terminated
+
+
+def test_what_a_native_parser_writes_by_itself_goes_nowhere(capfd):
+    with pytest.raises(InputError, match=r"^refused \(broken\)\.$"), native_parser("refused"):
+        with suppress(InputError), native_parser("within"):
+            raise ValueError
+        os.write(2, b"thread '<unnamed>' panicked")
+        raise ValueError("broken")
+    os.write(2, b"and now?")
+    assert capfd.readouterr().err == "and now?"
 
 
 # -- JSON ------------------------------------------------------------------------------------------

@@ -190,6 +190,30 @@ def test_a_name_on_the_command_line(words, tmp_path):
     only_text(run("-m", "minibule", *words, cwd=tmp_path), 2)
 
 
+def test_out_of_memory_names_what_the_command_can_do():
+    """Each with the words of its own flags, not with those of another."""
+    code = """
+import contextlib, sys
+from importlib import import_module
+from minibule import program
+from minibule.settings import Parser
+parse = Parser.parse_args
+def parse_and_fail(*words):
+    parse(*words)
+    raise MemoryError
+Parser.parse_args = parse_and_fail
+for words in (["train"], ["generate", "--prompt=x"], ["records", "x"]):
+    sys.argv = words
+    with contextlib.suppress(SystemExit):
+        program.run(import_module(f"minibule.{words[0]}.__main__").main)
+"""
+    done = run("-c", code)
+    train, generate, records = done.stderr.decode().splitlines()
+    assert "--pass-tokens smaller, --memory low" in train and "-n" not in train.split()
+    assert "--max-new-tokens smaller, -n smaller" in generate and "--memory" not in generate
+    assert "--" not in records and records.startswith("error: out of memory. Expected a smaller")
+
+
 # -- a reader who leaves ---------------------------------------------------------------------------
 
 

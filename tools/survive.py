@@ -1,10 +1,12 @@
-"""Kill training runs at random moments, and see that nothing is lost; run a long one, and watch it.
+"""Kill commands at random moments, and see that nothing is lost; run a long one, and watch it.
 
     python tools/survive.py kill    runs killed by SIGKILL and resumed must end as one never killed
+    python tools/survive.py export  what a killed export leaves is whole or not there,
+    python tools/survive.py report  and so is a report; the next command leaves nothing else behind
     python tools/survive.py long    5,000 steps must not need more and more memory
 
-Both train the embedded model, with one processor thread a process, so that two can run at a time.
-The exit status is 1 where something was lost.
+All use the embedded model, with one processor thread a process, so that two can run at a time. The
+exit status is 1 where something was lost.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import filecmp
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +29,7 @@ import numpy as np
 from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.program import run
+from minibule.report.sections import write_report
 
 CLOCK = ("seconds", "tokens_per_s", "rss_gb")  # what differs between equal runs
 # Data that is named brings no held-out questions with it: a run's time is then all training.
@@ -37,7 +41,11 @@ RESULTS = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def command(output: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "minibule.train", "--output", str(output), *flags]
+    return minibule("train", "--output", output, *flags)
+
+
+def minibule(name: str, *words: str | Path) -> list[str]:
+    return [sys.executable, "-m", f"minibule.{name}", *map(str, words)]
 
 
 def environment() -> dict[str, str]:
@@ -47,11 +55,15 @@ def environment() -> dict[str, str]:
 
 def ended(output: Path, *flags: str) -> None:
     """Run to the end; InputError with what it printed where it fails."""
-    done = subprocess.run(  # noqa: S603 - this very program
-        command(output, *flags), capture_output=True, text=True, check=False, env=environment()
+    done(command(output, *flags))
+
+
+def done(words: list[str]) -> None:
+    ran = subprocess.run(  # noqa: S603 - this very program
+        words, capture_output=True, text=True, check=False, env=environment()
     )
-    if done.returncode:
-        raise InputError(f"{output}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    if ran.returncode:
+        raise InputError(f"{words[-1]}: exit status {ran.returncode}\n{ran.stderr[-2000:]}")
 
 
 def metrics(output: Path) -> list[dict[str, object]]:
@@ -155,6 +167,110 @@ def kill(runs: int, steps: int, most: int, folder: Path) -> bool:
     return not damaged and not differing
 
 
+# -- export and report -----------------------------------------------------------------------------
+
+EXPORTS = (["gguf", "--dtype=f32"], ["gguf", "--dtype=q8_0"], ["hf"], ["gguf-lora"])
+
+
+class Death(NamedTuple):
+    """What a killed command left behind: `lost` names what should not be so."""
+
+    in_write: bool  # it left a half-written file or folder, for the next command to remove
+    whole: bool  # the output was there already
+    lost: list[str]
+
+
+def one_death(seed: str, words: list[str], output: Path, expected: Path) -> Death:
+    """Kill the command that writes `output`, look at what is there, and run it again."""
+    rng = random.Random(seed)
+    before = _names(output.parent)
+    good = output.read_bytes() if output.is_file() else None
+    while not _killed(words, output, rng):  # it was done before its moment came: once more
+        _remove(output)
+        if good is not None:
+            output.write_bytes(good)
+    left, there = _names(output.parent) - before, output.exists()
+    lost = [] if not there or _same(output, expected) else [f"{output.name} is not whole"]
+    if good is None:  # an export replaces nothing
+        _remove(output)
+    done(words)
+    if not _same(output, expected):
+        lost.append(f"{output.name} differs from that of a command never killed")
+    lost += [f"{name} is left behind" for name in _names(output.parent) - before - {output.name}]
+    return Death(any(name.endswith(".partial") for name in left), there, lost)
+
+
+def _killed(words: list[str], output: Path, rng: random.Random) -> bool:
+    """SIGKILL at a random moment; whether it came before the end.
+
+    Half of the kills wait until the output is in the making; the others fall anywhere.
+    """
+    aimed = rng.random() < 0.5
+    deadline = time.monotonic() + (60 if aimed else rng.uniform(0, 1.5))
+    with subprocess.Popen(  # noqa: S603
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    ) as process:
+        while time.monotonic() < deadline and process.poll() is None:
+            if aimed and any(output.parent.glob(".*.partial")):
+                time.sleep(rng.choice([0, 0.001, 0.01]) * rng.random())
+                break
+            time.sleep(0.0002)
+        process.kill()
+    return process.returncode == -signal.SIGKILL
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files, or the files of two folders, hold the same bytes."""
+    if one.is_dir() != other.is_dir():
+        return False
+    if not one.is_dir():
+        return filecmp.cmp(one, other, shallow=False)
+    names = sorted(_names(one) | _names(other))
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+
+
+def die(what: str, times: int, seed: int, folder: Path) -> bool:
+    """Print the counts; True where nothing was lost."""
+    run = folder / "run"
+    ended(run, *SETTINGS, "--steps=2")
+    jobs: list[tuple[str, list[str], Path, Path]] = []
+    for number in range(times):
+        place = folder / str(number)
+        if what == "report":
+            shutil.copytree(run, place / "run")
+            output, expected = write_report(place / "run"), place / "expected.html"
+            shutil.copy(output, expected)
+            if number % 2:  # a report is written anew, or for the first time
+                output.unlink()
+            jobs.append((f"{seed} {number}", minibule("report", place / "run"), output, expected))
+            continue
+        place.mkdir()
+        form, *dtype = EXPORTS[number % len(EXPORTS)]
+        flags = ["--adapter", run / "adapter", "--format", form, *dtype, "--output"]
+        output, expected = (p / "-".join([form, *dtype]) for p in (place, folder))
+        if not expected.exists():
+            done(minibule("export", *flags, expected))
+        jobs.append((f"{seed} {number}", minibule("export", *flags, output), output, expected))
+    with ThreadPoolExecutor(2) as pool:
+        deaths = list(pool.map(lambda job: one_death(*job), jobs))
+    lost = [f"{n}: {', '.join(death.lost)}" for n, death in enumerate(deaths) if death.lost]
+    print(f"kills                                   {times}")
+    print(f"  while the output was being written    {sum(death.in_write for death in deaths)}")
+    print(f"outputs that were there, and whole      {sum(death.whole for death in deaths)}")
+    print(f"outputs not whole, or something left    {len(lost)}")
+    for line in lost:
+        print(f"  {line}")
+    return not lost
+
+
 # -- long ------------------------------------------------------------------------------------------
 
 
@@ -178,17 +294,22 @@ def long(steps: int, most: float, folder: Path) -> bool:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["kill", "long"])
-    parser.add_argument("--runs", type=int, default=100, metavar="N", help="runs to kill")
+    parser.add_argument("what", choices=["kill", "export", "report", "long"])
+    parser.add_argument(
+        "--runs", type=int, default=100, metavar="N", help="runs or commands to kill"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="of a run (12; long: 5000)")
     parser.add_argument("--kills", type=int, default=3, metavar="N", help="of a run, at most")
     parser.add_argument(
         "--slope", type=float, default=1000.0, metavar="X", help="bytes a step that are allowed"
     )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the moments")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         if args.what == "kill":
             fine = kill(args.runs, args.steps or 12, args.kills, Path(name))
+        elif args.what != "long":
+            fine = die(args.what, args.runs, args.seed, Path(name))
         else:
             fine = long(args.steps or 5000, args.slope, Path(name))
     if not fine:

@@ -24,20 +24,29 @@ def deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[li
     Few passes leave threads idle at the end of the step. Many cost more, each something of its own,
     and an example divided between two costs its prompt again. So some numbers of passes are tried.
     """
-    fewest = math.ceil(sum(map(_tokens, examples)) / pass_tokens)
+    groups = list(map(_groups, examples))
+    fewest = math.ceil(sum(map(_tokens, examples, groups)) / pass_tokens)
     numbers = range(fewest, fewest + 2 * threads + 1)
-    plans = [_plan(examples, number, pass_tokens) for number in numbers]
+    plans = [_plan(examples, groups, number, pass_tokens) for number in numbers]
     best = min(plans, key=lambda plan: _duration([load for load, _ in plan], threads))
     return [trees for _, trees in best]
 
 
-def _tokens(example: Example) -> int:
-    """Tokens of an example's tree, were none of its answers to begin alike."""
-    return len(example.prompt) + sum(len(answer) - 1 for answer in example.answers)
+def _groups(example: Example) -> list[list[int]]:
+    """The example's answers, equal ones together: as many as there are, they cost what one does."""
+    groups: dict[bytes, list[int]] = {}
+    for k, answer in enumerate(example.answers):
+        groups.setdefault(answer.tobytes(), []).append(k)
+    return list(groups.values())
+
+
+def _tokens(example: Example, groups: list[list[int]]) -> int:
+    """Tokens of an example's tree, were none of its answers to begin alike but the equal ones."""
+    return len(example.prompt) + sum(len(example.answers[group[0]]) - 1 for group in groups)
 
 
 def _plan(
-    examples: Sequence[Example], number: int, pass_tokens: int
+    examples: Sequence[Example], groups: list[list[list[int]]], number: int, pass_tokens: int
 ) -> list[tuple[int, list[Tree]]]:
     """Deal the examples out to `number` passes: (tokens, trees) of each, the largest first.
 
@@ -46,13 +55,14 @@ def _plan(
     beyond that it is cheaper to compute the prompt again for the rest of the answers. Where none of
     the passes has room for so much as one answer, they become more.
     """
-    share = sum(map(_tokens, examples)) / number
+    sizes = list(map(_tokens, examples, groups))
+    share = sum(sizes) / number
     passes: list[list[Tree]] = [[] for _ in range(number)]
     loads = [(0, i) for i in range(number)]  # a heap
-    for i in sorted(range(len(examples)), key=lambda i: -_tokens(examples[i])):
-        prompt = len(examples[i].prompt)
-        up_to = [0, *itertools.accumulate(len(answer) - 1 for answer in examples[i].answers)]
-        begin, end = 0, len(examples[i].answers)
+    for i in sorted(range(len(examples)), key=lambda i: -sizes[i]):
+        prompt, answers = len(examples[i].prompt), examples[i].answers
+        up_to = [0, *itertools.accumulate(len(answers[group[0]]) - 1 for group in groups[i])]
+        begin, end = 0, len(groups[i])
         while begin < end:
             load, emptiest = loads[0]
             if load and load + prompt + up_to[begin + 1] - up_to[begin] > pass_tokens:
@@ -71,7 +81,7 @@ def _plan(
                 ):
                     part += 1  # an answer goes where its middle lies
             load += prompt + up_to[part] - up_to[begin]
-            passes[emptiest].append((i, list(range(begin, part))))
+            passes[emptiest].append((i, sorted(itertools.chain(*groups[i][begin:part]))))
             heapq.heapreplace(loads, (load, emptiest))
             begin = part
     dealt = sorted(loads, key=lambda pair: (-pair[0], pair[1]))

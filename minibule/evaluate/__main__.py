@@ -42,7 +42,9 @@ class EvaluateConfig:
         SECONDS, "what a judge of your own may take for a batch", 0, above=True, group=QUESTIONS
     )
     text: Path | None = setting(None, "plain text whose perplexity is told too", group=QUESTIONS)
-    samples: int = setting(8, "answers to sample for each question", 1, 256, group=SAMPLES)
+    samples: int = setting(
+        8, "answers to sample for each question", 1, 256, group=SAMPLES, spares="smaller"
+    )
     temperature: float = setting(
         1.0, "1 = sample from the model itself", 0, above=True, group=SAMPLES
     )

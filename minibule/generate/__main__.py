@@ -27,8 +27,10 @@ class GenerateConfig(Sampling):
     raw: bool = setting(
         False, "continue the text as it is, without the chat template", group=ANSWER
     )
-    max_new_tokens: int = setting(128, "at most so many tokens of the answer", 1, group=ANSWER)
-    n: int = setting(1, "answers to sample", 1, 10_000, group=ANSWER)
+    max_new_tokens: int = setting(
+        128, "at most so many tokens of the answer", 1, group=ANSWER, spares="smaller"
+    )
+    n: int = setting(1, "answers to sample", 1, 10_000, group=ANSWER, spares="smaller")
 
 
 def main(argv: list[str]) -> None:

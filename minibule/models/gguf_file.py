@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
@@ -20,7 +20,9 @@ from gguf.quants import dequantize
 
 from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, shortened
+from minibule.files import reading
 from minibule.machine.matrix import Array
+from minibule.models.safetensors import read_array
 
 Metadata = dict[str, GGUFValue]
 
@@ -114,7 +116,7 @@ class Gguf(NamedTuple):
     def array(self, name: str) -> Array:
         """The tensor as float32."""
         tensor = self.tensors[name]
-        raw = np.memmap(self.path, np.uint8, "r", tensor.start, (tensor.nbytes,))
+        raw = read_array(self.path, "u1", tensor.start, (tensor.nbytes,))
         rows = raw.reshape(*tensor.shape[:-1], -1)
         return np.array(dequantize(rows, tensor.type), np.float32).reshape(tensor.shape)
 
@@ -140,10 +142,11 @@ MAX_ITEMS = 2**21
 
 
 class _Cursor:
-    """Reads the header front to back and never past the end of the file."""
+    """Reads the header front to back and never past the end of the file of `size` bytes."""
 
-    def __init__(self, data: Array) -> None:
-        self.data = memoryview(data)  # type: ignore[arg-type]  # of bytes, whose slices are quick
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file = file
+        self.size = size
         self.at = 0
         self.left = MAX_ITEMS
 
@@ -156,13 +159,15 @@ class _Cursor:
         self.left -= n
 
     def take(self, n: int) -> bytes:
-        if n > len(self.data) - self.at:
+        # What is too much is not even asked for; and the file may have become shorter meanwhile.
+        data = self.file.read(n) if n <= self.size - self.at else b""
+        if len(data) < n:
             raise ValueError(
                 f"{n:,} bytes are expected at byte {self.at:,}, but the file has only "
-                f"{len(self.data):,} bytes: it is cut short or damaged"
+                f"{self.size:,} bytes: it is cut short or damaged"
             )
         self.at += n
-        return bytes(self.data[self.at - n : self.at])
+        return data
 
     def numbers(self, code: str, n: int = 1) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{code}")
@@ -201,12 +206,12 @@ def read_gguf(path: str | Path) -> Gguf:
         If the file is missing, is no GGUF, or is cut short or damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a GGUF model.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty; expected a GGUF model.")
     try:
-        return _parse(path, _Cursor(np.memmap(path, np.uint8, "r")))
+        with reading(path) as file:
+            size = path.stat().st_size
+            if size == 0:
+                raise InputError(f"{path}: the file is empty; expected a GGUF model.")
+            return _parse(path, _Cursor(file, size))
     except (ValueError, KeyError, OverflowError) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(f"{path}: not a whole GGUF file ({shortened(str(error))}).") from None
 
@@ -247,7 +252,7 @@ def _parse(path: Path, cursor: _Cursor) -> Gguf:
         if size == 0 or shape[-1] % block:
             raise ValueError(f"{name}: shape {shape} cannot be {kind.name}")
         tensor = GgufTensor(kind, shape, first + offset, size // block * block_bytes)
-        if tensor.start + tensor.nbytes > len(cursor.data):
+        if tensor.start + tensor.nbytes > cursor.size:
             raise ValueError(f"{name}: its numbers lie beyond the end of the file")
         tensors[name] = tensor
     in_order = sorted(tensors, key=lambda name: tensors[name].start)

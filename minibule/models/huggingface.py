@@ -68,7 +68,7 @@ class HuggingFaceFolder:
 
     def save_companions(self, folder: Path, config: LlamaConfig, dtype: str) -> None:
         for file in self.companions():
-            shutil.copy(file, folder / file.name)
+            shutil.copyfile(file, folder / file.name)  # a new file, readable to whom new ones are
         raw = read_json(self.path / "config.json") | {
             "torch_dtype": TORCH_DTYPE[dtype],
             "tie_word_embeddings": config.tie_word_embeddings,

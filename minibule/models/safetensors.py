@@ -5,7 +5,6 @@ NumPy has no bfloat16. Its 16 bits are the upper half of a float32, and are read
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -14,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
 from minibule.errors import InputError, listed, shortened
-from minibule.files import native_parser
+from minibule.files import native_parser, reading
 from minibule.machine.half import LEAST_SIZE, Narrow, widened
 from minibule.machine.matrix import Array
 
@@ -109,14 +108,25 @@ def check_finite(
 
 def _read(tensor: Stored, narrow: bool) -> Array:
     """Read a tensor from disk as float32, or, a matrix in 16 bits, as what stands for it."""
-    dtype = NUMPY_DTYPE[tensor.dtype]
-    if 0 in tensor.shape:
-        return np.zeros(tensor.shape, np.float32)
-    raw = np.asarray(np.memmap(tensor.file, dtype, "r", tensor.start, tensor.shape))
-    matrix = len(tensor.shape) == 2 and math.prod(tensor.shape) >= LEAST_SIZE
+    raw = read_array(tensor.file, NUMPY_DTYPE[tensor.dtype], tensor.start, tensor.shape)
+    matrix = len(tensor.shape) == 2 and raw.size >= LEAST_SIZE
     if narrow and matrix and tensor.dtype != "F32":
-        return cast(Array, Narrow(np.array(raw)))
-    return raw.astype(np.float32) if tensor.dtype == "F32" else Narrow(raw)[:]
+        return cast(Array, Narrow(raw))
+    return raw.astype(np.float32, copy=False) if tensor.dtype == "F32" else Narrow(raw)[:]
+
+
+def read_array(path: Path, dtype: str, start: int, shape: tuple[int, ...]) -> Array:
+    """The numbers of an array that begins at byte `start` of a file.
+
+    They are read, not mapped: a file that is cut short meanwhile (a download begun anew, a disk of
+    the network) would end a program that only looks at it, without a word.
+    """
+    with reading(path) as file:
+        size = math.prod(shape)
+        found = np.fromfile(file, dtype, size, offset=start)
+    if found.size < size:
+        raise InputError(f"{path}: became shorter while it was read. Copy or download it again.")
+    return found.reshape(shape)
 
 
 def same_numbers(one: Stored, other: Stored) -> bool:
@@ -145,10 +155,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
         )
         for name, array in held.items()
     }
+    path.touch()
+    usual = path.stat().st_mode  # safetensors makes its files readable by their owner alone
     try:
         serialize_file(specs, str(path), metadata={"format": "pt"})
     except SafetensorError as error:  # its kinds are but texts: "I/O error: No space left ..."
         raise OSError(str(error).rpartition("I/O error: ")[2]) from None
-    umask = os.umask(0)  # it can only be read by setting it
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone
+    path.chmod(usual)

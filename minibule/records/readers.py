@@ -26,6 +26,7 @@ from minibule.wording import printable
 Items = Iterator[tuple[str, object]]  # where in the file, and the value or an InputError
 
 LONGEST = 32 << 20  # of a row: bytes of a line, characters of an array's element
+MOST_BLANK = 1_000_000  # blank lines one after another
 DEEPEST = 100  # lists and objects in one another; no format has more than 3
 PACKED = 100  # times its size in the file a file may unpack to; of texts, 3 to 30 are usual
 SMALL = 64 << 20  # bytes: a file that unpacks to less may do so from any size
@@ -62,6 +63,7 @@ def _check_depth(value: object) -> None:
 
 def json_lines(stream: BinaryIO | io.BufferedIOBase) -> Items:
     """Each line that is not blank as ("line 1", value), or with an InputError for its value."""
+    blank = 0
     for number in itertools.count(1):
         line = stream.readline(LONGEST + 1)
         where = f"line {number:,}"
@@ -73,6 +75,10 @@ def json_lines(stream: BinaryIO | io.BufferedIOBase) -> Items:
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)  # some editors put one there
         line = line.rstrip()
+        blank = 0 if line else blank + 1
+        if blank > MOST_BLANK:
+            yield where, InputError(f"found more than {MOST_BLANK:,} blank lines; no more is read")
+            return
         if not line:
             continue
         try:

@@ -16,12 +16,13 @@ STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 # Nothing is loaded from anywhere and nothing runs, whatever the data hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
-# Control characters, as the pictures Unicode has for them; line ends and tabs stay. Those that turn
-# the writing round, as escapes: a path would show as another one.
+# Control characters, as the pictures Unicode has for them; line ends and tabs stay. Those without a
+# picture as escapes, and so those that turn the writing round: a path would show as another one.
 _CONTROLS: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    **{code: f"\\u{code:04x}" for code in BIDI},
     127: 0x2421,
+    **{code: f"\\x{code:02x}" for code in range(128, 160)},
+    **{code: f"\\u{code:04x}" for code in BIDI},
 }
 
 

@@ -82,6 +82,7 @@ class RoundsConfig:
         1,
         256,
         group=ROUND,
+        spares="smaller",
     )
     temperature: float = setting(
         USUAL.temperature, "1 = sample from the model itself", 0, above=True, group=ROUND

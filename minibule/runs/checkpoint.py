@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from minibule.core.counts import Example
 from minibule.core.llama import Llama
@@ -216,7 +216,7 @@ def _read(path: Path, run: Identity, shapes: Mapping[str, tuple[int, ...]]) -> C
         numbers_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
         if path.stat().st_size != header_bytes + numbers_bytes:  # nothing larger is read
             raise DamagedError(f"expected {numbers_bytes:,} bytes of numbers")
-        state = load_file(path)
+        state = load(path.read_bytes())  # no map, which a file cut short meanwhile would break
         kinds = {name: (a.shape, a.dtype.str) for name, a in state.items()}
         if kinds != {name: (shape, "<f4") for name, shape in shapes.items()}:
             raise DamagedError("its tensors are not the run's")

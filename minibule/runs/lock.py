@@ -33,6 +33,12 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+MOST_TRIES = 100  # holders may come and go meanwhile; not every network's disk keeps file numbers
+_ELSEWHERE = "Choose an --output on another disk, such as the machine's own."
+
+_BEGINNING = b'{"pid": '  # of what its holder writes into a lock
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make `folder` if need be, and hold it for this process; InputError where another does.
@@ -60,7 +66,8 @@ def locked(folder: Path) -> Iterator[None]:
             file.close()  # Windows removes no open file
         with suppress(OSError):
             path.unlink()
-        file.close()
+        with suppress(OSError):  # what could not be written is tried once more
+            file.close()
         if made:
             with suppress(OSError):
                 folder.rmdir()  # only if it is empty: nothing came of the run
@@ -74,8 +81,11 @@ def refuse_if_locked(folder: Path) -> None:
 
 
 def _take(path: Path) -> BinaryIO:
-    while True:
+    for _ in range(MOST_TRIES):
         file = open_own(path)
+        if file.read(len(_BEGINNING)) not in (b"", _BEGINNING):
+            file.close()
+            raise InputError(f"{path}: found a file that no run wrote there. Move it away.")
         try:
             _lock(file)
         except BlockingIOError:
@@ -85,12 +95,13 @@ def _take(path: Path) -> BinaryIO:
             ) from None
         except OSError as error:
             file.close()
-            raise InputError(f"{path}: cannot be locked ({error.strerror}).") from None
+            raise InputError(f"{path}: cannot be locked ({error.strerror}). {_ELSEWHERE}") from None
         # A holder removes the file before it lets go: then this is locked, but no longer there.
         with suppress(OSError):
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         file.close()
+    raise InputError(f"{path}: cannot be locked (it is another file each time). {_ELSEWHERE}")
 
 
 def _holder(path: Path) -> str:

@@ -23,6 +23,10 @@ _NAMES = re.compile(
 )
 
 
+# A file in the folder, or in one of its folders: on Windows, too, where other signs cut names.
+_ENTRY = re.compile(r"[^/\\:\0]+(/[^/\\:\0]+)?")
+
+
 class Manifest:
     """The files of the run in `folder`: path below it -> size in bytes, None while being written.
 
@@ -155,9 +159,8 @@ class Manifest:
 def _is_entry(entry: tuple[str, Any]) -> bool:
     """Whether a name is one below the folder, and its size one."""
     name, size = entry
-    parts = Path(name).parts
-    below = 0 < len(parts) <= 2 and ".." not in parts and not Path(name).is_absolute()
-    return below and (size is None or type(size) is int)
+    below = _ENTRY.fullmatch(name) and not {"..", "."} & set(name.split("/"))
+    return bool(below) and (size is None or type(size) is int)
 
 
 def _files_in(path: Path) -> list[Path]:

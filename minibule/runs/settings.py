@@ -182,12 +182,14 @@ class TrainConfig:
         1,
         group=MACHINE,
         may_change=True,
+        spares="smaller",
     )
     memory: Literal["full", "low"] = setting(
         "full",
         "low = compute each layer again in backward: less memory, more time, the same numbers",
         group=MACHINE,
         may_change=True,
+        spares="low",
     )
     threads: int = setting(
         0,

@@ -51,6 +51,10 @@ def _check(snapshot: Snapshot) -> None:
     """ValueError for what has the right types and cannot be."""
     if (position := snapshot.position) and not position.total > 0:
         raise ValueError(f"position: found a total of {position.total}, expected more")
+    for token in position.tokens if position else []:
+        for p in (token.base, token.model, token.target, token.optimum):
+            if p is not None and not 0 <= p <= 1 + 1e-6:  # a sum of float32s
+                raise ValueError(f"position: found a probability of {p}, expected one up to 1")
     if asked := snapshot.questions:
         lengths = {len(asked.prompts), len(asked.texts), len(asked.styles)}
         if len(lengths) > 1 or 0 in lengths:

@@ -4,9 +4,9 @@ SmolLM2's own chat template, ChatML, is built in. Another model's template is re
 in its sandbox, in a process of its own (`template.py`), where that optional package is installed.
 
 What a user or an answer writes stays text: "<|im_end|>" inside a message is spelled out in
-ordinary tokens and never becomes the control token. To that end every special token's text within
-a message is marked, a private character before each of its characters, before the template is
-rendered; afterwards the unmarked ones, which the template itself put there, are the control tokens.
+ordinary tokens and never becomes the control token. To that end the template is rendered once more
+with every special token's text within a message hidden, a private character in the place of each of
+its characters: what still is such a text then, the template itself put there.
 """
 
 import json
@@ -152,19 +152,9 @@ class Chat:
         )
         for message in messages:
             _check_text(message["role"] + message["content"])
-        mark = self._unused_character(messages)
-        marked: list[Message] = [
-            {"role": self._mark(m["role"], mark), "content": self._mark(m["content"], mark)}
-            for m in messages
-        ]
-        rendered = self._render(marked)
         ids: list[int] = []
-        end = 0
-        for control in re.finditer(f"(?<!{mark})(?:{self._special_pattern})", rendered):
-            ids += self._encode(rendered[end : control.start()].replace(mark, ""))
-            ids.append(self._special[control.group()])
-            end = control.end()
-        ids += self._encode(rendered[end:].replace(mark, ""))
+        for i, text in enumerate(self._rendered(messages)):
+            ids += [self._special[text]] if i % 2 else self._encode(text)
         if not ids:
             raise InputError(f"{self.source}: its chat template makes nothing of this prompt.")
         return np.array(self._known(ids), np.int64)
@@ -210,15 +200,43 @@ class Chat:
             )
         return ids
 
-    def _mark(self, text: str, mark: str) -> str:
-        return re.sub(self._special_pattern, lambda m: "".join(mark + c for c in m.group()), text)
+    def _rendered(self, messages: Sequence[Message]) -> list[str]:
+        """What the template makes of the messages: texts and, between them, control tokens' texts.
 
-    def _unused_character(self, messages: Sequence[Message]) -> str:
-        """A character, private if possible, that neither the messages nor the template have."""
-        used = set(self.template).union(*(m["role"] + m["content"] for m in messages))
-        return next(c for c in map(chr, range(0xE000, 0x110000)) if c not in used)
+        InputError where it makes so much of a special token's text in a message that nobody can
+        tell which of the control tokens are its own.
+        """
+        special = re.compile(f"({self._special_pattern})")
+        plain = special.split(self._render(messages))
+        used = "".join(m["role"] + m["content"] for m in messages)
+        if not special.search(used):
+            return plain
+        characters = sorted(set("".join(special.findall(used))))
+        taken = {*used, *self.template, *"".join(plain)}
+        # Private characters, or, where they are all taken, others.
+        free = (c for c in map(chr, range(0xE000, 0x110000)) if c not in taken)
+        hide = {ord(c): next(free) for c in characters}
+        shown = {ord(private): chr(c) for c, private in hide.items()}
 
-    def _render(self, messages: list[Message]) -> str:
+        def hidden(text: str) -> str:
+            return special.sub(lambda match: match.group().translate(hide), text)
+
+        again: list[Message] = [
+            {"role": hidden(m["role"]), "content": hidden(m["content"])} for m in messages
+        ]
+        found = [text.translate(shown) for text in special.split(self._render(again))]
+        if "".join(found) == "".join(plain):
+            return found
+        # It looks into the texts (to encode, to cut them): then what it makes of them counts, if
+        # none of it is a control token.
+        if found[1::2] == plain[1::2]:
+            return plain
+        raise InputError(
+            f"{self.source}: its chat template looks for the control tokens that stand as text in "
+            f"this prompt. Expected a prompt without {', '.join(sorted({*special.findall(used)}))}."
+        )
+
+    def _render(self, messages: Sequence[Message]) -> str:
         if self.template == CHATML:
             return render_chatml(messages)
         if not self.template:
@@ -230,7 +248,7 @@ class Chat:
             if self._sandboxed is None:
                 self._sandboxed = Template(self.template)
             return self._sandboxed.render(
-                {"messages": messages, "add_generation_prompt": True, **self.special_texts}
+                {"messages": list(messages), "add_generation_prompt": True, **self.special_texts}
             )
         except InputError as error:
             self._sandboxed = None  # it may have ended

@@ -89,10 +89,12 @@ def test_shared_tokens_are_computed_once():
 @pytest.mark.parametrize("pass_tokens", [1, 5, 8, 20, 100])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_pass_is_larger_only_for_a_single_answer(seed, pass_tokens, threads):
-    batches = list(pack(random_examples(seed, records=20), "position", pass_tokens, threads))
+    examples = random_examples(seed, records=20)
+    batches = list(pack(examples, "position", pass_tokens, threads))
     assert batches
     for batch in batches:
-        assert len(batch.ids) <= pass_tokens or len(batch.answer) == 1
+        distinct = {(i, examples[i].answers[k].tobytes()) for i, k in batch.answer.tolist()}
+        assert len(batch.ids) <= pass_tokens or len(distinct) == 1  # it may be given twice
 
 
 def test_as_many_passes_as_it_takes():
@@ -165,3 +167,14 @@ def test_answers_may_part_at_more_places_than_python_can_recurse():
     (batch,) = pack([Example(np.array([5]), answers, (1,) * places, places)], "prefix", 10**6)
     expected = [(5, *[1] * k) for k in range(places)] + [(5, *[1] * k, 2) for k in range(places)]
     assert sorted(contexts(batch)) == sorted(expected)
+
+
+def test_equal_answers_are_computed_once_however_many():
+    """A record's answers are all looked at for each of its trees: so equal ones make one tree."""
+    prompt, a, b = np.array([1, 2]), np.arange(3, 13), np.arange(4, 14)
+    answers = (a,) * 500 + (b,) + (a,) * 500
+    example = Example(prompt, answers, (1,) * len(answers), len(answers))
+    (batch,) = pack([example], "position", 40)
+    assert len(batch.ids) == len(prompt) + 2 * 9 and batch.rows.weight[0] == len(answers)
+    one, other = pack([example], "position", 12)
+    assert sorted([*one.answer[:, 1], *other.answer[:, 1]]) == list(range(len(answers)))

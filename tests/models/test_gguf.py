@@ -24,6 +24,7 @@ from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError
 from minibule.export import main
 from minibule.files import embedded_folder, write_json
+from minibule.models import gguf_file
 from minibule.models.chat_files import load_chat
 from minibule.models.gguf_file import Gguf, gguf_name, permute, read_gguf, unpermute
 from minibule.models.gguf_read import gguf_config
@@ -265,6 +266,16 @@ def test_truncated_files(written, tmp_path):
         (tmp_path / "cut.gguf").write_bytes(data[:length])
         with pytest.raises(InputError, match=r"cut\.gguf"):
             load_model(tmp_path / "cut.gguf")
+
+
+def test_a_file_cut_short_while_it_is_read(written):
+    """As by a download begun anew: the system ends a program that reads such a file by a map."""
+    file = read_gguf(written)
+    os.truncate(written, 2_000)
+    with written.open("rb") as opened, pytest.raises(ValueError, match="cut short"):
+        gguf_file._parse(written, gguf_file._Cursor(opened, 10**6))
+    with pytest.raises(InputError, match="became shorter while it was read"):
+        file.array("output_norm.weight")
 
 
 def test_lengths_that_claim_to_be_huge(written, tmp_path):

@@ -17,6 +17,7 @@ from minibule.models.chat_files import load_chat
 from minibule.models.huggingface import COMPANIONS
 from minibule.models.load import load_model
 from minibule.models.peft import load_adapter
+from minibule.models.safetensors import read_tensors, stored_tensors
 from minibule.models.save import save_model, save_weights
 from minibule.models.source import open_source
 
@@ -157,6 +158,15 @@ def test_numbers_of_another_kind(folder):
     change_tensors(folder / "model.safetensors", change)
     with pytest.raises(InputError, match=r"up_proj\.weight: found I32 numbers, expected F32, F16"):
         load_model(folder)
+
+
+def test_weights_cut_short_while_they_are_read(folder):
+    """The system ends a program that reads such a file by a map."""
+    file = folder / "model.safetensors"
+    stored = stored_tensors([file])
+    os.truncate(file, file.stat().st_size - 4)
+    with pytest.raises(InputError, match="became shorter while it was read"):
+        read_tensors(stored, ODD.tensor_shapes(), folder)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

@@ -1,17 +1,20 @@
 """Models out: rounded to 16 bits, in shards, merged, and whole or not there."""
 
+import os
+
 import numpy as np
 import pytest
 from broken import model_folder
 from helpers import ODD, random_adapter, random_llama
 
+from minibule.core.llama import Llama
 from minibule.core.lora import init_adapter
 from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.machine.half import Narrow
 from minibule.models.chat_files import load_chat
-from minibule.models.gguf_write import GGUF_TYPES, export_gguf
+from minibule.models.gguf_write import GGUF_TYPES, export_gguf, export_gguf_lora
 from minibule.models.load import load_model
 from minibule.models.peft import save_adapter
 from minibule.models.safetensors import LARGEST
@@ -117,3 +120,24 @@ def test_merging_takes_a_copy_of_what_is_changed_or_narrow():
     model.weights["model.embed_tokens.weight"] = Narrow(embedding.astype(np.float16))
     copied = embedding.size + model.weights[f"{module}.weight"].size
     assert merged_bytes(model) == 4 * copied
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are Unix's")
+def test_files_are_readable_to_whom_new_ones_are(folder, tmp_path):
+    """Whatever the model's own files or the safetensors library would have them be."""
+    (folder / "generation_config.json").write_text("{}")
+    (folder / "generation_config.json").chmod(0o444)
+    before = os.umask(0o027)
+    try:
+        save_model(random_llama(), tmp_path / "merged", folder)
+        save_adapter(random_adapter(), ODD, tmp_path / "adapter", "base")
+        export_gguf_lora(Llama(ODD, random_llama().weights, random_adapter()), tmp_path / "a.gguf")
+    finally:
+        os.umask(before)
+    made = [
+        *(tmp_path / "merged").iterdir(),
+        *(tmp_path / "adapter").iterdir(),
+        tmp_path / "a.gguf",
+    ]
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o640} and len(made) > 5
+    assert (tmp_path / "merged").stat().st_mode & 0o777 == 0o750

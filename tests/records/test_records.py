@@ -597,6 +597,16 @@ def test_a_file_without_any_record_is_an_error(
     assert note in message
 
 
+def test_blank_lines_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gigabyte of them packs to a megabyte, and would be read for minutes."""
+    monkeypatch.setattr(row_files, "MOST_BLANK", 100)
+    row = json.dumps({"prompt": "A", "rejected": ["x"]})
+    fine = lines(tmp_path, *("\n" * 50 + row for _ in range(5)), name="fine.jsonl")
+    assert len(read_records(fine)) == 5
+    many = lines(tmp_path, row, "\n" * 200, name="many.jsonl")
+    assert "line 102: found more than 100 blank lines" in refusal(many)
+
+
 def test_equal_answers_cost_linear_time(tmp_path: Path) -> None:
     """A second in all, also on a slow machine; where each is compared with all others, minutes."""
     many = 40_000

@@ -287,6 +287,8 @@ def test_the_position_is_what_the_dense_formulas_say(finished):
     ("part", "name", "value"),
     [
         ("position", "total", 0.0),
+        ("position", "tokens", [[0, "x", 1.0, 1e999, 0.5, 0.5, 0.5]]),
+        ("position", "tokens", [[0, "x", 1.0, 0.5, -0.5, None, None]]),
         ("questions", "styles", []),
         ("questions", "prompts", ["one"]),
         ("questions", "perplexity", 10**400),
@@ -294,6 +296,8 @@ def test_the_position_is_what_the_dense_formulas_say(finished):
 )
 def test_a_snapshot_that_cannot_be_is_refused(finished, tmp_path, part, name, value):
     damaged = json.loads((finished / "after.json").read_text())
+    if name == "tokens":
+        value = [dict(zip(damaged[part][name][0], value[0], strict=True))]
     damaged[part][name] = value
     (tmp_path / "after.json").write_text(json.dumps(damaged))
     with pytest.raises(InputError, match="not a snapshot"):
@@ -318,7 +322,7 @@ def hostile(run):
 
     def change(value):
         questions, position = value["questions"], value["position"]
-        value["probe"] = f"{SCRIPT}\x00\x1b\u202e</dd> {word}"
+        value["probe"] = f"{SCRIPT}\x00\x1b\x9b\u202e</dd> {word}"
         questions["texts"][0] = f"{SCRIPT}<!-- {word}"
         questions["styles"][0] = "<b>style</b>"
         questions["prompts"][0] = f"</td>{SCRIPT}"
@@ -344,7 +348,7 @@ def test_no_text_becomes_markup(run):
     assert not page.of("script") and not page.of("b")
     assert page.text.count(SCRIPT) >= 8
     assert "<b>style</b>" in page.text and "<b>&amp; 'q' \"" in page.text
-    assert not {"\u202e", "\u2067", "\x00"} & set(page.text)
+    assert not {"\u202e", "\u2067", "\x00", "\x1b", "\x9b"} & set(page.text)
     assert (
         "'q' \"\\u202e\\u2067" in page.text and "\u2400" in page.text
     )  # shown as a picture of itself

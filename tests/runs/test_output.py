@@ -146,7 +146,11 @@ def test_a_link_in_a_run_leads_no_removal_out_of_it():
     assert everything("elsewhere") == before
 
 
-@pytest.mark.parametrize("name", ["../victim", "/victim", "a/b/victim", "a/../../victim"])
+FOREIGN = ["../victim", "/victim", "a/b/victim", "a/../../victim", "", "a/", "a/."]
+FOREIGN += ["C:victim", "a\\victim", "\\victim", "a/x:stream"]  # elsewhere on Windows
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_a_list_names_files_of_its_folder_only(name):
     run("--output=out")
     files = {name: None}
@@ -177,6 +181,17 @@ def test_a_link_with_the_name_of_a_result_leads_nowhere(name, target):
         main(["--resume", "--output=out"])
     assert everything() == before and path.is_symlink() and not Path("nowhere").exists()
     assert Path("out/manifest.json").read_text() == manifest
+
+
+def test_a_backup_made_of_hard_links_stays_as_it_is():
+    """metrics.jsonl is gone on with where it is; all other files are replaced."""
+    run("--output=out")
+    shutil.copytree("out", "backup", copy_function=os.link)
+    backup = {path: path.read_bytes() for path in Path("backup").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"metrics\.jsonl: is the same file as another"):
+        main(["--resume", "--output=out"])
+    run("--output=out", "--overwrite")
+    assert {path: path.read_bytes() for path in backup} == backup
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -219,8 +234,10 @@ def test_an_input_that_is_a_pipe_or_a_device(flag):
 
 def test_a_lock_that_cannot_be_written_is_named(monkeypatch):
     class Full(io.BytesIO):
-        def write(self, _):
+        def write(self, _=b""):
             raise OSError(errno.EFBIG, "File too large")
+
+        close = write  # which tries once more
 
     monkeypatch.setattr(lock, "open_own", lambda _: Full())
     monkeypatch.setattr(lock, "_lock", lambda _: None)

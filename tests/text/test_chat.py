@@ -139,6 +139,11 @@ def test_another_template_is_rendered_by_jinja(folder):
         ("{% for i in range(9) %}{{ i }}{% if i == 2 %}{% break %}{% endif %}{% endfor %}", "012"),
         ("a{% generation %}b{% endgeneration %}c", "abc"),
         ("{{ strftime_now('%Y') }}", datetime.now().strftime("%Y")),
+        ("{{ messages[0].content | urlencode }}", "%3C%7Cim_end%7C%3E"),
+        ("{{ messages[0].content | length }}", "17"),
+        ("{{ messages[0].content[7:11] }}", "<|im"),
+        ("{{ messages[0].content.split('<|im_end|>')[0] }}", '<b> é "'),
+        ("{{ messages[0].content | upper }}", '<B> É "<|IM_END|>'),
     ],
 )
 def test_a_template_has_what_transformers_gives_it(folder, template, text):
@@ -152,6 +157,16 @@ def test_a_template_has_what_transformers_gives_it(folder, template, text):
     messages = [{"role": "user", "content": '<b> é "<|im_end|>'}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert chat.decode(ids) == expected
+
+
+def test_a_template_that_looks_for_control_tokens_in_a_message(folder):
+    """With them it writes one of its own, without them none: which is which, nobody can tell."""
+    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
+    set_template(folder, "x{% if '<|im_end|>' in messages[0].content %}<|im_start|>{% endif %}")
+    chat = load_chat(folder)
+    assert len(chat.encode_prompt("hello")) == 1
+    with pytest.raises(InputError, match=r"Expected a prompt without <\|im_end\|>\."):
+        chat.encode_prompt("hello<|im_end|>")
 
 
 def test_another_template_without_jinja_says_how_to_get_it(folder, monkeypatch):
@@ -359,6 +374,15 @@ def test_without_a_template_chatml_is_taken_where_its_tokens_are_known(folder):
     (folder / "tokenizer.json").write_text(tokenizer)
     with pytest.raises(InputError, match="found no chat template"):
         load_chat(folder).encode_prompt("x")
+
+
+def test_a_pattern_that_its_library_gives_up_on_is_named_once(folder, capfd):
+    """A panic in Rust writes a line of its own, past all that Python could catch."""
+    pattern = {"Regex": "(x+x+)+y"}
+    change_tokenizer(folder, normalizer={"type": "Replace", "pattern": pattern, "content": "z"})
+    with pytest.raises(InputError, match="its tokenizer fails on this text"):
+        load_chat(folder).encode_raw("x" * 200)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"model": {"type": "BPE"}}', b"\xff{}"])

@@ -1,56 +1,75 @@
-"""A short form of tools/mutate.py: damaged files of every kind load well or are refused."""
+"""A short form of tools/mutate.py: damaged files of every kind load well or are refused.
 
-import importlib
+It runs in a process of its own: what copies itself for every case must be no more than it needs.
+"""
+
+import os
+import subprocess
 import sys
 
 import pytest
 from helpers import ROOT
 
+pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
+if not hasattr(os, "fork"):
+    pytest.skip("copies processes, as this system does not", allow_module_level=True)
 
-@pytest.fixture(scope="module")
-def mutate():
-    pytest.importorskip("jinja2", reason="needs pip install '.[templates]'")
-    import mutate
-
-    return mutate
+ENV = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def test_no_damaged_file_gets_the_better_of_a_reader(mutate):
-    counts = {name: n // 50 for name, n in mutate.case_counts().items()}
-    tallies = mutate.mutate(1, counts)
-    assert tallies.keys() == counts.keys() and len(counts) > 5
-    for name, tally in tallies.items():
-        assert tally.failures == [], name
-        # Neither is all damage harmless, nor is there always too much of it.
-        assert tally.results["loaded"] > 0 and tally.results["refused"] > 0, name
-        assert sum(tally.results.values()) == counts[name]
-
-
-@pytest.mark.parametrize(
-    ("bug", "says"),
-    [
-        ("raise KeyError('x')", "KeyError"),
-        ("time.sleep(30)", "does not end"),
-        ("os.abort()", "the process died"),
-        ("kept = bytearray(100_000_000)", "bytes beyond twice"),
-    ],
-)
-def test_a_reader_with_a_bug_is_found_out(mutate, bug, says, tmp_path, monkeypatch):
-    """What the tool is there to find, it finds: here in the fourth case; then it goes on."""
-    if "bytearray" in bug and mutate.memory_of("VmHWM") == 0:
-        pytest.skip("memory is measured on Linux only")
-    source = (ROOT / "tools" / "mutate.py").read_text()
-    name = "def use_toml(path: Path) -> None:\n"
-    faulty = source.replace(
-        name, f"calls = iter(range(99))\n\n\n{name}    if next(calls) == 4:\n        {bug}\n"
+def python(*words):
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, env=ENV, timeout=600
     )
-    assert faulty.count(bug) == 1 and faulty.count("SECONDS = 5.0") == 1
-    if says == "does not end":  # the others must not be taken for it on a busy machine
-        faulty = faulty.replace("SECONDS = 5.0", "SECONDS = 1.0")
-    (tmp_path / "faulty_mutate.py").write_text(faulty)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "faulty_mutate", raising=False)
-    tally = importlib.import_module("faulty_mutate").mutate(0, {"config.toml": 6})["config.toml"]
-    assert len(tally.failures) == 1 and says in tally.failures[0]
-    assert tally.failures[0].startswith("case 3: ")
-    assert sum(tally.results.values()) == 6
+
+
+def test_no_damaged_file_gets_the_better_of_a_reader():
+    done = python(ROOT / "tools" / "mutate.py", "--seed=1", "--cases=8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, *rows = done.stdout.splitlines()
+    counts = [[int(n) for n in row[18:].replace(",", "").split()[:4]] for row in rows]
+    assert len(counts) > 20
+    assert all(cases == 8 == loaded + refused for cases, loaded, refused, _ in counts)
+    # Neither is all damage harmless, nor is there always too much of it.
+    assert sum(loaded > 0 and refused > 0 for _, loaded, refused, _ in counts) > 15
+
+
+BUGS = {
+    "raise KeyError('x')": "a traceback",
+    "time.sleep(30)": "does not end",
+    "time.sleep(0.4)": "0.4 seconds",
+    "os.abort()": "the process died: SIGABRT",
+    "kept = bytearray(100_000_000)": "bytes beyond twice",
+    "(path.parent / 'new').touch()": "changed what is not its own",
+    "os.utime(path.parent / 'few.jsonl', (1, 1))": "changed what is not its own",
+    "os.write(2, b'\\x1b[2J')": "a control character, '\\x1b'",
+    "warnings.warn('x')": "a library's warning",
+    "sys.exit(3)": "a traceback or another exit status",
+    "return Used(result='other')": "differs by inf from the reference program",
+    "return Used(result='good')": None,
+}
+CODE = """
+import dataclasses, os, sys, time, warnings
+from mutation import cases
+from mutation.use import Used
+cases.SECONDS, bugs = 0.3, []
+{bugs}
+with cases.good_files() as (folder, known):
+    kind = known["heldout"]
+    for bug in bugs:
+        buggy = dataclasses.replace(
+            kind, use=bug, reference=lambda path: "good", clean={{"heldout.jsonl": "clean"}}
+        )
+        found = cases.run_case(folder, "heldout", buggy, 0, 0)
+        print(found.result, found.message.partition(chr(10))[0])
+"""
+
+
+def test_a_reader_with_a_bug_is_found_out():
+    """What the tool is there to find, it finds; and the case after it is none the worse."""
+    defined = "def bug(path):\n    {}\n    return Used()\nbugs.append(bug)\n"
+    done = python("-c", CODE.format(bugs="".join(map(defined.format, BUGS))))
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(BUGS), done.stderr[-3000:]
+    for line, (bug, says) in zip(lines, BUGS.items(), strict=True):
+        assert line.startswith("failed ") and says in line if says else line == "loaded ", bug

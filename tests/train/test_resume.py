@@ -570,3 +570,31 @@ def test_survive(tmp_path, capsys):
     assert survive.differences(tmp_path / "run-1", tmp_path / "never-killed") == ["metrics.jsonl"]
     assert survive.long(120, 20_000.0, tmp_path) is True
     assert "bytes a step" in capsys.readouterr().out
+
+
+def test_survive_export(tmp_path, capsys):
+    import survive
+
+    assert survive.die("export", 1, 0, tmp_path) is True
+    assert "outputs not whole, or something left    0" in capsys.readouterr().out
+
+
+def test_survive_sees_what_is_not_whole_and_what_is_left(tmp_path):
+    import survive
+
+    code = """
+import sys, time, pathlib, secrets
+path = pathlib.Path(sys.argv[1])
+path.with_name(f".{secrets.token_hex(4)}.partial").touch()
+path.write_text("half")
+time.sleep(0.5)
+path.write_text("whole")
+"""
+    (tmp_path / "place").mkdir()
+    (tmp_path / "expected").write_text("whole")
+    output = tmp_path / "place" / "output"
+    death = survive.one_death(
+        "1", [sys.executable, "-c", code, output], output, tmp_path / "expected"
+    )
+    assert death.in_write and "output is not whole" in death.lost
+    assert sum("is left behind" in line for line in death.lost) == 2
