@@ -69,7 +69,7 @@ def vary(settings: str = "", **data: int) -> Row:
 
 LITERAL, REFERENCE = "objective=literal", "objective=reference alpha=0.3"
 UNLIKELIHOOD = "objective=reference prior=uniform counts=position contrast=plain alpha=0"
-COMPLEMENT = "objective=complement kl=0.7"  # as in the demo
+COMPLEMENT = "objective=complement kl=0.5"  # as in the demo
 
 TABLES = {
     "methods": Table(
@@ -77,10 +77,10 @@ TABLES = {
             **{
                 f"{name}, kl {kl}": vary(f"objective={name} kl={kl}")
                 for name in ("complement", "ratio")
-                for kl in ("0.3", "0.5", "0.7", "1")
+                for kl in ("0.1", "0.3", "0.5", "0.7")
             },
             **{
-                f"complement, kl .7, lr {lr}": vary(f"{COMPLEMENT} lr={lr}")
+                f"complement, kl .5, lr {lr}": vary(f"{COMPLEMENT} lr={lr}")
                 for lr in ("3e-4", "3e-3")
             },
             "reference, contrast ratio": vary("objective=reference contrast=ratio"),

@@ -46,7 +46,7 @@ class Objective(NamedTuple):
 
 # alpha: the published one for `literal`; for the others the larger of .3 and .7 whose mean over the
 # seeds of `tools/experiments.py objectives` has greedy acceptance > .9, noise <= .03 and
-# KL(base, p) <= .02. None of them is the default: see `methods.tokens.Complement`.
+# KL(base, p) <= .02. None of them is the default: see `methods.rejected.Complement`.
 OBJECTIVES = {
     "literal": Objective("uniform", "position", "plain", 0.7),
     "reference": Objective("reference", "prefix", "choice", 0.3),

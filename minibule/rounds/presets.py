@@ -26,7 +26,7 @@ class Preset(NamedTuple):
 DEFAULT = "rejection"
 
 PRESETS: dict[str, Preset] = {
-    # Ours: what was rejected makes way, held to the complement distribution.
+    # Ours: what was rejected makes way, and the rest is held to the base.
     "rejection": Preset("pooled", "fixed", "complement", 8),
     # Yuan et al. 2023, with the numbers of trlx; and Dong et al. 2023, RAFT.
     "rft": Preset("rft", "fixed", "sft", 32),

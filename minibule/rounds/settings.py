@@ -28,7 +28,7 @@ USUAL = PRESETS[DEFAULT]
 
 # What suits the embedded model, where nothing else is asked for: the rate, and the anchor of the
 # default's objective.
-TINY_LR, TINY_KL = 5e-4, 0.7
+TINY_LR, TINY_KL = 5e-4, 0.3
 
 
 def _as_in_training(name: str) -> Any:

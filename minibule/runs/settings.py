@@ -86,8 +86,8 @@ class TrainConfig:
     )
     kl: float | None = setting(
         None,
-        "how strongly the model is held to its base: so many times KL(p || base), for complement "
-        "KL(p || P), is added to the loss",
+        "how strongly the model is held to its base: so many times KL(p || base) is added to the "
+        "loss",
         0,
         group=OBJECTIVE,
     )
