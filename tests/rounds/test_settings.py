@@ -33,7 +33,7 @@ def test_a_preset_is_set_and_what_is_given_wins(name):
 @pytest.mark.parametrize("objective", LOSSES)
 def test_the_anchor_of_the_embedded_model_is_that_of_the_default_objective(objective, tmp_path):
     config = resolve(given(objective=objective)).round_config(1, tmp_path, None)
-    assert config.kl == (0.7 if objective == RoundsConfig().objective else None)
+    assert config.kl == (0.3 if objective == RoundsConfig().objective else None)
     assert resolve(given(objective=objective, kl=0.2)).round_config(1, tmp_path, None).kl == 0.2
 
 
