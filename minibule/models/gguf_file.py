@@ -206,6 +206,8 @@ def read_gguf(path: str | Path) -> Gguf:
         If the file is missing, is no GGUF, or is cut short or damaged.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; expected a GGUF model.")
     try:
         with reading(path) as file:
             size = path.stat().st_size

@@ -308,8 +308,8 @@ def test_what_comes_while_a_run_works_stays(monkeypatch):
     """Another run that ended there in between, and a user's file in a folder to be replaced."""
     prepare = loop.prepare
 
-    def slow(config):
-        setup = prepare(config)
+    def slow(*given):
+        setup = prepare(*given)
         with monkeypatch.context() as patch:
             patch.setattr(loop, "prepare", prepare)
             run("--output=out", "--seed=7")
