@@ -166,6 +166,11 @@ def check_own(path: Path, wanted: str) -> None:
         raise InputError(f"{path}: found {found}, a run writes {wanted} there. Move it away.")
 
 
+def real_path(path: str | Path) -> Path:
+    """The absolute path, without links. `Path.resolve` raises where these lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def check_new(output: Path) -> None:
     """InputError where something has that name already: nothing is replaced unasked."""
     if output.is_symlink() or output.exists():

@@ -18,6 +18,8 @@ from minibule.errors import InputError, Terminated
 from minibule.files import (
     from_json,
     native_parser,
+    reading,
+    real_path,
     remove_stale,
     to_json,
     whole_file,
@@ -103,6 +105,14 @@ class Tree:
 
 
 TREE = Tree([Leaf("a", 0.5)], {"x": 1}, {"lr": 0.1, "targets": ("q", "v")}, Leaf("r", 1.0))
+
+
+def test_links_in_a_circle_are_a_path(tmp_path):
+    circle = tmp_path / "a"
+    circle.symlink_to("a")
+    assert real_path(circle) == circle
+    with pytest.raises(InputError, match="/a: no such file"), reading(circle):
+        pass
 
 
 def test_what_goes_out_as_json_comes_back():

@@ -28,12 +28,11 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from minibule.errors import InputError
 from minibule.evaluate.judge import JUDGES, Judge, Row
-from minibule.files import no_file
+from minibule.files import no_file, real_path
 from minibule.machine.process import NoAnswerError, Process, serve
 from minibule.wording import did_you_mean, printable
 
@@ -172,7 +171,7 @@ Ask = Callable[[list[str], list[dict[str, Any]]], Iterable[Any]]  # (answers, ro
 
 def _function(path: str, name: str) -> tuple[Ask, list[str]]:
     """A function of a file, and the columns that it cannot do without."""
-    file = Path(path).resolve()
+    file = real_path(path)
     if not file.is_file():
         raise _FaultError(no_file(file))
     sys.path.insert(0, str(file.parent))  # as Python itself does
@@ -265,7 +264,7 @@ def _told(error: Exception, path: str) -> str:
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
-        if path and frame.filename == str(Path(path).resolve())
+        if path and frame.filename == str(real_path(path))
     ]
     where = f" ({path}, line {lines[-1]})" if lines else ""
     return f"it raised {type(error).__name__}: {str(error)[:500]}{where}"

@@ -13,6 +13,7 @@ from gguf.gguf_writer import GGUFValue
 
 from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
+from minibule.files import real_path
 from minibule.models.gguf_file import Metadata, array_value, text_value, u32_value
 from minibule.models.gguf_read import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 from minibule.text.chat import Chat
@@ -42,7 +43,7 @@ def model_metadata(config: LlamaConfig, chat: Chat) -> Metadata:
     return {
         "general.architecture": text_value("llama"),
         "general.type": text_value("model"),
-        "general.name": text_value(chat.source.resolve().name),
+        "general.name": text_value(real_path(chat.source).name),
         "general.file_type": u32_value(0),
         **{f"llama.{key}": u32_value(value) for key, value in shapes.items()},
         **{f"llama.{key}": GGUFValue(value, GGUFValueType.FLOAT32) for key, value in reals.items()},

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
 from minibule.errors import InputError, listed
-from minibule.files import native_parser, read_json, write_json
+from minibule.files import native_parser, read_json, real_path, write_json
 from minibule.machine.matrix import Array
 from minibule.models.keys import CONFIG_JSON, ROPE, TOKENIZER_JSON
 from minibule.models.safetensors import TORCH_DTYPE, read_tensors, same_numbers, stored_tensors
@@ -176,7 +176,7 @@ def companion(folder: Path, name: str) -> Path | None:
     file = folder / name
     if not file.exists():
         return None
-    home, target = folder.resolve(), file.resolve()
+    home, target = real_path(folder), real_path(file)
     homes = [home, *(p.parent / "blobs" for p in home.parents if p.name == "snapshots")]
     if not any(target.is_relative_to(home) for home in homes):
         raise InputError(

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from minibule.errors import InputError
-from minibule.files import check_new
+from minibule.files import check_new, real_path
 from minibule.program import run
 from minibule.records.formats import KNOWN
 from minibule.records.records import (
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.output:
         check_output(args.output)
-        if args.output.resolve() in [path.resolve() for path in args.files]:
+        if real_path(args.output) in map(real_path, args.files):
             raise InputError(f"{shown(args.output)}: is an input too, expected another name")
         check_new(args.output)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import minibule
-from minibule.files import whole_file, writing
+from minibule.files import real_path, whole_file, writing
 from minibule.report.answers import greedy_answers
 from minibule.report.charts import course
 from minibule.report.figures import duration
@@ -68,7 +68,7 @@ def report(run: Run) -> str:
 
 
 def _name(run: Run) -> str:
-    return run.folder.resolve().name
+    return real_path(run.folder).name
 
 
 def _head(run: Run) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minibule.errors import InputError, listed
-from minibule.files import is_partial, read_json, whole_file, write_json, writing
+from minibule.files import is_partial, read_json, real_path, whole_file, write_json, writing
 from minibule.runs.folder import RunFolder
 
 # What the files of a run are called.
@@ -128,9 +128,9 @@ class Manifest:
 
     def refuse_inputs(self, targets: Collection[Path], inputs: Iterable[Path]) -> None:
         """InputError if an input lies in what would be removed or replaced."""
-        doomed = [path.resolve() for path in (*self.own, *targets) if path.exists()]
+        doomed = [real_path(path) for path in (*self.own, *targets) if path.exists()]
         for source in inputs:
-            place = source.resolve()
+            place = real_path(source)
             if any(place == d or place == d.parent or d in place.parents for d in doomed):
                 raise InputError(
                     f"{source}: is read by this run, and lies in {self.folder}, where the run "

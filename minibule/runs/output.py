@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from minibule.errors import InputError
-from minibule.files import check_own, remove_stale
+from minibule.files import check_own, real_path, remove_stale
 from minibule.runs.folder import RunFolder
 from minibule.runs.lock import refuse_if_locked
 from minibule.runs.manifest import Manifest
@@ -26,7 +26,7 @@ def output_folder(
     its model, adapter, data, held-out questions or `settings_file`.
     """
     if not config.output:
-        name = Path(config.model).resolve().name if config.model else EMBEDDED
+        name = real_path(config.model).name if config.model else EMBEDDED
         candidates = (
             Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1)
         )
