@@ -8,6 +8,7 @@ from minibule.core.complement import log_softmax
 from minibule.core.counts import total_weight
 from minibule.core.loss import SeparableLoss
 from minibule.explain.row import (
+    CHARGES,
     Anchor,
     Column,
     Row,
@@ -91,12 +92,7 @@ def _loss(row: Row, anchor: Anchor | None, a: Array, shown: list[int]) -> Iterat
     yield from prose(
         "Of that this row's share is the sum of a(i) log p(i), where a(i) is what the answers with "
         "token i here push together, and stands still."
-        + (
-            " Added is how far p is from p_ref. The KL charges p for what it says, and not "
-            "for what it no longer says: step 5 of core/LESSON.md."
-            if anchor
-            else ""
-        )
+        + (f" Added is how far p is from p_ref. {CHARGES}" if anchor else "")
     )
     columns = {
         "a": Column(a, decimals_for(a, row.digits)),

@@ -148,6 +148,13 @@ def anchor_of(row: Row) -> Anchor | None:
     return Anchor(kl, terms, kl * (terms - terms.sum() * row.p))
 
 
+# What is said of it, after it was named.
+CHARGES = (
+    "The KL charges p for what it says, and not for what it no longer says: step 5 of "
+    "core/LESSON.md."
+)
+
+
 def explain_base(
     row: Row, anchor: Anchor | None, needs_reference: bool, shown: list[int]
 ) -> Iterator[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from minibule.core.complement import log_one_minus_p, log_softmax
 from minibule.explain.row import (
+    CHARGES,
     Anchor,
     Column,
     Row,
@@ -66,9 +67,7 @@ def _loss(it: Worked) -> Iterator[str]:
     n, anchor = row.counts.alike[0], it.anchor
     yield from heading(4, "The loss")
     yield from prose(
-        "Two parts: what pushes the rejected tokens down, and how far p is from p_ref."
-        " The KL charges p for what it says, and not for what it no longer says: step 5 of "
-        "core/LESSON.md."
+        f"Two parts: what pushes the rejected tokens down, and how far p is from p_ref. {CHARGES}"
         if anchor
         else "It is only what pushes the rejected tokens down: with kl = 0, p is held to nothing."
     )

@@ -6,7 +6,7 @@
 
 Rejected answers go stale as soon as the model moves: what it no longer says need not be pushed down
 again, and what it says now has never been judged. So each round begins where the one before ended,
-and samples anew. The reference stays the base: r = p / p_ref says how far a token has come since.
+and samples anew. The reference stays the base: r = p / p_ref says how far an answer has come since.
 
 A budget says how many samples each question gets, a selection which of them are trained on, with
 what reward, and an objective is what they are trained with; presets are all three, as published.
@@ -130,7 +130,7 @@ def _learned(
     drawn = samples_of(number)
     loss = config.round_config(number, place, None).resolved_loss()
     _check_drawn(config, number, drawn, loss)
-    figures = figures_of(drawn, config.samples)
+    sampled = figures_of(drawn, config.samples)
     selection = SELECTIONS[config.selection]
     if selection.pools:
         so_far = zip(*map(samples_of, range(1, number + 1)), strict=True)
@@ -146,7 +146,7 @@ def _learned(
             f"--objective {config.objective} learns from. {WHAT_TO_DO}"
         )
     answers = sum(sum(example.counts) for example in examples)
-    return examples, figures | {
+    return examples, sampled | {
         "trained_prompts": len(examples),
         "trained_answers": answers,
         "trained_tokens": total_weight(examples),
