@@ -1,6 +1,7 @@
 """Questions put to a model: its greedy answers, samples of its answers, and what a judge says."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +108,9 @@ def answers(
     first: the number of the first sample.
     """
     prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
-    with tqdm(total=len(rows), desc="asking", unit=" prompts", delay=1, leave=False) as bar:
+    started, tokens, accepted = time.perf_counter(), 0, 0
+    every = len(rows) * samples
+    with tqdm(total=every, desc="asking", unit=" answers", delay=1, leave=False) as bar:
         for block in _blocks(model, prompts, samples, max_new_tokens):
             found = generate(
                 model,
@@ -118,8 +121,13 @@ def answers(
                 samples=samples,
                 first=first,
             )
-            yield from _judged(chat, rows[block], judge, found, max_new_tokens)
-            bar.update(len(found))
+            judged = _judged(chat, rows[block], judge, found, max_new_tokens)
+            yield from judged
+            tokens += sum(len(answer.ids) for several in judged for answer in several)
+            accepted += sum(answer.accepted for several in judged for answer in several)
+            bar.update(len(judged) * samples)
+            rate = tokens / (time.perf_counter() - started)
+            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {accepted / bar.n:.2f} accepted")
 
 
 def _blocks(

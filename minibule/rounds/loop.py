@@ -19,10 +19,11 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,9 @@ from minibule.runs.settings import FIELDS
 from minibule.settings import to_toml
 from minibule.text.chat import Chat
 from minibule.train.loop import train
+from minibule.train.resume import resume_hint
+
+Rewards = list[float | None]
 
 HELD_SEED = 999  # of the held-out answers' draws: no round's
 HELD_SAMPLES = 8  # of each held-out question at most, at temperature 1
@@ -63,69 +67,110 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     config.check()
     source, data, heldout = config.resolved_files()
     judge = named_judge(config.judge, config.judge_seconds)
+    clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
     place = _output(config, resume)
-    chat = load_chat(source)
-    with locked(place):
+    asked = _Asked(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
+    with locked(place), resume_hint(place, "rounds", "where it was"):
         with whole_file(place / "rounds.toml") as file:
             file.write_bytes(to_toml(config).encode())
         log = _Log(place / "rounds.jsonl")
         _print_head(config, rows, held_rows)
         if 0 not in log.lines:
-            log.add({"round": 0} | _held(load_model(source), chat, held_rows, judge, config))
+            log.add({"round": 0} | _held(load_model(source), asked, config))
         print(_line(log.lines[0]))
         start: Path | None = None
         for number in range(1, config.rounds + 1):
             run = RunFolder(place / f"round-{number:03d}")
             if number not in log.lines:
-                log.add(_round(config, number, run, start, (source, chat, rows, held_rows, judge)))
+                try:
+                    log.add(_round(config, number, run, start, asked))
+                except NothingToLearnError as error:
+                    if start is None:
+                        raise
+                    print(f"\n{error}")
+                    break
             print(_line(log.lines[number]))
             start = run.adapter
+        _print_end(config, log.lines, start)
     return place
 
 
+class NothingToLearnError(InputError):
+    """A round whose samples leave nothing that the objective learns from.
+
+    In the first it is an error; after it, the end of the rounds: the model does what was asked.
+    """
+
+
+class _Timed:
+    """A judge's rewards, and how long they took."""
+
+    def __init__(self, rewards: Callable[[Sequence[str], Sequence[Row]], Rewards]) -> None:
+        self.rewards = rewards
+        self.seconds = 0.0
+
+    def __call__(self, answers: Sequence[str], rows: Sequence[Row]) -> Rewards:
+        started = time.perf_counter()
+        try:
+            return self.rewards(answers, rows)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+class _Asked(NamedTuple):
+    """What all rounds share: the base model, its questions, and the judge with its clock."""
+
+    source: Path
+    chat: Chat
+    rows: Sequence[Row]
+    held_rows: Sequence[Row]
+    judge: Judge
+    clock: _Timed
+
+
 def _round(
-    config: RoundsConfig,
-    number: int,
-    run: RunFolder,
-    start: Path | None,
-    given: tuple[Path, Chat, Sequence[Row], Sequence[Row], Judge],
+    config: RoundsConfig, number: int, run: RunFolder, start: Path | None, asked: _Asked
 ) -> dict[str, Any]:
     """Round 1, 2, ...: its line of metrics."""
-    source, chat, rows, held_rows, judge = given
     run.path.mkdir(exist_ok=True)
-    started = time.perf_counter()
-    model = load_model(source, start)
-    sample_round(model, chat, rows, judge, config, number, run.path / SAMPLES)
-    sampling_seconds = seconds_since(started)
-    del model
-    examples, sampled = _learned(config, number, run.path.parent, chat, rows, judge)
-    started = time.perf_counter()
-    if not run.report.exists():  # the last that a run writes
-        settings, resume = config.round_config(number, run.path, start), run.settings.exists()
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            train(settings, resume, examples=examples)
-    training_seconds = seconds_since(started)
-    started = time.perf_counter()
-    measured = _held(load_model(source, run.adapter), chat, held_rows, judge, config)
-    seconds = {
-        "sampling_seconds": sampling_seconds,
-        "training_seconds": training_seconds,
-        "evaluation_seconds": seconds_since(started),
-    }
+    seconds: dict[str, float] = {}
+    with _spent(seconds, "sampling", asked.clock):
+        model = load_model(asked.source, start)
+        path = run.path / SAMPLES
+        sample_round(model, asked.chat, asked.rows, asked.judge, config, number, path)
+        del model
+    examples, sampled = _learned(config, number, run.path.parent, asked)
+    with _spent(seconds, "training", asked.clock):
+        if not run.report.exists():  # the last that a run writes
+            settings, resume = config.round_config(number, run.path, start), run.settings.exists()
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                train(settings, resume, examples=examples)
+    with _spent(seconds, "evaluation", asked.clock):
+        measured = _held(load_model(asked.source, run.adapter), asked, config)
     return {"round": number} | sampled | measured | seconds
 
 
+@contextlib.contextmanager
+def _spent(seconds: dict[str, float], what: str, clock: _Timed) -> Iterator[None]:
+    """Note the seconds of the block, those of the judge apart."""
+    started, judged = time.perf_counter(), clock.seconds
+    yield
+    judging = clock.seconds - judged
+    seconds[f"{what}_seconds"] = seconds_since(started) - judging
+    seconds["judging_seconds"] = seconds.get("judging_seconds", 0.0) + judging
+
+
 def _learned(
-    config: RoundsConfig, number: int, place: Path, chat: Chat, rows: Sequence[Row], judge: Judge
+    config: RoundsConfig, number: int, place: Path, asked: _Asked
 ) -> tuple[list[Example], dict[str, float]]:
     """What a round is to learn, and the figures of its samples.
 
-    InputError where there is nothing to be learnt.
+    Raises NothingToLearnError.
     """
 
     def samples_of(i: int) -> Drawn:
-        return read_samples(place / f"round-{i:03d}" / SAMPLES, rows)
+        return read_samples(place / f"round-{i:03d}" / SAMPLES, asked.rows)
 
     drawn = samples_of(number)
     loss = config.round_config(number, place, None).resolved_loss()
@@ -138,10 +183,10 @@ def _learned(
     usual = samples_of(1) if selection.needs_usual else None  # round 1 begins with the base
     rng = np.random.default_rng([config.seed, 4, number])
     progress = (number - 1) / max(1, config.rounds - 1)
-    kept = selection(groups_of(drawn, judge, selection, usual), rng, progress)
-    examples = examples_of(kept, drawn, chat, loss)
+    kept = selection(groups_of(drawn, asked.judge, selection, usual), rng, progress)
+    examples = examples_of(kept, drawn, asked.chat, loss)
     if not examples:
-        raise InputError(
+        raise NothingToLearnError(
             f"round {number}: --selection {config.selection} keeps nothing of its samples that "
             f"--objective {config.objective} learns from. {WHAT_TO_DO}"
         )
@@ -153,44 +198,41 @@ def _learned(
     }
 
 
-WHAT_TO_DO = (
-    "Ask easier or harder questions, or more --samples; or stop here: the adapter of the round "
-    "before, if there is one, is whole."
-)
+WHAT_TO_DO = "Ask easier or harder questions, or for more --samples."
 
 
 def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) -> None:
-    """InputError where the judge leaves nothing that the objective learns from."""
+    """NothingToLearnError where the judge leaves nothing that the objective learns from."""
     labels = {sample.label for several in drawn for sample in several}
     if not labels:
-        raise InputError(f"round {number}: the judge could tell about none of the samples.")
+        raise NothingToLearnError(
+            f"round {number}: the judge could tell about none of the samples."
+        )
     for uses, label, word in (("rejected", False, "rejected"), ("accepted", True, "accepted")):
         if loss.uses in (uses, "both") and not loss.graded and label not in labels:
-            raise InputError(
+            raise NothingToLearnError(
                 f"nothing was {word} in round {number}, of "
                 f"{sum(map(len, drawn)):,} samples that the judge could tell about: there is "
                 f"nothing that --objective {config.objective} learns from. {WHAT_TO_DO}"
             )
 
 
-def _held(
-    model: Llama, chat: Chat, rows: Sequence[Row], judge: Judge, config: RoundsConfig
-) -> dict[str, Any]:
+def _held(model: Llama, asked: _Asked, config: RoundsConfig) -> dict[str, Any]:
     """What the held-out questions give, whatever the rounds' own samples are drawn like."""
-    asked = ask(
+    answered = ask(
         model,
-        chat,
-        rows,
-        judge,
+        asked.chat,
+        asked.held_rows,
+        asked.judge,
         samples=min(config.samples, HELD_SAMPLES),
         temperature=1.0,
         max_new_tokens=config.max_new_tokens,
         seed=1000 * config.seed + HELD_SEED,
     )
-    found: Figures = figures(asked)
+    found: Figures = figures(answered)
     pass_at = {f"pass@{k}": value for k, value in found.pass_at.items()}
     rest = {name: value for name, value in found._asdict().items() if name != "pass_at"}
-    measured = rest | pass_at | _spread(model, chat, asked)
+    measured = rest | pass_at | _spread(model, asked.chat, answered)
     return {f"eval_{name}": value for name, value in measured.items()}
 
 
@@ -261,6 +303,24 @@ def _print_head(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[R
     print(
         "round  accepted   ended    none  all right    greedy  accepted  pass@k  tokens   seconds"
     )
+
+
+def _print_end(
+    config: RoundsConfig, lines: dict[int, dict[str, Any]], adapter: Path | None
+) -> None:
+    """Where the seconds went, where the last adapter is, and how to try it."""
+    spent = ", ".join(
+        f"{what} {sum(line.get(f'{what}_seconds', 0.0) for line in lines.values()):.1f} s"
+        for what in ("sampling", "judging", "training", "evaluation")
+    )
+    print(f"\nseconds    {spent}")
+    if adapter:
+        model = f"--model {shlex.quote(config.model)} " if config.model else ""
+        print(f"adapter    {adapter}")
+        print(
+            f"try it     python -m minibule.generate {model}--adapter {shlex.quote(str(adapter))} "
+            "--prompt ..."
+        )
 
 
 def _line(line: dict[str, Any]) -> str:

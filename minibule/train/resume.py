@@ -59,11 +59,13 @@ def find_checkpoint(setup: Setup, folder: RunFolder) -> Checkpoint | None:
 
 
 @contextmanager
-def resume_hint(output: Path) -> Iterator[None]:
-    """Whatever ends the block early, say how the run goes on."""
+def resume_hint(
+    output: Path, name: str = "train", where: str = "its last checkpoint"
+) -> Iterator[None]:
+    """Whatever ends the block early, say how what `python -m minibule.NAME` began goes on."""
     try:
         yield
     except BaseException:
-        command = f"python -m minibule.train --resume --output {shlex.quote(str(output))}"
-        tqdm.write(f"the run goes on from its last checkpoint with\n  {command}")
+        command = f"python -m minibule.{name} --resume --output {shlex.quote(str(output))}"
+        tqdm.write(f"the run goes on from {where} with\n  {command}")
         raise

@@ -156,6 +156,50 @@ def test_nothing_to_learn_from(reward, more, words, config, tmp_path):
         loop.rounds(config("b", judge=f"{path}:same", **more))
 
 
+def test_a_round_without_anything_to_learn_ends_the_rounds(config, tmp_path, capsys):
+    """The judge, after the 40 answers of the base and the 88 of round 1, finds all of them right."""
+    path, seen = tmp_path / "mine.py", tmp_path / "seen"
+    path.write_text(
+        "from pathlib import Path\n"
+        f"SEEN = Path({str(seen)!r})\n"
+        "def patient(completions):\n"
+        "    asked = SEEN.stat().st_size if SEEN.exists() else 0\n"
+        "    SEEN.write_text('x' * (asked + len(completions)))\n"
+        "    return [float(asked + i >= 128) for i, _ in enumerate(completions)]\n"
+    )
+    loop.rounds(config("b", rounds=3, judge=f"{path}:patient"))
+    place = tmp_path / "b"
+    lines = [json.loads(line) for line in (place / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1]
+    printed = capsys.readouterr().out
+    assert "nothing was rejected in round 2" in printed
+    assert f"adapter    {place / 'round-001' / 'adapter'}\n" in printed
+
+
+def test_seconds_of_the_judge_are_told_apart(config, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import time\n"
+        "def slow(completions):\n"
+        "    time.sleep(0.1)\n"
+        "    return [float(len(c) < 12) for c in completions]\n"
+    )
+    loop.rounds(config("b", rounds=1, judge=f"{path}:slow"))
+    _, line = (tmp_path / "b" / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(line)["judging_seconds"] >= 0.3  # of the samples; greedily and at T = 1
+
+
+def test_how_rounds_go_on_is_said(config, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "sample_round", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.rounds(config("b"))
+    hint = f"python -m minibule.rounds --resume --output {tmp_path / 'b'}\n"
+    assert hint in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_system_learns_something(name, config, tmp_path):
     """A round of each; and it says how many questions are never or always answered."""
