@@ -157,7 +157,7 @@ def test_nothing_to_learn_from(reward, more, words, config, tmp_path):
 
 
 def test_a_round_without_anything_to_learn_ends_the_rounds(config, tmp_path, capsys):
-    """The judge, after the 40 answers of the base and the 88 of round 1, finds all of them right."""
+    """After the 40 answers of the base and the 88 of round 1, the judge finds all of them right."""
     path, seen = tmp_path / "mine.py", tmp_path / "seen"
     path.write_text(
         "from pathlib import Path\n"
