@@ -8,8 +8,9 @@ must end in one of two ways: *loaded*, and what was loaded works (a model's logi
 the right shape, records become tokens), or *refused* with an InputError. Anything else is a
 failure: a traceback, a library's warning, a crash, a number that is not finite, a control character
 in what it says, a file changed that is not its own, more than 5 seconds, or more memory than twice
-the file and a constant. And so are logits, or a chat template's text, that differ from those that
-transformers, PEFT or llama.cpp compute of the same damaged file, where these are installed.
+the file (of a template 400 times: all may be text to cut into tokens) and a constant. And so are
+logits, or a chat template's text, that differ from those that transformers, PEFT or llama.cpp
+compute of the same damaged file, where these are installed.
 
 With --kind and --case one case is run by itself. How it is done is in `mutation/`.
 """

@@ -29,8 +29,9 @@ from mutation.reference import TOLERANCE, difference
 from minibule import program
 
 SECONDS = 5.0
-# What a case may take beside twice its file: the libraries' own buffers, above all the JSON of a
-# tokenizer, numbers of the rendering and of the forward pass; the good files take up to 9 MB.
+# What a case may take beside what the damaged file excuses: the libraries' own buffers, above all
+# the JSON of a tokenizer, numbers of the rendering and of the forward pass; the good files take up
+# to 9 MB.
 CONSTANT = 32_000_000
 ADDRESS_SPACE = 4_000_000_000  # beyond what the process has: a net under the measurement
 LONGEST = 200_000  # characters that are printed of any input
@@ -41,7 +42,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Outcome(NamedTuple):
-    """loaded, refused or failed; seconds; bytes of memory beyond twice the file's; what it said.
+    """loaded, refused or failed; seconds; bytes of memory beyond what the file excuses; its words.
 
     compared    of what was loaded: "" if nothing is to be compared or it is as without damage;
                 else "agrees" with the reference program, "refused" by it, or "unchecked"
@@ -116,7 +117,7 @@ def _watched(case: Case) -> Outcome:
     elif outcome.seconds > SECONDS:
         fault = f"{outcome.seconds:.1f} seconds"
     elif memory > CONSTANT:
-        fault = f"{memory:,} bytes beyond twice the file's {case.size:,}"
+        fault = f"{memory:,} bytes beyond the {case.memory:,} that the file excuses"
     elif len(output) > LONGEST or (result == "refused" and not output.strip()):
         fault = f"a message of {len(output):,} characters"
     elif result == "loaded" and len(lines) > 1:
@@ -172,7 +173,7 @@ def _run(case: Case, pipe: int, said: int) -> None:
 
         def main(_: list[str]) -> None:
             used.append(case.run())
-            print(used[0].shown[:LONGEST])
+            print(used[0].shown[: LONGEST - 1])
 
         before, start, status = memory_of("VmRSS"), time.perf_counter(), 1
         try:
@@ -185,7 +186,7 @@ def _run(case: Case, pipe: int, said: int) -> None:
         seconds = time.perf_counter() - start
         sys.stdout.flush()
         result = {0: "loaded", 2: "refused"}.get(status, "failed")
-        memory = max(0, memory_of("VmHWM") - before - 2 * case.size)
+        memory = max(0, memory_of("VmHWM") - before - case.memory)
         tell(result, seconds, memory, "")
         if status == 0:
             for stream in (1, 2):

@@ -33,10 +33,11 @@ Reference = Callable[[Path], Array | str | None]
 
 
 class Case(NamedTuple):
-    """What is run, of how many damaged bytes, where it may write, and whose result it must have."""
+    """What is run, what memory its damaged bytes excuse, where it may write, and whose result it
+    must have."""
 
     run: Callable[[], Used]
-    size: int = 0
+    memory: int = 0
     free: tuple[Path, ...] = ()
     clean: Array | str | None = None
     reference: Callable[[], Array | str | None] = lambda: None
@@ -62,6 +63,7 @@ class Damaged(Kind):
 
     use         of the file, or of the folder it is in where `folder` says so
     writes      what it may write, below the good files
+    per_byte    bytes of memory that it may take for each of the file's
     reference   of the same path, what another program makes of it
     clean       file -> what comes of it when it is not damaged
     """
@@ -73,6 +75,7 @@ class Damaged(Kind):
     cases: int = 1000
     writes: tuple[str, ...] = ()
     reference: Reference | None = None
+    per_byte: int = 2
     clean: dict[str, Array | str | None] = field(default_factory=dict)
 
     def warm(self, folder: Path) -> None:
@@ -95,7 +98,7 @@ class Damaged(Kind):
         try:
             yield Case(
                 run=lambda: self.use(target),
-                size=len(damaged),
+                memory=self.per_byte * len(damaged),
                 free=tuple(folder / name for name in self.writes),
                 clean=self.clean.get(file),
                 reference=lambda: ask(target) if ask else None,
@@ -161,6 +164,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "template": Damaged(
             ("template/chat_template.jinja",),
             *(damaged_template, use.use_chat, True, 1000, (), reference.template_text),
+            per_byte=400,  # all may be text to cut into tokens, for which its library takes so much
         ),
         "adapter_config": Damaged(
             ("adapter/adapter_config.json",),
