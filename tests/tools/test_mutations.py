@@ -39,7 +39,7 @@ BUGS = {
     "time.sleep(30)": "does not end",
     "time.sleep(0.4)": "0.4 seconds",
     "os.abort()": "the process died: SIGABRT",
-    "kept = bytearray(100_000_000)": "bytes beyond twice",
+    "kept = bytearray(100_000_000)": "bytes beyond the",
     "(path.parent / 'new').touch()": "changed what is not its own",
     "os.utime(path.parent / 'few.jsonl', (1, 1))": "changed what is not its own",
     "os.write(2, b'\\x1b[2J')": "a control character, '\\x1b'",
