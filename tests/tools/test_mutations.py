@@ -37,7 +37,7 @@ def test_no_damaged_file_gets_the_better_of_a_reader():
 BUGS = {
     "raise KeyError('x')": "a traceback",
     "time.sleep(30)": "does not end",
-    "time.sleep(0.4)": "0.4 seconds",
+    "time.sleep(0.7)": "0.7 seconds",
     "os.abort()": "the process died: SIGABRT",
     "kept = bytearray(100_000_000)": "bytes beyond the",
     "(path.parent / 'new').touch()": "changed what is not its own",
@@ -52,7 +52,7 @@ CODE = """
 import dataclasses, os, sys, time, warnings
 from mutation import cases
 from mutation.use import Used
-cases.SECONDS, bugs = 0.3, []
+cases.SECONDS, bugs = 0.6, []
 {bugs}
 with cases.good_files() as (folder, known):
     kind = known["heldout"]

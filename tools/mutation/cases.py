@@ -114,10 +114,10 @@ def _watched(case: Case) -> Outcome:
         fault = "a library's warning"
     elif control := _CONTROL.search(_OF_A_BAR.sub("", output)):
         fault = f"a control character, {control.group()!r}"
-    elif outcome.seconds > SECONDS:
-        fault = f"{outcome.seconds:.1f} seconds"
     elif memory > CONSTANT:
         fault = f"{memory:,} bytes beyond the {case.memory:,} that the file excuses"
+    elif outcome.seconds > SECONDS:
+        fault = f"{outcome.seconds:.1f} seconds"
     elif len(output) > LONGEST or (result == "refused" and not output.strip()):
         fault = f"a message of {len(output):,} characters"
     elif result == "loaded" and len(lines) > 1:
