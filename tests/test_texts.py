@@ -432,7 +432,7 @@ def test_no_symbol_of_the_lesson_is_explained_twice():
 
 def test_every_step_of_the_lesson_ends_with_a_summary_and_three_exercises():
     steps = re.split(r"^## \d+\. ", LESSON.whole, flags=re.M)[1:]
-    assert len(steps) == 10
+    assert len(steps) == 11
     for step in steps:
         assert len(re.findall(r"^\*\*Summary\.\*\*", step, re.M)) == 1
         exercises = step.partition("**Exercises.**")[2]

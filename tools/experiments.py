@@ -8,6 +8,7 @@
     python tools/experiments.py unlikelihood    plain unlikelihood (Welleck et al. 2019) beside it
     python tools/experiments.py steps           longer runs: what holds on every seed
     python tools/experiments.py real            every method on a real model: its own flags, --help
+    python tools/experiments.py rounds          every preset of rounds: its own flags, --help
 
 Every row is trained on --seeds seeds, counted from --seed; each figure is the mean over them, with
 (lowest-highest). A seed is a start of the adapter, an order of the records and a choice of the
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import real
+import systems
 from tables import cell, quiet
 from tqdm import tqdm
 
@@ -287,9 +289,10 @@ def print_rule(outcomes: Mapping[str, Sequence[Outcome]]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if argv[:1] == ["real"]:
-        real.main(argv[1:])
-        return
+    for name, of_its_own in (("real", real), ("rounds", systems)):
+        if argv[:1] == [name]:
+            of_its_own.main(argv[1:])
+            return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

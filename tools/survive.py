@@ -1,6 +1,7 @@
 """Kill commands at random moments, and see that nothing is lost; run a long one, and watch it.
 
     python tools/survive.py kill    runs killed by SIGKILL and resumed must end as one never killed
+    python tools/survive.py rounds  and so must rounds, killed while they sample, train or evaluate
     python tools/survive.py export  what a killed export leaves is whole or not there,
     python tools/survive.py report  and so is a report; the next command leaves nothing else behind
     python tools/survive.py long    5,000 steps must not need more and more memory
@@ -167,6 +168,83 @@ def kill(runs: int, steps: int, most: int, folder: Path) -> bool:
     return not damaged and not differing
 
 
+# -- rounds ----------------------------------------------------------------------------------------
+
+ROUNDS = ("--rounds=2", "--samples=4", "--max-new-tokens=24", "--threads=1")
+QUESTIONS = 24  # of the embedded model's, asked for samples; and as many others afterwards
+
+
+def questions(folder: Path) -> list[str]:
+    """Flags that name some of the embedded questions, every kind among them."""
+    flags = []
+    for flag, name in (("data", "questions.jsonl"), ("heldout", "questions-test.jsonl")):
+        lines = (embedded_folder() / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:: len(lines) // QUESTIONS][:QUESTIONS]))
+        flags.append(f"--{flag}={folder / name}")
+    return flags
+
+
+def rounds_results(place: Path) -> dict[str, bytes | list[dict[str, object]]]:
+    """All that rounds come to: samples, adapters, and the figures of each but for the seconds."""
+    lines = map(json.loads, (place / "rounds.jsonl").read_text().splitlines())
+    figures = [{k: v for k, v in x.items() if not k.endswith("_seconds")} for x in lines]
+    files = sorted(place.glob("round-*/samples.jsonl*")) + sorted(
+        place.glob("round-*/adapter/*.safetensors")
+    )
+    return {"rounds.jsonl": figures} | {str(f.relative_to(place)): f.read_bytes() for f in files}
+
+
+def one_life_of_rounds(seed: str, folder: Path, flags: list[str], seconds: float) -> int:
+    """Rounds killed up to three times at moments within `seconds`, and resumed; how many came."""
+    rng = random.Random(seed)
+    output, kills = folder / seed.replace(" ", "-"), 0
+    for _ in range(3):
+        going = (output / "rounds.toml").exists()
+        words = minibule("rounds", "--output", output, *(["--resume"] if going else flags))
+        with subprocess.Popen(  # noqa: S603
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+        ) as process:
+            try:
+                if process.wait(rng.uniform(0, seconds)):
+                    raise InputError(f"{output}: exit status {process.returncode}")
+                return kills
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+    if (output / "rounds.toml").exists():
+        done(minibule("rounds", "--output", output, "--resume"))
+    else:
+        _remove(output)
+        done(minibule("rounds", "--output", output, *flags))
+    return kills
+
+
+def rounds(times: int, seed: int, folder: Path) -> bool:
+    """Print the counts; True where nothing was lost."""
+    flags = [*questions(folder), *ROUNDS]
+    started = time.monotonic()
+    done(minibule("rounds", "--output", folder / "whole", *flags))
+    seconds = time.monotonic() - started
+    expected = rounds_results(folder / "whole")
+
+    def life(number: int) -> tuple[int, list[str]]:
+        name = f"{seed} {number}"
+        kills = one_life_of_rounds(name, folder, flags, seconds)
+        found = rounds_results(folder / name.replace(" ", "-"))
+        names = sorted(found.keys() | expected.keys())
+        return kills, [name for name in names if found.get(name) != expected.get(name)]
+
+    with ThreadPoolExecutor(2) as pool:
+        lives = list(pool.map(life, range(times)))
+    differing = [f"{n}: {', '.join(lost)}" for n, (_, lost) in enumerate(lives) if lost]
+    print(f"rounds                                  {times} times")
+    print(f"kills                                   {sum(kills for kills, _ in lives)}")
+    print(f"that differ from ones never killed      {len(differing)}")
+    for line in differing:
+        print(f"  {line}")
+    return not differing
+
+
 # -- export and report -----------------------------------------------------------------------------
 
 EXPORTS = (["gguf", "--dtype=f32"], ["gguf", "--dtype=q8_0"], ["hf"], ["gguf-lora"])
@@ -294,7 +372,7 @@ def long(steps: int, most: float, folder: Path) -> bool:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["kill", "export", "report", "long"])
+    parser.add_argument("what", choices=["kill", "rounds", "export", "report", "long"])
     parser.add_argument(
         "--runs", type=int, default=100, metavar="N", help="runs or commands to kill"
     )
@@ -308,6 +386,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         if args.what == "kill":
             fine = kill(args.runs, args.steps or 12, args.kills, Path(name))
+        elif args.what == "rounds":
+            fine = rounds(args.runs, args.seed, Path(name))
         elif args.what != "long":
             fine = die(args.what, args.runs, args.seed, Path(name))
         else:
