@@ -107,7 +107,9 @@ def answers(
     first: the number of the first sample.
     """
     prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
-    with tqdm(total=len(rows), desc="asking", unit=" prompts", delay=1, leave=False) as bar:
+    with tqdm(
+        total=len(rows), desc="asking", unit=" prompts", delay=1, leave=False, disable=None
+    ) as bar:
         for block in _blocks(model, prompts, samples, max_new_tokens):
             found = generate(
                 model,
