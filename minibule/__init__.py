@@ -13,11 +13,13 @@ Commands, each with `--help`:
     python -m minibule.train      teach a model from rejection records
     python -m minibule.rounds     sample answers, judge them, train on the rejected ones, again
     python -m minibule.generate   answer a prompt
+    python -m minibule.chat       talk before and after training, and teach while talking
     python -m minibule.evaluate   ask questions, judge the answers, write them to train on
     python -m minibule.export     write the model or its adapter for others to load
     python -m minibule.records    check, count and convert files of rejected answers
     python -m minibule.report     a run as one page: what it learnt, in pictures and tables
     python -m minibule.explain    one gradient worked through with its numbers: begin here
+    python -m minibule.env        versions, processor, BLAS, threads, extras: for a bug report
 
 The code is meant to be read, and core/ is the lesson: NumPy alone, each gradient under its forward.
 

@@ -1,11 +1,11 @@
-"""`python -m minibule` lists the commands; `python -m minibule train ...` runs one of them."""
+"""`minibule` or `python -m minibule` lists the commands; `minibule train ...` runs one of them."""
 
 import re
 from importlib import import_module
 
 import minibule
 from minibule.errors import InputError
-from minibule.program import run
+from minibule.program import as_typed, run
 from minibule.wording import did_you_mean
 
 
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     name, *arguments = argv or ["--help"]
     if name in ("--help", "-h"):
         listed = about.partition("Commands, ")[2].partition("\n\nThe code")[0]
-        print(f"Commands, {listed}")
+        print(as_typed(f"Commands, {listed}"))
     elif name == "--version":
         print(f"minibule {minibule.__version__}")
     elif name in commands:
@@ -32,6 +32,11 @@ def main(argv: list[str]) -> None:
             f"{name}: no such command{did_you_mean(name, commands)}\n"
             "`python -m minibule` lists the commands."
         )
+
+
+def command() -> None:
+    """The console script `minibule`."""
+    run(main)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,11 @@ def main(argv: list[str]) -> None:
         prog="python -m minibule.export",
         usage="%(prog)s --format FORM --output PATH [FLAGS]",
         description="Write a model for other programs.",
+        examples=(
+            "--adapter runs/tiny/adapter --format hf --output merged",
+            "--adapter runs/tiny/adapter --format gguf-lora --output adapter.gguf",
+            "--model smollm2-135m --format gguf --dtype q8_0 --output model.gguf",
+        ),
     )
     add_flags(parser, ExportConfig)
     config = from_flags(ExportConfig, vars(parser.parse_args(argv)))

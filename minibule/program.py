@@ -59,6 +59,13 @@ def run(main: Callable[[list[str]], None]) -> None:
         _exit("terminated", 143)
 
 
+def as_typed(text: str) -> str:
+    """`text` with its commands as the user types them: `minibule train` by the console script."""
+    if Path(sys.argv[0]).stem != "minibule":
+        return text
+    return text.replace("python -m minibule.", "minibule ")
+
+
 class Screen(io.TextIOBase):
     r"""A stream to people: what a file, a name or a model holds reaches it as text alone.
 
@@ -85,6 +92,10 @@ class Screen(io.TextIOBase):
             nowhere = Path(os.devnull)
             stream = nowhere.open("w", encoding="utf-8", errors="replace")
         return cast(TextIO, cls(stream, bars))
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self.stream.errors
 
     @property
     def encoding(self) -> str:  # type: ignore[override]

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get
 
 from minibule.errors import InputError, listed
 from minibule.files import reading
-from minibule.program import spares
+from minibule.program import as_typed, spares
 from minibule.wording import Number, did_you_mean
 
 T = TypeVar("T")
@@ -155,7 +155,18 @@ def _parts(hint: Any) -> list[Any]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line's flags. What is wrong with them is an InputError, as all bad input is."""
+    """A command line's flags. What is wrong with them is an InputError, as all bad input is.
+
+    examples    arguments that the command may be given, shown at the end of --help
+    """
+
+    def __init__(self, *, prog: str, examples: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(prog=as_typed(prog), **more)
+        self.examples = examples
+
+    def format_help(self) -> str:
+        lines = [f"  {self.prog} {words}".rstrip() + "\n" for words in self.examples]
+        return "".join([super().format_help(), *(["\nexamples:\n"] if lines else []), *lines])
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}\n`{self.prog} --help` lists the flags.")

@@ -38,9 +38,9 @@ ORDER = f"""
     generate
     evaluate
     runs
-    report explain export
+    report explain export env
     train
-    rounds
+    rounds chat
     __main__
 """.strip().splitlines()
 PLACE = {folder: i for i, row in enumerate(ORDER) for folder in row.split()}

@@ -1,7 +1,10 @@
 """`python -m minibule`: the list of commands, each of them by name, and words for all else."""
 
+import re
+import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from helpers import ROOT
@@ -9,6 +12,7 @@ from helpers import ROOT
 import minibule
 from minibule.__main__ import main
 from minibule.errors import InputError
+from minibule.settings import Parser
 
 
 def run(*words):
@@ -27,18 +31,90 @@ def test_it_lists_the_commands(argv, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Commands, each with `--help`:"
     assert any(line.startswith("    python -m minibule.train ") for line in lines)
+    assert any(line.startswith("    python -m minibule.env ") for line in lines)
     assert "The code is meant" not in lines[-1] and len(lines) > 7
 
 
-COMMANDS = ["train", "generate", "evaluate", "export", "records", "report", "explain"]
+COMMANDS = re.findall(r"^    python -m minibule\.(\w+)", minibule.__doc__, re.M)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_is_run_by_its_name(name, capsys):
+def test_each_command_is_run_by_its_name(name, capsys, monkeypatch):
+    assert len(COMMANDS) > 8
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])
     assert exit.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: python -m minibule.{name} ")
+    by_module = capsys.readouterr().out
+    assert by_module.startswith(f"usage: python -m minibule.{name} ")
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/minibule", name])
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    usage = capsys.readouterr().out
+    assert usage.startswith(f"usage: minibule {name} ")
+    assert "python -m minibule." not in usage
+
+
+class Parsed(Exception):  # noqa: N818 - no error: the command line was understood
+    """Raised in place of all that a command does after reading its arguments."""
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "env"])
+def test_the_examples_of_a_command_can_be_typed(name, monkeypatch):
+    parsers, read = [], Parser.parse_args
+    monkeypatch.setattr(Parser, "parse_args", lambda parser, words: parsers.append(parser) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([name])
+
+    def parse_only(parser, words):
+        raise Parsed(read(parser, words))
+
+    monkeypatch.setattr(Parser, "parse_args", parse_only)
+    (parser,) = parsers
+    assert len(parser.examples) == (1 if name == "report" else 3)
+    for example in parser.examples:
+        assert f"  {parser.prog} {example}".rstrip() in parser.format_help().splitlines()
+        with pytest.raises(Parsed):
+            main([name, *shlex.split(example)])
+
+
+def test_the_console_script():
+    """As pip writes it: the function that pyproject.toml names, called in a process of its own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["minibule"].partition(":")
+    code = (
+        f"import sys; sys.argv[0] = '/venv/bin/minibule'; from {module} import {function} as f; f()"
+    )
+
+    def script(*words):
+        return subprocess.run(
+            [sys.executable, "-c", code, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PYTHONPATH": str(ROOT)},
+        )
+
+    assert script("--version").stdout == f"minibule {minibule.__version__}\n"
+    assert "    minibule train " in script().stdout
+    done = script("trian")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean train?" in done.stderr and "usage" not in done.stderr
+
+
+def test_a_command_loads_only_what_it_needs():
+    code = (
+        "import sys; from minibule.__main__ import main; main(['--version']); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    loaded = done.stdout.split()
+    assert "minibule.program" in loaded
+    assert not {"numpy", "tqdm", "tokenizers", "minibule.settings"} & set(loaded)
 
 
 def test_its_arguments_and_its_status_are_the_commands():

@@ -132,10 +132,17 @@ def only_text(done, status=0, shown=SHOWN):
     assert shown.encode() in done.stdout + done.stderr, done
 
 
-@pytest.mark.parametrize("flags", [[], ["-n", "2"]])
+@pytest.mark.parametrize("flags", [[], ["-n", "2", "--temperature", "1e-9"]])
 def test_an_answer(model, flags):
     done = run("-m", "minibule.generate", "--model", model, "--prompt", "hello", *flags)
     only_text(done, shown=SHOWN if flags else SHOWN[-20:])  # alone, it is printed as it comes
+
+
+def test_a_talk(model, tmp_path):
+    words = ("-m", "minibule.chat", "--model", model, "--output", tmp_path / "taught")
+    only_text(run(*words, input=b"hello\n/reject\n"), shown=SHOWN[-20:])
+    words = (*words[:-1], tmp_path / f"taught{HOSTILE}")
+    only_text(run(*words, input=b"hello\n/reject\n"), shown=f"taught{SHOWN}")
 
 
 def test_a_run_and_its_report(model, tmp_path):

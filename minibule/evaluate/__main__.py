@@ -61,6 +61,11 @@ def main(argv: list[str]) -> None:
         prog="python -m minibule.evaluate",
         usage="%(prog)s --data QUESTIONS [FLAGS]",
         description="Put questions to a model, and let a program judge its answers.",
+        examples=(
+            "--data questions.jsonl",
+            "--model smollm2-135m --data questions.jsonl --output samples.jsonl",
+            "--model smollm2-135m --adapter runs/real/adapter --data questions.jsonl --judge exact",
+        ),
     )
     add_flags(parser, EvaluateConfig, groups=(MODEL, QUESTIONS, SAMPLES))
     config = from_flags(EvaluateConfig, vars(parser.parse_args(argv)))

@@ -58,7 +58,12 @@ def evaluate(
     metrics: dict[str, float] = {}
     passes = side_by_side(one_pass, pack(examples, objective.counts, pass_tokens, threads()))
     with tqdm(
-        total=len(answers.length), desc="evaluating", unit=" answers", delay=1, leave=False
+        total=len(answers.length),
+        desc="evaluating",
+        unit=" answers",
+        delay=1,
+        leave=False,
+        disable=None,
     ) as bar:
         for more, size in passes:
             add_metrics(metrics, more)

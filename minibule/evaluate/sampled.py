@@ -110,7 +110,9 @@ def answers(
     prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
     started, tokens, accepted = time.perf_counter(), 0, 0
     every = len(rows) * samples
-    with tqdm(total=every, desc="asking", unit=" answers", delay=1, leave=False) as bar:
+    with tqdm(
+        total=every, desc="asking", unit=" answers", delay=1, leave=False, disable=None
+    ) as bar:
         for block in _blocks(model, prompts, samples, max_new_tokens):
             found = generate(
                 model,

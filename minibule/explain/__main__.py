@@ -17,6 +17,7 @@ def main(argv: list[str]) -> None:
         prog="python -m minibule.explain",
         description="Work through one gradient with its numbers: counts, target, loss, gradient, "
         "LoRA, one step. Without arguments: the embedded model and the first of its records.",
+        examples=("", "--tiny-vocab", "--record 2 --answer 1 --position 2 --objective literal"),
     )
     which = {
         "record": "record of the data",
@@ -24,12 +25,11 @@ def main(argv: list[str]) -> None:
         "position": "which token of the answer the row predicts",
     }
     for name, meaning in which.items():
-        default = getattr(place, name)
         parser.add_argument(
             f"--{name}",
             type=int,
             metavar="N",
-            help=f"{meaning}, counting from 1 (default: {default})",
+            help=f"{meaning}, counting from 1 (default: {getattr(place, name)})",
         )
     parser.add_argument(
         "--tiny-vocab",

@@ -7,12 +7,12 @@ from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.generate.decode import generate
 from minibule.generate.sampling import SAMPLING, Sampling
+from minibule.generate.stream import Printer
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.models.named import MODEL_HELP
-from minibule.program import leave_if_unread, run
+from minibule.program import run
 from minibule.settings import Parser, add_flags, from_flags, setting
-from minibule.text.chat import Chat
 
 MODEL, ANSWER = "model", "prompt and answer"
 
@@ -38,15 +38,25 @@ def main(argv: list[str]) -> None:
         prog="python -m minibule.generate",
         usage="%(prog)s --prompt TEXT [FLAGS]",
         description="Answer a prompt.",
+        examples=(
+            "--prompt hello",
+            "--adapter runs/tiny/adapter --prompt hello --temperature 1 -n 3",
+            '--model smollm2-135m --prompt "What is the capital of Portugal?"',
+        ),
     )
     add_flags(parser, GenerateConfig, groups=(MODEL, ANSWER, SAMPLING))
     config = from_flags(GenerateConfig, vars(parser.parse_args(argv)))
+    if config.n > 1 and config.temperature == 0:
+        raise InputError(
+            f"-n {config.n} at --temperature 0: the likeliest answer is the same every time. "
+            "Expected one answer, or a temperature above 0, such as --temperature 1."
+        )
     source = config.model or embedded_folder()
     model, chat = load_model(source, config.adapter), load_chat(source)
     prompt = chat.encode_raw(config.prompt) if config.raw else chat.encode_prompt(config.prompt)
     if not len(prompt):
         raise InputError(f"--prompt {config.prompt!r}: no token, expected text to go on from.")
-    stream = _Printer(chat) if config.n == 1 else None
+    stream = Printer(chat) if config.n == 1 else None
     answers = generate(
         model,
         [prompt],
@@ -57,27 +67,10 @@ def main(argv: list[str]) -> None:
         on_token=stream,
     )
     if stream:
-        print()
+        stream.end()
     else:
         for number, ids in enumerate(answers[0], start=1):
             print(f"[{number}] {chat.decode(ids)}")
-
-
-class _Printer:
-    """Prints an answer as it comes, holding back bytes that are not yet a whole character."""
-
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self.ids: list[int] = []
-        self.printed = 0
-
-    def __call__(self, _sequence: int, token: int) -> None:
-        self.ids.append(token)
-        text = self.chat.decode(self.ids)
-        if not text.endswith("\ufffd"):
-            print(text[self.printed :], end="", flush=True)
-            self.printed = len(text)
-            leave_if_unread()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from minibule.files import native_parser, write_json
 from minibule.machine.matrix import Array
 from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
 from minibule.models.huggingface import config_json, save_chat
-from minibule.models.keys import GGUF
+from minibule.models.keys import GGUF, MERGED
 from minibule.models.safetensors import check_finite, check_shapes
 from minibule.text.chat import Chat, check_token_texts, default_template
 from minibule.wording import Number
@@ -56,6 +56,9 @@ class GgufModel:
 
     def weights(self, config: LlamaConfig, narrow: bool) -> dict[str, Array]:
         return gguf_weights(self.file, config)  # of types of its own, which are widened all
+
+    def merged(self) -> str:
+        return str(self.file.get(MERGED, ""))
 
     def chat(self) -> Chat:
         return _chat(self.file)

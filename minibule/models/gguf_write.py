@@ -31,6 +31,8 @@ from minibule.models.gguf_file import (
 )
 from minibule.models.gguf_metadata import model_metadata, tokenizer_metadata
 from minibule.models.gguf_read import GgufModel
+from minibule.models.keys import MERGED
+from minibule.models.peft import fingerprint
 from minibule.models.save import check_merged, merged_tensor
 from minibule.models.source import open_source
 from minibule.text.chat import Chat
@@ -77,6 +79,8 @@ def export_gguf(model: Llama, chat: Chat, path: Path, dtype: str) -> None:
     metadata["general.file_type"] = u32_value(int(file_type))
     if GGML_QUANT_SIZES[kind][0] > 1:
         metadata.setdefault("general.quantization_version", u32_value(2))
+    if model.adapter:
+        metadata[MERGED] = text_value(fingerprint(model.adapter))
 
     def tensor(name: str) -> Array:
         W = merged_tensor(model, name)
@@ -198,7 +202,9 @@ def _stream(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with tqdm(total=sum(sizes), desc="writing GGUF", unit="B", unit_scale=True, delay=1) as bar:
+        with tqdm(
+            total=sum(sizes), desc="writing GGUF", unit="B", unit_scale=True, delay=1, disable=None
+        ) as bar:
             for (_, _, kind), size, array in zip(places, sizes, arrays, strict=True):
                 writer.write_tensor_data(quantize(np.ascontiguousarray(array), kind))
                 bar.update(size)

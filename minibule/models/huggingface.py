@@ -19,8 +19,14 @@ from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConf
 from minibule.errors import InputError, listed
 from minibule.files import native_parser, read_json, real_path, write_json
 from minibule.machine.matrix import Array
-from minibule.models.keys import CONFIG_JSON, ROPE, TOKENIZER_JSON
-from minibule.models.safetensors import TORCH_DTYPE, read_tensors, same_numbers, stored_tensors
+from minibule.models.keys import CONFIG_JSON, MERGED, ROPE, TOKENIZER_JSON
+from minibule.models.safetensors import (
+    TORCH_DTYPE,
+    read_metadata,
+    read_tensors,
+    same_numbers,
+    stored_tensors,
+)
 from minibule.text.chat import Chat, check_token_texts, default_template
 from minibule.wording import Number
 
@@ -59,6 +65,9 @@ class HuggingFaceFolder:
             if not is_derived(name, config)
         }
         return read_tensors(stored, config.tensor_shapes(), self.path, narrow)
+
+    def merged(self) -> str:
+        return read_metadata(weight_files(self.path)[0]).get(MERGED, "")
 
     def chat(self) -> Chat:
         return _chat(self.path)

@@ -13,6 +13,9 @@ from typing import Any
 
 from minibule.core.shapes import LlamaConfig
 
+# Metadata of a merged model's weights: the `fingerprint` of the adapter that is in them.
+MERGED = "minibule.merged_adapter"
+
 
 @dataclass(frozen=True)
 class Keys:

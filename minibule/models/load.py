@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from minibule.core.llama import Llama
-from minibule.models.peft import load_adapter
+from minibule.errors import InputError
+from minibule.models.peft import fingerprint, load_adapter
 from minibule.models.source import open_source
 
 
@@ -31,11 +32,17 @@ def load_model(
     ------
     InputError
         If the folder is missing, holds another architecture or one with features this code does
-        not compute, or if its tensors are not exactly the expected ones, or not finite.
+        not compute, or if its tensors are not exactly the expected ones, or not finite; or if the
+        adapter has been merged into it.
     """
     source = open_source(path)
     config = source.config()
     model = Llama(config, source.weights(config, narrow))
     if adapter is not None:
         model.adapter = load_adapter(adapter, config)
+        if source.merged() == fingerprint(model.adapter):
+            raise InputError(
+                f"{adapter}: this adapter is merged into {path} already, and would count twice. "
+                "Leave it out, or name the model it was trained on."
+            )
     return model

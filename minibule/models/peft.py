@@ -3,6 +3,7 @@
 Names, shapes and settings are all checked before anything is used, and every mismatch is listed.
 """
 
+import hashlib
 import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -62,6 +63,11 @@ def load_adapter(path: str | Path, model: LlamaConfig) -> Adapter:
     """
     folder = existing_folder(path, "a PEFT adapter folder")
     file = folder / "adapter_config.json"
+    if not file.exists() and (folder / "adapter" / file.name).exists():
+        raise InputError(
+            f"{folder}: found the folder of a run, expected that of its adapter; did you mean "
+            f"{folder / 'adapter'}?"
+        )
     raw = read_json(file)
     where = folder / "adapter_model.safetensors"
     stored = stored_tensors([where])
@@ -69,6 +75,15 @@ def load_adapter(path: str | Path, model: LlamaConfig) -> Adapter:
     shapes = {PEFT_PREFIX + name: shape for name, shape in adapter_shapes(config, model).items()}
     params = read_tensors(stored, shapes, where)
     return Adapter(config, {name.removeprefix(PEFT_PREFIX): p for name, p in params.items()})
+
+
+def fingerprint(adapter: Adapter) -> str:
+    """The same text for the same adapter, wherever it lies: the hash of its numbers."""
+    hashed = hashlib.sha256()
+    for name in sorted(adapter.params):
+        hashed.update(name.encode())
+        hashed.update(adapter.params[name].tobytes())
+    return hashed.hexdigest()
 
 
 def _lora_config(

@@ -146,7 +146,15 @@ def narrowed(x: Array, dtype: str) -> Array:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> None:
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a whole safetensors file says of itself."""
+    with safe_open(str(file), "np") as opened:
+        return opened.metadata() or {}
+
+
+def write_safetensors(
+    path: Path, arrays: Mapping[str, Array], dtype: str, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write arrays whose bytes are numbers of `dtype` ("float32", "float16", "bfloat16")."""
     held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     specs = {
@@ -158,7 +166,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], dtype: str) -> No
     path.touch()
     usual = path.stat().st_mode  # safetensors makes its files readable by their owner alone
     try:
-        serialize_file(specs, str(path), metadata={"format": "pt"})
+        serialize_file(specs, str(path), metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # its kinds are but texts: "I/O error: No space left ..."
         raise OSError(str(error).rpartition("I/O error: ")[2]) from None
     path.chmod(usual)

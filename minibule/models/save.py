@@ -10,6 +10,8 @@ from minibule.core.lora import merged_weight
 from minibule.files import whole_folder, write_json
 from minibule.machine.half import Narrow
 from minibule.machine.matrix import Array
+from minibule.models.keys import MERGED
+from minibule.models.peft import fingerprint
 from minibule.models.safetensors import TORCH_DTYPE, check_finite, narrowed, write_safetensors
 from minibule.models.source import open_source
 
@@ -37,12 +39,13 @@ def save_weights(model: Llama, folder: Path, dtype: str) -> None:
     """Write model.safetensors, or shards of at most MAX_SHARD_BYTES and their index."""
     shards = _shards(model.config.tensor_shapes(), 4 if dtype == "F32" else 2)
     weight_map: dict[str, str] = {}
+    merged = {MERGED: fingerprint(model.adapter)} if model.adapter else {}
     for number, tensors in enumerate(shards, start=1):
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         arrays = {name: narrowed(merged_tensor(model, name), dtype) for name in tensors}
-        write_safetensors(folder / file, arrays, TORCH_DTYPE[dtype])
+        write_safetensors(folder / file, arrays, TORCH_DTYPE[dtype], merged)
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {"metadata": {}, "weight_map": weight_map}

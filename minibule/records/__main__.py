@@ -23,6 +23,11 @@ def main(argv: list[str]) -> None:
         prog="python -m minibule.records",
         description="Check and count files of rejected answers, and convert them to one format.",
         epilog=KNOWN,
+        examples=(
+            "samples.jsonl",
+            "monday.jsonl tuesday.jsonl.gz",
+            "preferences.parquet --output canonical.jsonl",
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = ".jsonl, .json (an array), either with .gz, or .parquet (needs pyarrow)"

@@ -9,6 +9,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(
         prog="python -m minibule.report",
         description="Write RUN/report.html: what a training run did, on one page.",
+        examples=("runs/tiny",),
     )
     parser.add_argument("run", metavar="RUN", help="output folder of a training run")
     print(write_report(parser.parse_args(argv).run))

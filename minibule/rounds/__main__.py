@@ -6,7 +6,7 @@ from minibule.errors import InputError
 from minibule.program import run
 from minibule.rounds.loop import rounds
 from minibule.rounds.presets import DEFAULT, PRESETS
-from minibule.rounds.settings import DATA, ROUND, TRAINING, RoundsConfig, resolve
+from minibule.rounds.settings import DATA, DEFAULTS, ROUND, TRAINING, RoundsConfig, resolve
 from minibule.settings import Parser, Source, add_flags, flags_given, read_toml, settings_of
 
 
@@ -16,8 +16,13 @@ def main(argv: list[str]) -> None:
         usage="%(prog)s [FLAGS]",
         description="Sample answers, let a judge reject, train on what was rejected, again. "
         "Without arguments: the embedded model on its own questions.",
+        examples=(
+            "",
+            "--model smollm2-135m --output runs/real --rounds 5",
+            "--model smollm2-135m --data questions.jsonl --judge exact",
+        ),
     )
-    headings = add_flags(parser, RoundsConfig, groups=(DATA, ROUND, TRAINING))
+    headings = add_flags(parser, RoundsConfig, defaults=DEFAULTS, groups=(DATA, ROUND, TRAINING))
     headings[ROUND].add_argument(
         "--preset",
         choices=PRESETS,

@@ -46,6 +46,7 @@ from minibule.rounds.select import SELECTIONS
 from minibule.rounds.settings import SAMPLES, RoundsConfig
 from minibule.runs.folder import RunFolder
 from minibule.runs.lock import locked
+from minibule.runs.output import free_path
 from minibule.runs.settings import FIELDS
 from minibule.settings import to_toml
 from minibule.text.chat import Chat
@@ -281,9 +282,7 @@ def _output(config: RoundsConfig, resume: bool) -> Path:
                 f"--output {place}: is there already; expected a new folder, or --resume."
             )
         return place
-    name = f"{Path(config.model).name or 'tiny'}-rounds"
-    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-    return next(path for path in candidates if not path.exists())
+    return free_path(Path("runs") / f"{Path(config.model).name or 'tiny'}-rounds")
 
 
 # -- what is printed -------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ def gradient_norms(
     were accepted, none of them empty.
     """
     norms = np.zeros(len(prompts))
-    with tqdm(total=len(prompts), desc="weighing", unit=" prompts", delay=1, leave=False) as bar:
+    with tqdm(
+        total=len(prompts), desc="weighing", unit=" prompts", delay=1, leave=False, disable=None
+    ) as bar:
         for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
             for ids, times in Counter(map(tuple, several)).items():
                 norms[i] += times / len(several) * _norm(model, prompt, np.array(ids))

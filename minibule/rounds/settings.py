@@ -29,6 +29,10 @@ USUAL = PRESETS[DEFAULT]
 # What suits the embedded model, where nothing else is asked for: the rate, and the anchor of the
 # default's objective.
 TINY_LR, TINY_KL = 5e-4, 0.3
+DEFAULTS = {
+    "lr": f"{TINY_LR} for the embedded model, {FIELDS['lr'].default} with --model",
+    "kl": f"{TINY_KL} for the embedded model, the objective's own with --model",
+}
 
 
 def _as_in_training(name: str) -> Any:
@@ -50,7 +54,7 @@ def _as_in_training(name: str) -> Any:
 class RoundsConfig:
     """The settings of `python -m minibule.rounds`; `--help` prints this table."""
 
-    model: str = setting("", MODEL_HELP + "; empty = the embedded one", group=DATA, may_change=True)
+    model: str = setting("", MODEL_HELP, group=DATA, may_change=True)
     data: str = setting(
         "",
         "questions to learn from, a JSON object a line; empty = those made for the model, where "

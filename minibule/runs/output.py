@@ -27,10 +27,7 @@ def output_folder(
     """
     if not config.output:
         name = real_path(config.model).name if config.model else EMBEDDED
-        candidates = (
-            Path("runs") / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1)
-        )
-        return RunFolder(next(path for path in candidates if not path.exists()))
+        return RunFolder(free_path(Path("runs") / name))
     if "\0" in config.output:
         raise InputError(f"--output {config.output!r}: no folder can have such a name.")
     folder = RunFolder(config.output)
@@ -43,6 +40,12 @@ def output_folder(
     refuse_if_locked(output)
     check_output(config, folder, resume, settings_file)
     return folder
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that is not there yet."""
+    others = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return next(one for one in itertools.chain([path], others) if not one.exists())
 
 
 def check_output(

@@ -58,7 +58,7 @@ def tokenize(
     are not cut.
     """
     examples, too_long, lost, lacking = [], [], [], 0
-    bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False)
+    bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False, disable=None)
     for number, record in zip(numbers or itertools.count(1), bar, strict=False):
         prompt = chat.encode_prompt(record.prompt)
         room = limit - len(prompt)

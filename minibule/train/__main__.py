@@ -15,6 +15,11 @@ def main(argv: list[str]) -> None:
         usage="%(prog)s [FLAGS]",
         description="Train a LoRA adapter from rejection records. "
         "Without arguments: the embedded model on its embedded records.",
+        examples=(
+            "",
+            "--model smollm2-135m --data samples.jsonl --output runs/real --export gguf:q8_0",
+            "--resume --output runs/real",
+        ),
     )
     heading = add_arguments(parser)
     heading.add_argument(

@@ -66,7 +66,9 @@ def _rehearse(
     at_once = threads()  # passes, see `threads.side_by_side`
     counts, pass_tokens = setup.loss.counts, setup.config.pass_tokens
     tokens, largest, rows = [], [], 0
-    for step in tqdm(range(1, steps + 1), desc="packing", unit="step", delay=1, leave=False):
+    for step in tqdm(
+        range(1, steps + 1), desc="packing", unit="step", delay=1, leave=False, disable=None
+    ):
         examples = setup.examples_of(step)
         passes = [len(batch.ids) for batch in pack(examples, counts, pass_tokens, at_once)]
         tokens.append(sum(passes))

@@ -9,10 +9,11 @@ The way through: records -> examples -> forest -> llama.forward -> loss -> llama
 
 import dataclasses
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -121,7 +122,7 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
         progress = checkpoint.progress
     manifest = Manifest(folder.path)
     manifest.claim(folder.metrics)
-    bar = tqdm(total=setup.steps, initial=progress.step, desc="training", unit="step")
+    bar = tqdm(total=setup.steps, initial=progress.step, desc="training", unit="step", disable=None)
     with (
         bar,
         stop_after_step() as stop,
@@ -133,11 +134,7 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
                 measured = evaluate(setup.model, setup.heldout, setup.loss, config.pass_tokens)
                 line |= {f"eval_{name}": value for name, value in measured.items()}
             write_line(log, line)
-            mass = line.get("rejected_mass")  # none where only accepted answers are trained on
-            shown = f"loss {line['loss']:.4g}, " + (f"p rejected {mass:.3f}, " if mass else "")
-            bar.set_postfix_str(f"{shown}{line['tokens_per_s']:,.0f} tokens/s")
-            bar.update()
-
+            _show(bar, line, setup.steps)
             skipped = progress.skipped + 1 if "skipped" in line else 0
             progress = Progress(step, skipped, log.tell(), progress.seconds + line["seconds"])
             due = config.save_every and step % config.save_every == 0
@@ -156,6 +153,18 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
                 leave(stop.signal)
     manifest.settle(folder.metrics)
     return progress.seconds
+
+
+def _show(bar: "tqdm[NoReturn]", line: Mapping[str, Any], steps: int) -> None:
+    """A step on the bar; where that has no terminal, a line every tenth of the run."""
+    mass = line.get("rejected_mass")  # none where only accepted answers are trained on
+    shown = f"loss {line['loss']:.4g}, " + (f"p rejected {mass:.3f}, " if mass else "")
+    shown += f"{line['tokens_per_s']:,.0f} tokens/s"
+    bar.set_postfix_str(shown)
+    bar.update()
+    step = line["step"]
+    if bar.disable and 10 * step // steps > 10 * (step - 1) // steps:
+        print(f"step {step:,} of {steps:,}: {shown}", file=sys.stderr, flush=True)
 
 
 def take_step(setup: Setup, optimiser: AdamW, step: int) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from minibule.machine.threads import set_threads, threads
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
-from minibule.models.peft import load_adapter
 from minibule.records.records import Record, read_file
 from minibule.runs.checkpoint import Identity, identity
 from minibule.runs.settings import FIELDS, TrainConfig
@@ -107,13 +106,13 @@ def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> S
     """
     set_threads(config.threads)
     source, data, questions_file = config.resolved_files()
-    model, chat = load_model(source, narrow=True), load_chat(source)
+    model = load_model(source, config.init_adapter or None, narrow=True)
+    chat, start = load_chat(source), model.adapter
     if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
         set_threads(1)
     for export in config.exports:
         export.check(model, chat)
     lora = config.resolved_lora(model.config.num_hidden_layers)
-    start = load_adapter(config.init_adapter, model.config) if config.init_adapter else None
     if start:
         _check_start(config, lora, start.config)
         params = {name: param.copy() for name, param in start.params.items()}

@@ -193,6 +193,7 @@ def test_command(capsys):
         (["--temperature", "-1"], "temperature = -1 (command line): expected a number of at least"),
         (["--temperature", "nan"], "expected a number of at least 0"),
         (["--seed", "-1"], "expected a whole number of at least 0"),
+        (["--prompt", "x", "-n", "3"], "-n 3 at --temperature 0: the likeliest answer is the same"),
         (["-n", "0"], "n = 0 (command line): expected a whole number from 1 to 10,000"),
         (["-n", "1000000000"], "expected a whole number from 1 to 10,000"),
         (["--max-new-tokens", "0"], "expected a whole number of at least 1"),

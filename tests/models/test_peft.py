@@ -78,6 +78,16 @@ def test_adapter_settings_that_are_not_supported(adapter_folder, changes, messag
         load_adapter(adapter_folder, ODD)
 
 
+def test_the_folder_of_a_run_is_none_of_an_adapter(adapter_folder):
+    run = adapter_folder.rename(adapter_folder.parent / "moved").parent / "run"
+    run.mkdir()
+    (adapter_folder.parent / "moved").rename(run / "adapter")
+    with pytest.raises(InputError) as error:
+        load_adapter(run, ODD)
+    assert str(error.value).endswith(f"did you mean {run / 'adapter'}?")
+    assert load_adapter(run / "adapter", ODD).params
+
+
 def test_an_adapter_for_another_model_lists_every_mismatch(adapter_folder):
     other = dataclasses.replace(ODD, hidden_size=12, num_hidden_layers=2)
     with pytest.raises(InputError) as error:

@@ -46,6 +46,29 @@ def test_shards_and_their_index(folder, monkeypatch):
     np.testing.assert_array_equal(load_model(folder).logits(ids), random_llama().logits(ids))
 
 
+@pytest.mark.parametrize("form", ["hf", "shards", "gguf"])
+def test_an_adapter_does_not_count_twice(form, tmp_path, monkeypatch):
+    """On top of the model it was merged into it is refused; another one is not."""
+    tiny = embedded_folder()
+    model = load_model(tiny)
+    places = {}
+    for seed in (1, 2):
+        places[seed] = tmp_path / f"adapter-{seed}"
+        save_adapter(random_adapter(model.config, seed), model.config, places[seed], "base")
+    model = load_model(tiny, places[1])
+    merged = tmp_path / ("merged.gguf" if form == "gguf" else "merged")
+    if form == "gguf":
+        export_gguf(model, load_chat(tiny), merged, "q8_0")
+    else:
+        if form == "shards":
+            monkeypatch.setattr("minibule.models.save.MAX_SHARD_BYTES", 500_000)
+        save_model(model, merged, tiny, "BF16")
+    assert form != "shards" or len(list(merged.glob("model-*.safetensors"))) > 2
+    assert load_model(merged, places[2]).adapter
+    with pytest.raises(InputError, match=r"is merged into .* already, and would"):
+        load_model(merged, places[1])
+
+
 def test_a_merged_folder_acts_like_model_and_adapter(folder, tmp_path):
     model = load_model(folder)
     model.adapter = random_adapter()

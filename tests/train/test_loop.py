@@ -1,5 +1,6 @@
 """The main command: what it writes, that it repeats itself, and that bad input ends in words."""
 
+import io
 import itertools
 import json
 import math
@@ -187,6 +188,30 @@ def test_a_start_adapter_brings_its_own_shape(capsys):
         message = fails([*start, "--output", "b", *flags])
         assert flags[0].strip("-").replace("-", "_") in message and "Leave them out" in message
     main([*start, "--output", "b", "--lora-r", "4", "--lora-targets", "q_proj"])  # as it has them
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("steps", "told"), [(3, [1, 2, 3]), (24, [3, 5, 8, 10, 12, 15, 17, 20])])
+def test_off_a_terminal_a_line_every_tenth_tells_how_far_it_is(steps, told, data, capsys):
+    flags = ["--data", str(data), "--eval-fraction", "0", "--probe", "", "--export", "none"]
+    main([*flags, "--steps", str(steps), "--output", "a"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" of ")[0] for line in lines][:8] == [f"step {n}" for n in told]
+    assert len(lines) == min(steps, 10)
+    last = rf"step {steps} of {steps}: loss [\d.e-]+, p rejected 0\.\d+, [\d,]+ tokens/s"
+    assert re.fullmatch(last, lines[-1])
+
+
+def test_on_a_terminal_a_bar_does(data, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    flags = ["--data", str(data), "--eval-fraction", "0", "--probe", "", "--export", "none"]
+    main([*flags, "--steps", "3", "--output", "a"])
+    assert "\rtraining: 100%" in terminal.getvalue() and "step 3 of 3" not in terminal.getvalue()
 
 
 def test_evaluation_in_between(capsys):
