@@ -38,7 +38,7 @@ ORDER = f"""
     generate
     evaluate
     runs
-    report explain export
+    report explain check export
     train
     rounds
     __main__

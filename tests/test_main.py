@@ -30,7 +30,7 @@ def test_it_lists_the_commands(argv, capsys):
     assert "The code is meant" not in lines[-1] and len(lines) > 7
 
 
-COMMANDS = ["train", "generate", "evaluate", "export", "records", "report", "explain"]
+COMMANDS = ["train", "generate", "evaluate", "export", "records", "report", "explain", "check"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
