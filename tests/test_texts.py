@@ -456,6 +456,10 @@ def test_the_mistakes_to_make_are_those_that_are_tried():
     assert none.startswith("| none | - | - | - |  | ")
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(tried)
     assert all(row.split(" | ")[1:4] == ["caught"] * 3 for row in rows)
+    ends = [[float(x) for x in re.findall(r"\d\.\d{4}", row)[-2:]] for row in (none, *rows)]
+    unseen = [abs(p - ends[0][1]) for greedy, p in ends[1:] if greedy == 1]
+    assert len(unseen) == 4 and f"{max(unseen):.4f}" == "0.0013"
+    assert "four of the seven" in text.whole and "within\n.0013 of" in text.whole
 
 
 def test_a_verdict_is_shown_as_check_gives_it(tmp_path, capsys):

@@ -130,8 +130,13 @@ def check(folder: Path) -> tuple[int, list[str]]:
     status, out = python(folder, "-m", "minibule.check", ANSWERS)
     if "exercises are right" not in out:
         raise RuntimeError(out)
+    return status, wrong_values(out)
+
+
+def wrong_values(out: str) -> list[str]:
+    """What check says of values that are not right, each with its name."""
     rows = re.findall(r"^      (\w+) ++(?!exact|within|looked)(.*)$", out, re.M)
-    return status, [f"`{name}`: {words}" for name, words in rows]
+    return [f"`{name}`: {words}" for name, words in rows]
 
 
 def trained(folder: Path) -> str:
