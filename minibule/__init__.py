@@ -19,6 +19,7 @@ Commands, each with `--help`:
     python -m minibule.records    check, count and convert files of rejected answers
     python -m minibule.report     a run as one page: what it learnt, in pictures and tables
     python -m minibule.explain    one gradient worked through with its numbers: begin here
+    python -m minibule.check      mark the exercises that you filled in: core/EXERCISES.md
     python -m minibule.env        versions, processor, BLAS, threads, extras: for a bug report
 
 The code is meant to be read, and core/ is the lesson: NumPy alone, each gradient under its forward.
@@ -38,6 +39,7 @@ Begin with core/LESSON.md, or with `python -m minibule.explain --tiny-vocab`. Th
     train       one run, from its settings to its report
     report      a run as one page
     explain     one gradient, worked through with its numbers
+    check       what a learner's functions give, against answers from outside
     rounds      runs one after another, each on samples of the model as it is
 """
 

@@ -38,7 +38,7 @@ ORDER = f"""
     generate
     evaluate
     runs
-    report explain export env
+    report explain check export env
     train
     rounds chat
     __main__

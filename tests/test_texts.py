@@ -53,6 +53,7 @@ def read(path: str) -> Text:
 NAMES = (
     "README.md",
     "minibule/core/LESSON.md",
+    "minibule/core/EXERCISES.md",
     "minibule/methods/METHODS.md",
     "minibule/records/FORMATS.md",
     "tools/EXPERIMENTS.md",
@@ -437,3 +438,36 @@ def test_every_step_of_the_lesson_ends_with_a_summary_and_three_exercises():
         assert len(re.findall(r"^\*\*Summary\.\*\*", step, re.M)) == 1
         exercises = step.partition("**Exercises.**")[2]
         assert re.findall(r"(?:^|[\s.?)])\((\d)\) [A-Z]", exercises) == ["1", "2", "3"]
+
+
+# -- the exercises ---------------------------------------------------------------------------------
+
+
+def test_the_mistakes_to_make_are_those_that_are_tried():
+    """What a learner is to write stands in the code, and the table has a row for each."""
+    tried = importlib.import_module("mistakes").MISTAKES
+    text = TEXTS["minibule/core/EXERCISES.md"]
+    for name, mistake in tried.items():
+        place, folder = mistake.code, "minibule/core/"
+        file = place.file.removeprefix(folder)
+        row = f"| {name} | [{file}]({file}) | `{place.wrong.strip()}` | `{place.right.strip()}` |"
+        assert row in text.whole
+    _, _, none, *rows = shown(text, "python tools/mistakes.py")
+    assert none.startswith("| none | - | - | - |  | ")
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(tried)
+    assert all(row.split(" | ")[1:4] == ["caught"] * 3 for row in rows)
+    ends = [[float(x) for x in re.findall(r"\d\.\d{4}", row)[-2:]] for row in (none, *rows)]
+    unseen = [abs(p - ends[0][1]) for greedy, p in ends[1:] if greedy == 1]
+    assert len(unseen) == 4 and f"{max(unseen):.4f}" == "0.0013"
+    assert "four of the seven" in text.whole and "within\n.0013 of" in text.whole
+
+
+def test_a_verdict_is_shown_as_check_gives_it(tmp_path, capsys):
+    answers = (ROOT / "tests/check/answers.py").read_text(encoding="utf-8")
+    mine = tmp_path / "mine.py"
+    mine.write_text(answers.replace("dB = s * dy.T @ u", "dB = dy.T @ u"), encoding="utf-8")
+    main, _ = main_of(["-m", "minibule.check"])
+    with pytest.raises(SystemExit):
+        main([str(mine), "4"])
+    blocks = [content for _, content in TEXTS["minibule/core/EXERCISES.md"].blocks]
+    assert capsys.readouterr().out in blocks

@@ -4,12 +4,12 @@ The numbers are those of the dense and readable form of each loss. The loss that
 look at is training's own (`core.head.anchored`), in float64.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.complement import log_softmax
+from minibule.core.complement import complement_loss, log_softmax
 from minibule.core.counts import RowCounts
 from minibule.core.head import anchored
 from minibule.core.loss import RowLoss
@@ -207,7 +207,7 @@ def pushed_gradient(
     yield made_of
     yield f"     S = sum_i a(i) = {number(a.sum())}"
     said = ["That follows from d log p(i) / dz(j) = [i=j] - p(j), step 4 of core/LESSON.md."]
-    said += remarks
+    said += [_coefficient(row, a, number), *remarks]
     if anchor:
         yield anchor.slope
         columns["anchor"] = Column(anchor.gradient, slope)
@@ -215,6 +215,31 @@ def pushed_gradient(
             said.append("The anchor does not pull yet: p is still p_ref.")
     yield from prose(" ".join(said))
     yield from checked_gradient(row, shown, dz, columns, code, shown_in)
+    yield from _lesson_checked(row, shown)
+
+
+def _coefficient(row: Row, a: Array, number: Show) -> str:
+    """The same gradient as papers write it, with the numbers of the token rejected most."""
+    i = int(row.v.argmax())
+    c, p, name = -a[i], row.p[i], row.name(i)
+    return (
+        "Each rejected token adds c (p - e), with the coefficient c = -a and e = 1 at the token, "
+        f"else 0: {name} adds {number(c)} x ({decimals(row.digits)(p)} - 1) = "
+        f"{number(c * (p - 1))} at {name} itself, and {number(c)} p everywhere else."
+    )
+
+
+def _lesson_checked(row: Row, shown: Sequence[int]) -> Iterator[str]:
+    """The same row under the loss that the lesson derives by hand."""
+    z = row.z[None].copy()
+    dz = complement_loss(z, row.v[None])[1][0, shown]
+    numeric = [
+        central_difference(lambda: complement_loss(z, row.v[None])[0], z, (0, i)) for i in shown
+    ]
+    yield from prose(
+        "The same check of the loss whose gradient step 4 of core/LESSON.md derives, literal, in "
+        f"this row (core.complement.complement_loss): {verdict(np.array(numeric), dz, row.z)}"
+    )
 
 
 def checked_gradient(

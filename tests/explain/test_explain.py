@@ -173,9 +173,12 @@ def test_a_small_part_of_the_step_changes_the_loss_as_predicted(objective, posit
 @pytest.mark.parametrize("objective", OF_REJECTED)
 def test_differences_agree_and_one_step_helps(objective):
     text = "\n".join(lines_of(5, 1, 1, objective=objective))
-    assert text.count("They agree") == 4 and "NOT AGREE" not in text
+    # The row's logits, two pairs, and A after a step; where the row's loss is another one than the
+    # lesson's, that one too.
+    checks = 4 if objective in OBJECTIVES else 5
+    assert text.count("They agree") == checks and "NOT AGREE" not in text
     errors = [float(e) for e in re.findall(r"relative difference is (\S+)\.", text)]
-    assert len(errors) == 4 and max(errors) < 1e-6
+    assert len(errors) == checks and max(errors) < 1e-6
     before, after, change, predicted = changes(text)
     assert after < before and change == pytest.approx(after - before, abs=2e-6)
     assert predicted < 0
@@ -267,9 +270,9 @@ def test_a_mistake_below_the_uppermost_pair_shows(mistake, monkeypatch):
 def test_another_pair_can_be_checked(capsys):
     main(["--module", "layers.2.self_attn.k_proj"])
     text = capsys.readouterr().out
-    assert "     model.layers.2.self_attn.k_proj\n" in text and text.count("They agree") == 4
+    assert "     model.layers.2.self_attn.k_proj\n" in text and text.count("They agree") == 5
     main(["--module", "layers.3.mlp.down_proj"])  # the uppermost, which is always checked
-    assert capsys.readouterr().out.count("They agree") == 3
+    assert capsys.readouterr().out.count("They agree") == 4
 
 
 def test_the_check_widens_one_matrix_at_a_time():
@@ -576,6 +579,36 @@ def test_a_wrong_slope_of_a_token_shows(monkeypatch):
     lines = lines_of(objective="ratio")
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 5))
     assert "THEY DO NOT AGREE" in "\n".join(section(lines, 6))
+
+
+def test_a_mistake_in_the_lessons_own_loss_shows_under_any_other(monkeypatch):
+    right = complement.loss_parts
+
+    def wrong(*args):
+        parts = right(*args)
+        return parts._replace(dcontrast=parts.dcontrast * 1.0001)
+
+    monkeypatch.setattr(complement, "loss_parts", wrong)
+    text = " ".join(" ".join(lines_of()).split())
+    assert text.count("NOT AGREE") == 1
+    assert "(core.complement.complement_loss): THEY DO NOT AGREE" in text
+
+
+@pytest.mark.parametrize("objective", ["ratio", "nsr", "complement"])
+def test_the_coefficient_of_a_rejected_token_is_shown_beside_p_less_e(objective):
+    lines = section(lines_of(objective=objective), 5)
+    number = r"(-?[\d.]+)"
+    (shown,) = re.findall(
+        rf"'h' adds {number} x \({number} - 1\) = {number} at 'h' itself, and {number} p ",
+        " ".join(" ".join(lines).split()),
+    )
+    c, p, own, elsewhere = map(float, shown)
+    (table,) = tables(lines)
+    assert c == elsewhere == -table["'h'"]["a"] < 0
+    assert own == pytest.approx(c * (p - 1), abs=2e-6)
+    # With what the other rejected tokens add at 'h' it is the gradient without the anchor.
+    others = table["sum"]["a"] - table["'h'"]["a"]
+    assert own - others * p == pytest.approx(table["'h'"]["a-S p"], abs=3e-6)
 
 
 def test_a_wrong_anchor_in_training_shows(monkeypatch, moved):

@@ -1,0 +1,1 @@
+"""Exercises marked: a learner's functions, value by value, against answers from outside."""
