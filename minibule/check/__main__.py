@@ -17,6 +17,7 @@ def main(argv: list[str]) -> None:
         prog="python -m minibule.check",
         description="Mark the exercises of core/EXERCISES.md in a file of yours, value by value. "
         "The file is run. Exit status 0: all that was asked for is right.",
+        examples=("--skeleton mine.py", "mine.py", "mine.py 3"),
     )
     parser.add_argument("file", type=Path, metavar="FILE.py", help="your functions")
     numbers = f"exercise, 1 to {len(EXERCISES)} (default: all)"

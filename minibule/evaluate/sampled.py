@@ -108,7 +108,7 @@ def answers(
     first: the number of the first sample.
     """
     prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
-    started, tokens, accepted = time.perf_counter(), 0, 0
+    started, tokens, accepted, done = time.perf_counter(), 0, 0, 0
     every = len(rows) * samples
     with tqdm(
         total=every, desc="asking", unit=" answers", delay=1, leave=False, disable=None
@@ -127,9 +127,10 @@ def answers(
             yield from judged
             tokens += sum(len(answer.ids) for several in judged for answer in several)
             accepted += sum(answer.accepted for several in judged for answer in several)
-            bar.update(len(judged) * samples)
+            done += len(judged) * samples
             rate = tokens / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {accepted / bar.n:.2f} accepted")
+            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {accepted / done:.2f} accepted")
+            bar.update(len(judged) * samples)
 
 
 def _blocks(
