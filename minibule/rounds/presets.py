@@ -14,6 +14,7 @@ class Preset(NamedTuple):
     objective          the loss, a name of `LOSSES`
     samples            how many are drawn of each prompt, or with a budget of its own at a time
     temperature        at which they are drawn
+    then               the loss of all rounds after the first; empty: the same
     """
 
     selection: str
@@ -21,13 +22,16 @@ class Preset(NamedTuple):
     objective: str
     samples: int
     temperature: float = 1.0
+    then: str = ""
 
 
 DEFAULT = "rejection"
 
 PRESETS: dict[str, Preset] = {
-    # Ours: what was rejected makes way, and the rest is held to the base.
-    "rejection": Preset("pooled", "fixed", "complement", 8),
+    # Ours. At first nearly all that a base says has the manner of what is rejected, which makes way;
+    # then accepted answers have the manner of the rejected ones, and only their difference tells:
+    # pushed down once more, brief wrong answers would make the model wordy again.
+    "rejection": Preset("all", "fixed", "complement", 8, then="grpo"),
     # Yuan et al. 2023, with the numbers of trlx; and Dong et al. 2023, RAFT.
     "rft": Preset("rft", "fixed", "sft", 32),
     "raft": Preset("raft", "fixed", "sft", 8, 0.85),
