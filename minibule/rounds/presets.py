@@ -28,9 +28,9 @@ class Preset(NamedTuple):
 DEFAULT = "rejection"
 
 PRESETS: dict[str, Preset] = {
-    # Ours. At first nearly all that a base says has the manner of what is rejected, which makes way;
-    # then accepted answers have the manner of the rejected ones, and only their difference tells:
-    # pushed down once more, brief wrong answers would make the model wordy again.
+    # Ours. At first what is rejected makes way, and takes its manner along. Then accepted answers
+    # have the manner of the rejected ones, and only their difference tells: were brief wrong ones
+    # pushed down as well, the model would become wordy again.
     "rejection": Preset("all", "fixed", "complement", 8, then="grpo"),
     # Yuan et al. 2023, with the numbers of trlx; and Dong et al. 2023, RAFT.
     "rft": Preset("rft", "fixed", "sft", 32),

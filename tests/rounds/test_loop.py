@@ -62,9 +62,10 @@ def test_what_rounds_write(config, tmp_path, capsys):
         assert lines[number]["accepted"] == sum(sample["label"] for sample in samples)
         assert (folder / "report.html").exists() and (folder / "adapter").is_dir()
         assert lines[number]["samples"] == 12 * 4 and not list(folder.glob("*.partial"))
-    # What was rejected in the first round is trained on in the second one, too.
-    rejected = [lines[number]["rejected"] for number in (1, 2)]
-    assert [lines[number]["trained_answers"] for number in (1, 2)] == [rejected[0], sum(rejected)]
+    # The first round learns from what was rejected, the second from all prompts with both sorts.
+    assert lines[1]["trained_answers"] == lines[1]["rejected"]
+    mixed = 12 - lines[2]["fully_solved"] - lines[2]["fully_unsolved"]
+    assert lines[2]["trained_answers"] == 4 * mixed and lines[2]["trained_prompts"] == mixed
     assert lines[0]["eval_kl"] == 0 < lines[1]["eval_kl"] and lines[0]["eval_entropy"] > 0
     records, _ = read_file(place / "round-001" / "samples.jsonl")
     assert sum(sum(record.counts) for record in records) == lines[1]["rejected"]
@@ -110,7 +111,8 @@ def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
 
 def test_a_budget_s_later_stages_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
     """gvm's second stage is divided by gradients, which are worked out anew."""
-    gvm = {"budget": "gvm", "selection": "raft++", "objective": "reinforce", "rounds": 1}
+    gvm = {"budget": "gvm", "selection": "raft++", "objective": "reinforce", "then": ""}
+    gvm |= {"rounds": 1}
     loop.rounds(config("whole", **gvm))
     samples = (tmp_path / "whole" / "round-001" / "samples.jsonl").read_bytes()
     lines = samples.splitlines(keepends=True)
@@ -133,7 +135,7 @@ def test_held_out_questions_are_asked_alike_whatever_is_sampled(config, tmp_path
     path, base = tmp_path / "mine.py", []
     path.write_text("def long(completions):\n    return [len(c) / 1000 for c in completions]\n")
     for name, more in (("a", {}), ("b", {"samples": 12, "temperature": 0.3})):
-        more |= {"judge": f"{path}:long", "selection": "raft", "objective": "sft"}
+        more |= {"judge": f"{path}:long", "selection": "raft", "objective": "sft", "then": ""}
         with pytest.raises(InputError, match="nothing was accepted"):  # after the base was asked
             loop.rounds(config(name, **{"samples": 8} | more))
         base.append(json.loads((tmp_path / name / "rounds.jsonl").read_text()))
@@ -144,7 +146,11 @@ def test_held_out_questions_are_asked_alike_whatever_is_sampled(config, tmp_path
     ("reward", "more", "words"),
     [
         ("1.0", {}, "nothing was rejected in round 1, of 48 samples"),
-        ("0.0", {"selection": "raft", "objective": "sft"}, "nothing was accepted in round 1"),
+        (
+            "0.0",
+            {"selection": "raft", "objective": "sft", "then": ""},
+            "nothing was accepted in round 1",
+        ),
         ("0.2", {"selection": "all", "objective": "grpo"}, "--selection all keeps nothing"),
         ("None", {}, "the judge could tell about none"),
     ],
@@ -167,13 +173,21 @@ def test_a_round_without_anything_to_learn_ends_the_rounds(config, tmp_path, cap
         "    SEEN.write_text('x' * (asked + len(completions)))\n"
         "    return [float(asked + i >= 128) for i, _ in enumerate(completions)]\n"
     )
-    loop.rounds(config("b", rounds=3, judge=f"{path}:patient"))
+    pooled = {"selection": "pooled", "then": ""}
+    loop.rounds(config("b", rounds=3, judge=f"{path}:patient", **pooled))
     place = tmp_path / "b"
     lines = [json.loads(line) for line in (place / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1]
     printed = capsys.readouterr().out
     assert "nothing was rejected in round 2" in printed
     assert f"adapter    {place / 'round-001' / 'adapter'}\n" in printed
+
+
+def test_pooled_samples_are_those_of_all_rounds(config, tmp_path):
+    loop.rounds(config("a", selection="pooled", then=""))
+    lines = [json.loads(x) for x in (tmp_path / "a" / "rounds.jsonl").read_text().splitlines()]
+    rejected = [lines[number]["rejected"] for number in (1, 2)]
+    assert [lines[number]["trained_answers"] for number in (1, 2)] == [rejected[0], sum(rejected)]
 
 
 def test_seconds_of_the_judge_are_told_apart(config, tmp_path):

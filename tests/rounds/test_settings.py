@@ -44,3 +44,23 @@ def test_accepted_answers_alone_are_nothing_to_a_loss_of_rejected_ones(selection
             resolve(given(selection=selection, objective=objective))
     for objective in ("sft", "reinforce", "kto"):
         resolve(given(selection=selection, objective=objective))
+
+
+def test_the_objective_of_later_rounds(tmp_path):
+    """That of the default's preset, unless another is named; held as the first one is."""
+
+    def of(number, config):
+        made = config.round_config(number, tmp_path, None)
+        return made.objective, made.resolved_loss().kl
+
+    real = given(model="smollm2-135m")
+    assert [of(n, resolve(real)) for n in (1, 2, 3)] == [("complement", 0.1), *[("grpo", 0.1)] * 2]
+    assert of(2, resolve(given())) == ("grpo", 0.3) and of(2, resolve(given(kl=0.2)))[1] == 0.2
+    assert of(2, resolve(given(objective="nsr"))) == ("nsr", 0)
+    assert of(2, resolve(given(objective="nsr", then="kto"))) == ("kto", 0)
+    assert of(2, resolve(given(), "grpo")) == ("grpo", 0)
+    beta = resolve(given(beta=0.5))
+    assert beta.round_config(1, tmp_path, None).beta == 0.5
+    assert beta.round_config(2, tmp_path, None).beta is None
+    with pytest.raises(InputError, match="--then grpo learns from rejected ones"):
+        resolve(given(selection="raft", objective="sft", then="grpo"))
