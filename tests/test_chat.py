@@ -73,36 +73,70 @@ class Terminal:
         self.process = subprocess.Popen(command, **streams, env=env, start_new_session=True)
         os.close(inner)
         self.screen = ""
-        self.wait_for("\n> ")
 
     def wait_for(self, end):
         """What is shown until there stands `end`, without it and with plain ends of lines."""
         shown, deadline = "", time.monotonic() + 60
         while not shown.endswith(end):
             assert time.monotonic() < deadline, shown
-            if select.select([self.end], [], [], 1)[0]:
-                shown += os.read(self.end, 4096).decode().replace("\r\n", "\n")
-        self.screen += shown
+            shown += self.shown()
         return shown.removesuffix(end)
+
+    def shown(self):
+        """What has come within a second."""
+        if not select.select([self.end], [], [], 1)[0]:
+            return ""
+        try:
+            shown = os.read(self.end, 4096).decode().replace("\r\n", "\n")
+        except OSError:  # the talk has closed its side
+            return ""
+        self.screen += shown
+        return shown
 
     def type(self, line):
         """The lines that the talk answers to one that is typed."""
         os.write(self.end, f"{line}\r".encode())
         return self.wait_for("\n> ").partition("\n")[2].split("\n")
 
-    def left(self):
-        """The exit status, once it has ended."""
-        try:
-            while shown := os.read(self.end, 4096):
-                self.screen += shown.decode()
-        except OSError:  # of the terminal, whose other end is closed
+    def left(self, interrupted=False):
+        """The exit status, once it has ended by itself, or by Ctrl-C.
+
+        One that comes before readline waits for a key is seen only with the next.
+        """
+        deadline, due = time.monotonic() + 60, time.monotonic() + 0.5
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.screen
+            if interrupted and time.monotonic() > due and "interrupted" not in self.screen:
+                self.process.send_signal(signal.SIGINT)
+                due += 10
+            self.shown()
+        while self.shown():
             pass
+        return self.process.returncode
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
         os.close(self.end)
-        return self.process.wait(timeout=60)
 
 
-def test_a_talk_with_a_rejection_a_training_and_the_changed_answer():
-    talk = Terminal("--output", "taught")
+@pytest.fixture
+def terminal():
+    """Starts talks at terminals, and ends what a test leaves."""
+    talks = []
+
+    def start(*words):
+        talks.append(Terminal(*words))
+        talks[-1].wait_for("\n> ")
+        return talks[-1]
+
+    yield start
+    for talk in talks:
+        talk.close()
+
+
+def test_a_talk_with_a_rejection_a_training_and_the_changed_answer(terminal):
+    talk = terminal("--output", "taught")
     assert talk.type("hello") == ["hello"]
     assert "only the base so far" in talk.type("/both")[0]
     assert talk.type("/reject") == ["Rejected: in taught/rejected.jsonl. /train learns from it."]
@@ -122,19 +156,17 @@ def test_a_talk_with_a_rejection_a_training_and_the_changed_answer():
 
 
 @pytest.mark.parametrize(("key", "status"), [("end", 0), ("interrupt", 130)])
-def test_the_end_of_the_input_and_ctrl_c_leave_cleanly(key, status):
-    talk = Terminal()
+def test_the_end_of_the_input_and_ctrl_c_leave_cleanly(key, status, terminal):
+    talk = terminal()
     if key == "end":
         os.write(talk.end, b"\x04")
-    else:
-        talk.process.send_signal(signal.SIGINT)
-    assert talk.left() == status
+    assert talk.left(interrupted=key == "interrupt") == status
     assert ("interrupted" in talk.screen) is (key == "interrupt")
     assert "Traceback" not in talk.screen and not list(Path().iterdir())  # nothing was written
 
 
-def test_at_a_terminal_a_mistake_does_not_end_the_talk():
-    talk = Terminal()
+def test_at_a_terminal_a_mistake_does_not_end_the_talk(terminal):
+    talk = terminal()
     assert talk.type("/trian")[0] == "error: /trian: no such command; did you mean /train?"
     assert talk.type("/train") == ["error: nothing to learn from yet: /reject an answer first."]
     assert talk.type("hello") == ["hello"]
