@@ -79,7 +79,11 @@ def load_model(
 
 
 def settled(matmul: Mode, path: str | Path) -> Mode:
-    """What `auto` comes to, for this model on this machine; anything else as it is."""
+    """What `auto` comes to, for this model on this machine; anything else as it is.
+
+    InputError where the library that it asks for is not installed.
+    """
+    check_installed(matmul)
     if matmul == "auto":
         return mode_of(load_model(path, matmul="auto").head) if is_installed() else "float32"
     return matmul

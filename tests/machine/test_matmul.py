@@ -245,6 +245,8 @@ def test_without_the_library(monkeypatch):
     assert mode_of(load_model(embedded_folder(), matmul="auto").head) == "float32"
     with pytest.raises(InputError, match="--matmul bfloat16x2: needs numkong: pip install"):
         load_model(embedded_folder(), matmul="bfloat16x2")
+    with pytest.raises(InputError, match="--matmul bfloat16: needs numkong"):
+        settled("bfloat16", embedded_folder())
     check_installed("float32")
 
 
