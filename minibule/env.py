@@ -25,6 +25,7 @@ PACKAGES = ("numpy", "safetensors", "tokenizers", "gguf", "tqdm", "huggingface_h
 EXTRAS = {
     "templates": ("jinja2",),
     "parquet": ("pyarrow",),
+    "fast": ("numkong",),
     "plot": ("matplotlib",),
     "oracle": ("torch", "transformers", "peft", "trl"),
     "interop": ("llama-cpp-python",),

@@ -15,9 +15,12 @@ dense and records compare with torch + PEFT: same weights, adapter, records and 
 is the strong one: logits at answer positions only, a sparse loss, fused causal attention without a
 mask, no padding beyond the longest answer of its record, nothing recomputed. The loss is that of
 the objective `literal`, but for the engines minibule-reference and minibule-rate; minibule-low is
-training with --memory low. The share of sgemm is the step's
-arithmetic (matrix products only) at the rate that NumPy's own products reach in the same process on
-the model's shapes. Needs the extra `oracle`; generate needs `interop` (llama-cpp-python).
+training with --memory low; minibule-bfloat16, -bfloat16x2 and -bfloat16x3 multiply as --matmul of
+that name does (extra `fast`). How far an engine's losses and its first gradient are from those of
+the first engine, minibule's in float32 unless another is named, is told under the times. The share
+of sgemm is the step's arithmetic (matrix products only) at the rate that NumPy's own products reach
+in the same process on the model's shapes. Needs the extra `oracle`; generate needs `interop`
+(llama-cpp-python).
 """
 
 import argparse
@@ -49,6 +52,7 @@ from minibule.export import export
 from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.half import widened
+from minibule.machine.matmul import TERMS, Mode
 from minibule.machine.threads import memory_gb, peak_memory_gb
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
@@ -102,20 +106,22 @@ def untrained(model: Llama, r: int = 16, layers: int = 0) -> Adapter:
     return init_adapter(lora, model.config, seed=0)
 
 
-def stepper(
-    model: Llama, adapter: Adapter, objective: str, recompute: bool = False
-) -> Callable[[list[Example]], float]:
-    """One step of training on a batch; returns its loss."""
+Gradients = Mapping[str, np.ndarray]
+Step = Callable[[list[Example]], tuple[float, Gradients]]
+
+
+def stepper(model: Llama, adapter: Adapter, objective: str, recompute: bool = False) -> Step:
+    """One step of training on a batch; returns its loss and gradients."""
     model.adapter = adapter
     optimiser = AdamW(adapter.params, 0.0)
     config = TrainConfig()
 
-    def step(examples: list[Example]) -> float:
+    def step(examples: list[Example]) -> tuple[float, Gradients]:
         grads, metrics, _ = gradients(
             model, examples, LOSSES[objective], config.pass_tokens, recompute
         )
         optimiser.step(grads, LR)
-        return metrics["loss"]
+        return metrics["loss"], grads
 
     return step
 
@@ -123,7 +129,7 @@ def stepper(
 def run_minibule(args: argparse.Namespace) -> Result:
     kind = args.engine.removeprefix("minibule").removeprefix("-")
     objective, low = kind if kind in OBJECTIVES else "literal", kind == "low"
-    model = load_model(args.model, narrow=True)
+    model = load_model(args.model, narrow=True, matmul=matmul_of(args.engine))
     work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
     result = timed(stepper(model, untrained(model), objective, recompute=low), work)
     needs_reference = OBJECTIVES[objective].needs_reference
@@ -131,6 +137,11 @@ def run_minibule(args: argparse.Namespace) -> Result:
     rate = sgemm_rate(model)
     share = sum(flops) / rate / (result["s/step"] * len(work))
     return result | {"sgemm GFLOP/s": rate / 1e9, "share of sgemm": share}
+
+
+def matmul_of(engine: str) -> Mode:
+    """ "minibule-bfloat16x2" -> "bfloat16x2": what it multiplies in."""
+    return next((mode for mode in TERMS if engine == f"minibule-{mode}"), "float32")
 
 
 def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> float:
@@ -172,8 +183,15 @@ def run_torch(args: argparse.Namespace) -> Result:
     base = LlamaForCausalLM.from_pretrained(args.model, dtype=dtype, attn_implementation="sdpa")
     config = PeftConfig(r=16, lora_alpha=32, target_modules=list(PROJECTIONS))
     model = get_peft_model(base, config, autocast_adapter_dtype=False)
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
+    params = {
+        name.removeprefix("base_model.model.").replace(".default", ""): p
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    lora = TrainConfig().resolved_lora(base.config.num_hidden_layers)
+    for name, start in init_adapter(lora, load_config(args.model), seed=0).params.items():
+        params[name].data.copy_(torch.from_numpy(start))
+    optimiser = torch.optim.AdamW(params.values(), lr=LR, weight_decay=0.0)
     inner, head = model.base_model.model.model, model.base_model.model.lm_head
     work = batches(args, base.config.vocab_size, base.config.max_position_embeddings)
 
@@ -216,7 +234,7 @@ def run_torch(args: argparse.Namespace) -> Result:
         contrast = -(v / T * torch.log1p(-(ze - lse[row]).exp()))
         return (0.7 * kl.sum() + 0.3 * contrast.sum()) / count
 
-    def step(examples: list[Example]) -> float:
+    def step(examples: list[Example]) -> tuple[float, Gradients]:
         count = sum(len(a) for e in examples for a in e.answers)
         optimiser.zero_grad()
         total = 0.0
@@ -225,7 +243,7 @@ def run_torch(args: argparse.Namespace) -> Result:
             loss.backward()
             total += loss.item()
         optimiser.step()
-        return total
+        return total, {name: p.grad.float().numpy() for name, p in params.items()}
 
     return timed(step, work)
 
@@ -233,11 +251,16 @@ def run_torch(args: argparse.Namespace) -> Result:
 # -- a step: both ----------------------------------------------------------------------------------
 
 
-def timed(step: Callable[[list[Example]], float], work: list[list[Example]]) -> Result:
-    """Seconds of a step after a first that is not counted, and the peak of memory."""
-    step(work[0])
+def timed(step: Step, work: list[list[Example]]) -> Result:
+    """Seconds of a step after a first that is not counted, and the peak of memory.
+
+    All losses, the first step's among them, and its gradient as a `sketch`.
+    """
+    first, grads = step(work[0])
+    gradient = sketch(grads)
+    del grads
     started = time.perf_counter()
-    losses = [step(examples) for examples in work]
+    losses = [first, *(step(examples)[0] for examples in work)]
     seconds = (time.perf_counter() - started) / len(work)
     tokens = sum(len(e.prompt) + sum(map(len, e.answers)) for batch in work for e in batch)
     return {
@@ -245,6 +268,30 @@ def timed(step: Callable[[list[Example]], float], work: list[list[Example]]) -> 
         "tokens/s": tokens / len(work) / seconds,  # each prompt counted once, for every engine
         "peak GB": peak_memory_gb(),
         "losses": losses,
+        "gradient": gradient,
+    }
+
+
+def sketch(grads: Gradients, size: int = 4096) -> list[float]:
+    """Random signed sums of a gradient's numbers, the same sums for every engine.
+
+    How far two sketches are apart is, to some hundredths, how far the gradients are.
+    """
+    rng, sums = np.random.default_rng(0), np.zeros(size)
+    for name in sorted(grads):
+        grad = np.asarray(grads[name], np.float64).ravel()
+        signed = grad * rng.choice((-1.0, 1.0), grad.size)
+        sums += np.bincount(rng.integers(0, size, grad.size), signed, size)
+    return sums.tolist()
+
+
+def distances(result: Result, other: Result) -> Result:
+    """How far losses and gradient are from another engine's, relative to it."""
+    losses, expected = np.array(result["losses"]), np.array(other["losses"])
+    gradient, its = np.array(result["gradient"]), np.array(other["gradient"])
+    return {
+        "loss": float(np.abs(losses / expected - 1).max()),
+        "gradient": float(np.linalg.norm(gradient - its) / np.linalg.norm(its)),
     }
 
 
@@ -253,6 +300,7 @@ STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
     "minibule-low": run_minibule,
     "minibule-reference": run_minibule,
     "minibule-rate": run_minibule,
+    **{f"minibule-{mode}": run_minibule for mode in TERMS},
     "torch-float32": run_torch,
     "torch-bfloat16": run_torch,
 }
@@ -271,18 +319,47 @@ def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
                 spread(results[name], key) for key in ("sgemm GFLOP/s", "share of sgemm")
             )
             print(f"\n{name}: share of sgemm {share}, sgemm {rate} GFLOP/s")
+    print_distances(results)
+
+
+def print_distances(results: Mapping[str, list[Result]]) -> None:
+    """A table of the engines that have the first one's loss, where there are others."""
+    first, *others = (n for n in results if n.removeprefix("minibule-") not in OBJECTIVES)
+    if not others:
+        return
+    print(f"\nHow far from {first}, relative to it: the losses at most, and the first gradient\n")
+    print("| engine | losses | gradient |\n|---|---|---|")
+    for name in others:
+        pairs = zip(results[name], results[first], strict=True)
+        far = [distances(result, other) for result, other in pairs]
+        loss, gradient = (median(one[key] for one in far) for key in ("loss", "gradient"))
+        print(f"| {name} | {loss:.1e} | {gradient:.1e} |")
 
 
 # -- generate --------------------------------------------------------------------------------------
 
 
 def generation_rates(args: argparse.Namespace, tokens: Callable[..., list[float]]) -> Result:
-    """tokens(sequences, prompt, new) gives the moments of the start and of each new token."""
+    """tokens(sequences, prompt, new) gives the moments of the start and of each new token.
+
+    minibule's takes a temperature, too.
+    """
     tokens(1, args.prompt, 2)  # not counted
     start, first = tokens(1, args.prompt, 1)
     alone = np.diff(tokens(1, args.context, args.new)[1:])
     together = np.diff(tokens(args.batch, args.context, args.new_batch)[1:])
-    return {
+    sampled = {}
+    if args.engine.startswith("minibule"):
+        at_once = [
+            float(np.diff(tokens(args.sampled, args.context, args.new_batch, t)[1:]).mean())
+            for t in (0.0, 1.0)
+        ]
+        sampled = {
+            f"{args.sampled} at once": args.sampled / at_once[0],
+            f"{args.sampled} sampled": args.sampled / at_once[1],
+            "sampled / greedy": at_once[0] / at_once[1],
+        }
+    return sampled | {
         "prefill": args.prompt / (first - start),
         "decode": 1 / float(alone.mean()),
         f"{args.batch} at once": args.batch / float(together.mean()),
@@ -292,12 +369,12 @@ def generation_rates(args: argparse.Namespace, tokens: Callable[..., list[float]
 
 
 def generate_minibule(args: argparse.Namespace) -> Result:
-    model = load_model(args.model)
+    model = load_model(args.model, matmul=matmul_of(args.engine))
     if args.engine == "minibule-lora":
         model.adapter = untrained(model)
     rng = np.random.default_rng(0)
 
-    def tokens(sequences: int, prompt: int, new: int) -> list[float]:
+    def tokens(sequences: int, prompt: int, new: int, temperature: float = 0.0) -> list[float]:
         prompts = [rng.integers(0, model.config.vocab_size, prompt) for _ in range(sequences)]
         moments = [time.perf_counter()]
         generate(
@@ -305,7 +382,7 @@ def generate_minibule(args: argparse.Namespace) -> Result:
             prompts,
             stop=frozenset(),
             max_new_tokens=new,
-            sampling=Sampling(),
+            sampling=Sampling(temperature),
             on_token=lambda sequence, _: sequence or moments.append(time.perf_counter()),
         )
         return moments
@@ -367,11 +444,19 @@ GENERATE_ENGINES = {
     "llama.cpp-flash": generate_llama_cpp,
     "minibule": generate_minibule,
     "minibule-lora": generate_minibule,
+    **{f"minibule-{mode}": generate_minibule for mode in TERMS},
 }
 
 
+def needed_by(engine: str) -> str:
+    """The module that an engine of `generate` is made of."""
+    if matmul_of(engine) != "float32":
+        return "numkong"
+    return "minibule" if engine.startswith("minibule") else "llama_cpp"
+
+
 def bench_generate(args: argparse.Namespace, argv: list[str]) -> None:
-    there = [n for n in GENERATE_ENGINES if n.startswith("minibule") or find_spec("llama_cpp")]
+    there = [n for n in GENERATE_ENGINES if find_spec(needed_by(n))]
     engines = args.engines or there
     with TemporaryDirectory() as folder:
         gguf = Path(folder) / "f32.gguf"
@@ -379,12 +464,14 @@ def bench_generate(args: argparse.Namespace, argv: list[str]) -> None:
             export(load_model(args.model), load_chat(args.model), "gguf", "f32", gguf)
         results = in_turn(engines, [*argv, "--gguf", str(gguf)], args.rounds)
     many = f"{args.batch} at once"
-    columns = ("prefill", "decode", many, f"{many} / decode", "peak GB")
+    sampled = (f"{args.sampled} at once", f"{args.sampled} sampled", "sampled / greedy")
+    columns = ("prefill", "decode", many, f"{many} / decode", *sampled, "peak GB")
     against = {name: (engines[0], name) for name in ("prefill", "decode", many)}
     print_table(results, columns, against)
     print(
         f"\ntokens/s: prefill of {args.prompt} tokens; decode of {args.new} after {args.context}, "
-        f"and of {args.new_batch} of each of {args.batch} sequences at once"
+        f"and of {args.new_batch} of each of {args.batch} or {args.sampled} sequences at once, "
+        "greedily or sampled at temperature 1"
     )
 
 
@@ -517,7 +604,7 @@ def growth_point(args: argparse.Namespace) -> Result:
     return min(results, key=lambda result: result["s/step"])
 
 
-def timed_once(step: Callable[[list[Example]], float], example: Example) -> Result:
+def timed_once(step: Step, example: Example) -> Result:
     started = time.perf_counter()
     step([example])
     seconds = time.perf_counter() - started
@@ -666,6 +753,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
                 ("--new", 64, "tokens decoded of one sequence"),
                 ("--new-batch", 16, "tokens decoded of each of a batch"),
                 ("--batch", 16, "sequences of a batch"),
+                ("--sampled", 64, "sequences of a batch that is sampled, too"),
             ):
                 sub.add_argument(
                     flag, type=int, default=value, metavar="N", help=f"{text} ({value})"

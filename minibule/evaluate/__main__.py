@@ -12,6 +12,8 @@ from minibule.evaluate.own_judge import JUDGE_HELP, SECONDS, named_judge
 from minibule.evaluate.perplexity import text_perplexity
 from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures, record_row
 from minibule.files import check_new, embedded_folder, reading, whole_file, writing
+from minibule.machine.matmul import HELP as MATMUL_HELP
+from minibule.machine.matmul import Mode, mode_of
 from minibule.machine.threads import set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
@@ -51,6 +53,7 @@ class EvaluateConfig:
     max_new_tokens: int = setting(32, "at most so many tokens of an answer", 1, group=SAMPLES)
     seed: int = setting(0, "of the draws", 0, group=SAMPLES)
     threads: int = setting(0, "processor threads; 0 = all", 0)
+    matmul: Mode = setting("auto", MATMUL_HELP)
     output: Path | None = setting(
         None, "write the judged samples, as records to train on (.jsonl)", group=SAMPLES
     )
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> None:
     rows = read_rows(config.data, judge)
     text = _read_text(config.text) if config.text else ""
     source = config.model or embedded_folder()
-    model, chat = load_model(source, config.adapter), load_chat(source)
+    model, chat = load_model(source, config.adapter, matmul=config.matmul), load_chat(source)
     asked = ask(
         model,
         chat,
@@ -88,6 +91,8 @@ def main(argv: list[str]) -> None:
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
     )
+    if mode_of(model.head) != "float32":
+        print(f"products   {mode_of(model.head)}\n")
     for line in _figures_shown(asked, config):
         print(line)
     if text:

@@ -8,6 +8,8 @@ from minibule.files import embedded_folder
 from minibule.generate.decode import generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.generate.stream import Printer
+from minibule.machine.matmul import HELP as MATMUL_HELP
+from minibule.machine.matmul import Mode
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.models.named import MODEL_HELP
@@ -23,6 +25,7 @@ class GenerateConfig(Sampling):
 
     model: Path | None = setting(None, MODEL_HELP, group=MODEL)
     adapter: Path | None = setting(None, "PEFT adapter folder to put on top", group=MODEL)
+    matmul: Mode = setting("auto", MATMUL_HELP, group=MODEL)
     prompt: str = setting("", "what the user says", required=True, group=ANSWER)
     raw: bool = setting(
         False, "continue the text as it is, without the chat template", group=ANSWER
@@ -52,7 +55,8 @@ def main(argv: list[str]) -> None:
             "Expected one answer, or a temperature above 0, such as --temperature 1."
         )
     source = config.model or embedded_folder()
-    model, chat = load_model(source, config.adapter), load_chat(source)
+    model = load_model(source, config.adapter, matmul=config.matmul, rows=config.n)
+    chat = load_chat(source)
     prompt = chat.encode_raw(config.prompt) if config.raw else chat.encode_prompt(config.prompt)
     if not len(prompt):
         raise InputError(f"--prompt {config.prompt!r}: no token, expected text to go on from.")

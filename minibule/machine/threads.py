@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -100,6 +100,31 @@ def side_by_side(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
                 yield pending.popleft().result()
     finally:
         blas.set_num_threads(number)
+
+
+def at_once(function: Callable[[X], object], items: Sequence[X]) -> None:
+    """function(item) of every item, on as many threads as matrix products may use by now.
+
+    For the parts of one product: within `side_by_side` that is one thread, the caller's own.
+    """
+    number = min(threads(), len(items))
+
+    def share(first: int) -> None:
+        for item in items[first::number]:
+            function(item)
+
+    others = [
+        _pool().submit(contextvars.copy_context().run, share, first) for first in range(1, number)
+    ]
+    share(0)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that wait for what `at_once` gives them."""
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 @functools.cache

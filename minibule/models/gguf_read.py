@@ -57,6 +57,9 @@ class GgufModel:
     def weights(self, config: LlamaConfig, narrow: bool) -> dict[str, Array]:
         return gguf_weights(self.file, config)  # of types of its own, which are widened all
 
+    def weight(self, config: LlamaConfig, name: str) -> Array:
+        return _weight(self.file, config, name)
+
     def merged(self) -> str:
         return str(self.file.get(MERGED, ""))
 
@@ -129,13 +132,15 @@ def gguf_weights(file: Gguf, config: LlamaConfig) -> dict[str, Array]:
     shapes = config.tensor_shapes()
     found = {name: tensor.shape for name, tensor in file.tensors.items()}
     check_shapes(found, {gguf_name(name): shape for name, shape in shapes.items()}, file.path)
-    weights = {}
-    for name in shapes:
-        W = _array(file, gguf_name(name))
-        heads = permuted_heads(name, config)
-        weights[name] = np.ascontiguousarray(unpermute(W, heads)) if heads else W
+    weights = {name: _weight(file, config, name) for name in shapes}
     check_finite(weights.items(), file.path)
     return weights
+
+
+def _weight(file: Gguf, config: LlamaConfig, name: str) -> Array:
+    W = _array(file, gguf_name(name))
+    heads = permuted_heads(name, config)
+    return np.ascontiguousarray(unpermute(W, heads)) if heads else W
 
 
 def _array(file: Gguf, name: str) -> Array:

@@ -66,6 +66,11 @@ class HuggingFaceFolder:
         }
         return read_tensors(stored, config.tensor_shapes(), self.path, narrow)
 
+    def weight(self, config: LlamaConfig, name: str) -> Array:
+        found = stored_tensors(weight_files(self.path))
+        stored = {name: found[name]} if name in found else {}
+        return read_tensors(stored, {name: config.tensor_shapes()[name]}, self.path)[name]
+
     def merged(self) -> str:
         return read_metadata(weight_files(self.path)[0]).get(MERGED, "")
 

@@ -8,7 +8,6 @@ import numpy as np
 from minibule.core.llama import Llama
 from minibule.core.lora import merged_weight
 from minibule.files import whole_folder, write_json
-from minibule.machine.half import Narrow
 from minibule.machine.matrix import Array
 from minibule.models.keys import MERGED
 from minibule.models.peft import fingerprint
@@ -75,12 +74,12 @@ def _changed(model: Llama) -> list[str]:
 
 
 def merged_bytes(model: Llama) -> int:
-    """Memory that merging takes: a float32 copy of every weight that is changed, or kept narrow."""
+    """Memory that merging takes: a float32 copy of every weight that is changed, or no array."""
     changed = _changed(model)
     copied = (
         weight.size
         for name, weight in model.weights.items()
-        if name in changed or isinstance(weight, Narrow)
+        if name in changed or not isinstance(weight, np.ndarray)
     )
     return 4 * sum(copied)
 

@@ -4,6 +4,7 @@ Both kinds of source answer to the same names:
 
     config()                      the shapes; InputError names all that is not supported
     weights(config, narrow)       name -> array; narrow keeps large 16-bit matrices in 16 bits
+    weight(config, name)          one of them, as float32
     merged()                      the fingerprint of the adapter that a run or an export has merged
                                   into its weights, or "" (of weights that have been read)
     chat()                        the tokenizer and chat template

@@ -16,6 +16,7 @@ and then answered), and round-001/, round-002/, ...: run folders, with samples.j
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -38,7 +39,7 @@ from minibule.evaluate.sampled import Asked, Figures, ask, figures
 from minibule.files import reading, whole_file
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
-from minibule.models.load import load_model
+from minibule.models.load import load_model, settled
 from minibule.records.readers import json_lines
 from minibule.rounds.examples import examples_of, groups_of
 from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
@@ -67,6 +68,7 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     set_threads(config.threads)
     config.check()
     source, data, heldout = config.resolved_files()
+    config = dataclasses.replace(config, matmul=settled(config.matmul, source))
     judge = named_judge(config.judge, config.judge_seconds)
     clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
@@ -78,7 +80,7 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
         log = _Log(place / "rounds.jsonl")
         _print_head(config, rows, held_rows)
         if 0 not in log.lines:
-            log.add({"round": 0} | _held(load_model(source), asked, config))
+            log.add({"round": 0} | _held(load_model(source, matmul=config.matmul), asked, config))
         print(_line(log.lines[0]))
         start: Path | None = None
         for number in range(1, config.rounds + 1):
@@ -137,7 +139,7 @@ def _round(
     run.path.mkdir(exist_ok=True)
     seconds: dict[str, float] = {}
     with _spent(seconds, "sampling", asked.clock):
-        model = load_model(asked.source, start)
+        model = load_model(asked.source, start, matmul=config.matmul)
         path = run.path / SAMPLES
         sample_round(model, asked.chat, asked.rows, asked.judge, config, number, path)
         del model
@@ -148,7 +150,8 @@ def _round(
             with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                 train(settings, resume, examples=examples)
     with _spent(seconds, "evaluation", asked.clock):
-        measured = _held(load_model(asked.source, run.adapter), asked, config)
+        model = load_model(asked.source, run.adapter, matmul=config.matmul)
+        measured = _held(model, asked, config)
     return {"round": number} | sampled | measured | seconds
 
 
@@ -291,6 +294,8 @@ def _output(config: RoundsConfig, resume: bool) -> Path:
 def _print_head(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[Row]) -> None:
     at_a_time = "" if config.budget == "fixed" else f", budget {config.budget}"
     print(f"model      {config.model or 'embedded'}")
+    if config.matmul != "float32":
+        print(f"products   {config.matmul}")
     print(
         f"questions  {len(rows):,}, {config.samples} samples of each a round{at_a_time}, judged by "
         f"{config.judge}; {len(held_rows):,} others are asked after it"

@@ -9,6 +9,7 @@ from typing import Any
 from minibule.errors import InputError
 from minibule.evaluate.own_judge import JUDGE_HELP, SECONDS
 from minibule.files import embedded_folder
+from minibule.machine.matmul import Mode
 from minibule.methods.table import LOSSES
 from minibule.models.named import MODEL_HELP, model_path
 from minibule.rounds.budget import BUDGETS, Budget
@@ -126,6 +127,7 @@ class RoundsConfig:
     lora_alpha: float = _as_in_training("lora_alpha")
 
     threads: int = setting(0, FIELDS["threads"].about.help, 0, may_change=True)
+    matmul: Mode = setting("auto", FIELDS["matmul"].about.help)
     seed: int = setting(0, "start of every random choice", 0)
 
     def resolved_files(self) -> tuple[Path, Path, Path]:
@@ -188,6 +190,7 @@ class RoundsConfig:
             order="shuffle",
             seed=self.seed + number,
             threads=self.threads,
+            matmul=self.matmul,
             objective=objective,
             kl=kl,
             beta=self.beta if objective == self.objective else None,

@@ -19,6 +19,8 @@ from minibule.core.optim import Schedule
 from minibule.core.shapes import PROJECTIONS, LoraConfig, module_names
 from minibule.errors import InputError
 from minibule.files import embedded_folder
+from minibule.machine.matmul import HELP as MATMUL_HELP
+from minibule.machine.matmul import Mode
 from minibule.methods.table import LOSSES
 from minibule.models.exports import EXPORTS, Export
 from minibule.models.named import MODEL_HELP, model_path
@@ -191,6 +193,7 @@ class TrainConfig:
         may_change=True,
         spares="low",
     )
+    matmul: Mode = setting("auto", MATMUL_HELP, group=MACHINE)
     threads: int = setting(
         0,
         "processor threads; 0 = all, or one for a small model",

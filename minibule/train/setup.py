@@ -16,19 +16,16 @@ from minibule.core.loss import Loss, Uses
 from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError, listed
 from minibule.evaluate.questions import Question, read_questions
+from minibule.machine.matmul import is_installed, mode_of
 from minibule.machine.threads import set_threads, threads
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
-from minibule.models.load import load_model
+from minibule.models.load import SMALL_MODEL, load_model
 from minibule.records.records import Record, read_file
 from minibule.runs.checkpoint import Identity, identity
 from minibule.runs.settings import FIELDS, TrainConfig
 from minibule.text.chat import Chat
 from minibule.text.examples import NEEDED, record_order, split_by_prompt, tokenize
-
-# Of fewer parameters, a model's matrix products are over before a second thread has woken up; on a
-# busy machine the two then wait for each other.
-SMALL_MODEL = 20_000_000
 
 
 def planned_steps(config: TrainConfig, examples: int) -> int:
@@ -106,7 +103,8 @@ def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> S
     """
     set_threads(config.threads)
     source, data, questions_file = config.resolved_files()
-    model = load_model(source, config.init_adapter or None, narrow=True)
+    start_from, low = config.init_adapter or None, config.memory == "low"
+    model = load_model(source, start_from, narrow=True, matmul=config.matmul, low=low)
     chat, start = load_chat(source), model.adapter
     if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
         set_threads(1)
@@ -127,6 +125,7 @@ def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> S
         config = dataclasses.replace(config, **loss.objective._asdict())
     else:
         config = dataclasses.replace(config, kl=loss.kl, beta=getattr(loss, "beta", None))
+    config = dataclasses.replace(config, matmul=mode_of(model.head))
     questions = read_questions(questions_file) if questions_file else []
     return Setup(config, source, model, chat, list(examples), heldout, questions, start, loss)
 
@@ -213,6 +212,8 @@ def describe(setup: Setup) -> None:
         f"adapter    LoRA r={adapter.config.r} on {len(adapter.config.modules)} modules: "
         f"{trained:,} parameters, trained"
     )
+    if model.config.parameters >= SMALL_MODEL and is_installed():
+        print(f"products   {config.matmul}")
     print(
         f"records    {len(setup.examples):,} prompts with {both}{setup.rejected:,} rejected "
         f"answers, {len(setup.heldout):,} more held out"

@@ -224,6 +224,7 @@ def table_rows(printed):
 TINY = str(embedded_folder())
 RECORDS = str(embedded_folder() / "records.jsonl")
 LITTLE = ["--prompt", "20", "--new", "5", "--context", "9", "--new-batch", "3", "--batch", "2"]
+LITTLE += ["--sampled", "3"]
 
 
 @pytest.mark.parametrize(
@@ -259,11 +260,34 @@ def test_each_bench_prints_a_row_an_engine(bench, capsys, arguments, engines, co
         assert 0 < low <= middle <= high
 
 
+def test_a_bench_tells_how_far_an_engine_is_from_float32(bench, capsys):
+    pytest.importorskip("numkong", reason="needs pip install '.[fast]'")
+    engines = ["minibule", "minibule-low", "minibule-bfloat16", "minibule-bfloat16x2"]
+    argv = ["dense", "--model", TINY, "--rounds", "1", "--steps", "1"]
+    bench.main([*argv, "--engines", ",".join([*engines, "minibule-rate"])])
+    _, _, far = capsys.readouterr().out.partition("How far from minibule")
+    rows = table_rows(far)
+    assert list(rows) == engines[1:]
+    low, rough, fine = (
+        {key: float(row[key]) for key in ("losses", "gradient")} for row in rows.values()
+    )
+    assert low == {"losses": 0, "gradient": 0}
+    assert 1e-3 < rough["gradient"] < 1 and 0 < fine["gradient"] < 1e-3
+
+
+def test_a_sketch_keeps_the_distance():
+    rng = np.random.default_rng(0)
+    one = {name: rng.normal(size=(50, 60)) for name in "ab"}
+    other = {name: g + 0.01 * rng.normal(size=g.shape) for name, g in one.items()}
+    results = [{"losses": [1.0], "gradient": bench_tool.sketch(g)} for g in (other, one)]
+    assert bench_tool.distances(*results)["gradient"] == pytest.approx(0.01, rel=0.1)
+
+
 def test_the_bench_of_generation_knows_llama_cpp(bench, capsys):
     pytest.importorskip("llama_cpp", reason="needs pip install '.[interop]'")
     bench.main(["generate", "--model", TINY, "--rounds", "1", *LITTLE])
     rows = table_rows(capsys.readouterr().out)
-    assert list(rows) == ["llama.cpp", "llama.cpp-flash", "minibule", "minibule-lora"]
+    assert list(rows)[:4] == ["llama.cpp", "llama.cpp-flash", "minibule", "minibule-lora"]
     assert float(rows["llama.cpp"]["prefill / llama.cpp's"]) == 1
     assert all(float(row["decode"]) > 0 for row in rows.values())
 

@@ -1,0 +1,240 @@
+"""Matrices multiplied in 16-bit numbers, where the optional library numkong is installed.
+
+Nothing here is needed to understand the model. A `Packed` stands where a weight matrix stands; it
+has W packed once, in the order in which the processor reads it, for x W^T and for dy W apart. A
+bfloat16 has 8 significant bits, a float32 has 24; sums are float32 in every case.
+
+    float32      NumPy's own products
+    bfloat16     x and W each rounded to a bfloat16
+    bfloat16x2   x = x1 + x2 and W = W1 + W2, all of them bfloat16, with about 17 significant bits:
+                 x W^T = x1 W1^T + x2 W1^T + x1 W2^T, the smallest product being left out
+    bfloat16x3   likewise of three terms, as exact as float32
+
+A W that is made of bfloat16 numbers, as published models are, has no second term. A product errs by
+2e-3, 2e-6 to 4e-6, and 1e-7 of its length, one of float32 by 3e-7. On SmolLM2-135M the gradients
+are then 1e-2 and 1e-5 to 5e-5 from those of float32, which are 1e-6 to 5e-6 from exact ones.
+
+A row of a product is the same to the last bit whatever other rows stand beside it.
+"""
+
+import functools
+import importlib
+import itertools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from minibule.errors import InputError
+from minibule.machine.matrix import Array, Matrix, Transposed, for_few_rows
+from minibule.machine.threads import at_once
+
+Mode = Literal["auto", "float32", "bfloat16", "bfloat16x2", "bfloat16x3"]
+HELP = (
+    "how matrices are multiplied: float32 by NumPy; bfloat16x3 as exactly, bfloat16x2 nearly so, "
+    "or bfloat16 roughly, by numkong (pip install '.[fast]'); auto = bfloat16x2 where it is faster"
+)
+TERMS = {
+    "bfloat16": 1,
+    "bfloat16x2": 2,
+    "bfloat16x3": 3,
+}  # bfloat16 numbers whose sum stands for a float32
+
+# Rows of x and of all its terms that are multiplied at once: with them a part of the result stays
+# in the processor's cache. A part has as many rows of W, so that each thread gets one.
+BLOCK_ROWS = 128
+LEAST_PART, MOST_PART = 256, 2048
+
+# `auto` multiplies so often each way, and asks for so much of a gain.
+TRIALS, GAIN = 5, 1.2
+
+
+class Packed:
+    """A weight (out, in) as what `x @ W.T` and `dy @ W` need of it.
+
+    W      float32, or what stands for it
+    mode   one of TERMS
+    again  gives W anew, to whom more than products is asked of it: W itself is then forgotten
+    keep   whether to keep what is packed; else W is kept, and packed for each product: half the
+           memory, some more time, the same numbers
+    """
+
+    __array_ufunc__ = None  # NumPy shall leave x @ W to this class
+    dtype = np.dtype(np.float32)  # what it acts as
+
+    def __init__(
+        self, W: Matrix, mode: Mode, again: Callable[[], Matrix] | None = None, keep: bool = True
+    ) -> None:
+        self.shape, self.size, self.mode = W.shape, W.size, mode
+        self._lock, self._kept = threading.Lock(), dict[str, "_Product"]()
+        self._again: Callable[[], Matrix] = lambda: W
+        self._keep = keep
+        if keep:
+            self._product("x @ W.T")
+            self._again = again or self._again
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Array:
+        return self._again()[rows]
+
+    def __rmatmul__(self, x: Array) -> Array:
+        """x @ W; x (T, out) -> (T, in)."""
+        return self._product("x @ W").of(x)
+
+    @property
+    def T(self) -> "_Transposed":  # noqa: N802 - as NumPy calls it
+        return _Transposed(self)
+
+    def _product(self, way: str) -> "_Product":
+        """One of the two products: "x @ W" is first asked for where something learns."""
+        if not self._keep:
+            return self._made(way)
+        with self._lock:  # one thread makes it, the others wait for it
+            if way not in self._kept:
+                self._kept[way] = self._made(way)
+            return self._kept[way]
+
+    def _made(self, way: str) -> "_Product":
+        W, terms = self._again(), TERMS[self.mode]
+        if way == "x @ W.T":
+            return _Product(lambda part: _split(W[part], terms), len(W), terms)
+        return _Product(lambda part: _split(W[:, part], terms).swapaxes(1, 2), W.shape[1], terms)
+
+
+class _Transposed:
+    """W.T of a `Packed` W."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, matrix: Packed) -> None:
+        self.matrix = matrix
+
+    def __rmatmul__(self, x: Array) -> Array:
+        """x @ W.T; x (T, in) -> (T, out)."""
+        return self.matrix._product("x @ W.T").of(x)
+
+
+class _Product:
+    """x -> x M^T of a matrix M (n, depth), packed in parts of its rows.
+
+    split: part -> the bfloat16 terms of these rows of M, (terms, rows, depth)
+    """
+
+    def __init__(self, split: Callable[[slice], Array], n: int, terms: int) -> None:
+        self.n, self.terms = n, terms
+        self.parts = [
+            # Of a further term that is zero, nothing is kept.
+            (part, [_pack(term) for i, term in enumerate(split(part)) if i == 0 or term.any()])
+            for part in _parts(n)
+        ]
+
+    def of(self, x: Array) -> Array:
+        """x (T, depth) -> (T, n)."""
+        y = np.empty((len(x), self.n), np.float32)
+        step = BLOCK_ROWS // self.terms
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
+            self._multiply(_split(x[rows], self.terms), y[rows])
+        return y
+
+    def _multiply(self, x: Array, y: Array) -> None:
+        """y (T, n) from the terms of some rows, (terms, T, depth)."""
+
+        def one_part(item: tuple[slice, list[Any]]) -> None:
+            part, (first, *rest) = item
+            np.sum(_dots(x, first), axis=0, out=y[:, part])
+            for i, pack in enumerate(rest, start=1):
+                y[:, part] += _dots(x[: self.terms - i], pack).sum(axis=0)
+
+        at_once(one_part, self.parts)
+
+
+def _parts(n: int) -> list[slice]:
+    """Slices of n rows, of about equal length: one a processor, unless they are small or large."""
+    number = max(1, math.ceil(n / MOST_PART), min(os.cpu_count() or 1, n // LEAST_PART))
+    edges = np.linspace(0, n, number + 1).astype(int).tolist()
+    return [slice(low, high) for low, high in itertools.pairwise(edges)]
+
+
+# -- numkong ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _numkong() -> Any:
+    """The library, or None where it is not installed."""
+    try:
+        return importlib.import_module("numkong")
+    except ImportError:
+        return None
+
+
+def _tensor(a: Array, dtype: str) -> Any:
+    """An array as numkong knows it, where it lies."""
+    return _numkong().from_pointer(a.ctypes.data, a.shape, dtype, owner=a)
+
+
+def _split(x: Array, terms: int) -> Array:
+    """x (...) as a sum of bfloat16 numbers, the largest first: (terms, ...) uint16, their bits."""
+    split = np.empty((terms, *x.shape), np.uint16)
+    for i, term in enumerate(split):
+        _numkong().astype(x, "bf16", out=_tensor(term, "bf16"))  # to nearest, ties to even
+        if i + 1 < terms:
+            x = x - np.left_shift(term, 16, dtype=np.uint32).view(np.float32)  # exact
+    return split
+
+
+def _pack(M: Array) -> Any:
+    """bfloat16 M (n, depth) as numkong multiplies it."""
+    return _numkong().dots_pack(_tensor(np.ascontiguousarray(M), "bf16"), dtype="bf16")
+
+
+def _dots(x: Array, pack: Any) -> Array:
+    """x M^T, float32 (terms, T, n), of bfloat16 x (terms, T, depth) and of packed M (n, depth)."""
+    y = np.empty((*x.shape[:-1], pack.width), np.float32)
+    stacked, products = (a.reshape(-1, a.shape[-1]) for a in (x, y))
+    _numkong().dots_packed(_tensor(stacked, "bf16"), pack, out=_tensor(products, "float32"))
+    return y
+
+
+# -- which of them ---------------------------------------------------------------------------------
+
+
+def check_installed(mode: Mode) -> None:
+    """InputError where the library that a mode asks for is missing."""
+    if mode in TERMS and _numkong() is None:
+        raise InputError(
+            f"--matmul {mode}: needs numkong: pip install '.[fast]'. Without it: --matmul float32."
+        )
+
+
+def is_installed() -> bool:
+    return _numkong() is not None
+
+
+def mode_of(W: Matrix) -> Mode:
+    """How a matrix is multiplied."""
+    return W.mode if isinstance(W, Packed) else "float32"
+
+
+def faster(W: Matrix, rows: int) -> Mode:
+    """What `auto` comes to: the faster of bfloat16x2 and float32, tried on so many rows of x."""
+    if not is_installed():
+        return "float32"
+    ways: dict[Mode, Transposed] = {
+        "float32": for_few_rows(W).T,
+        "bfloat16x2": Packed(W, "bfloat16x2").T,
+    }
+    x = np.random.default_rng(0).standard_normal((rows, W.shape[1]), np.float32)
+    least = dict.fromkeys(ways, math.inf)
+    for _ in range(TRIALS):  # in turn, on a machine that may have other work
+        for mode, transposed in ways.items():
+            started = time.perf_counter()
+            x @ transposed
+            least[mode] = min(least[mode], time.perf_counter() - started)
+    return "bfloat16x2" if least["float32"] > GAIN * least["bfloat16x2"] else "float32"
