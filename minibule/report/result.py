@@ -1,8 +1,10 @@
 """What came of a training, before anything else: a headline, one picture, and the measures."""
 
+from pathlib import Path
+
 from minibule.evaluate.questions import ACCEPTED, NOISE, Answers
 from minibule.report.figures import short
-from minibule.report.page import foreign, source, table, text
+from minibule.report.page import computed_by, foreign, source, table, text
 from minibule.report.series import series
 from minibule.runs.comparison import MEASURES, Comparison, comparisons, in_words
 from minibule.runs.read import Run
@@ -33,7 +35,7 @@ def lead(run: Run) -> str:
         )
         return (
             f"Greedily, always taking the likeliest token, the model answered {greedy[0]:.0%} of "
-            f"{len(now.texts):,} held-out prompts acceptably before training and {greedy[1]:.0%} "
+            f"{len(now.replies):,} held-out prompts acceptably before training and {greedy[1]:.0%} "
             "after it. At temperature 1, where each answer is given as often as it is likely, an "
             f"answer was accepted {exact[0]:.0%} of the time before and is {exact[1]:.0%} after."
         )
@@ -96,7 +98,7 @@ def styles(run: Run) -> str:
         '<figure class="styles"><h2>What is answered at temperature 1</h2>'
         f'<div role="img" aria-label="{text(f"Share of each style before and after: {described}")}"'
         f'>{bars}</div><div class="legend">{keys}</div><figcaption>{said}</figcaption>'
-        f"{source('evaluate/questions.py')}</figure>"
+        f"{source(run.folder, 'evaluate.questions.ask')}</figure>"
     )
 
 
@@ -136,18 +138,23 @@ def comparison(run: Run) -> list[str]:
     if not (run.before and run.after):
         return []
     tables = [
-        table(title, ("", "before", "after", "change"), map(_compared, rows), (1, 2, 3))
+        table(
+            title,
+            ("", "before", "after", "change"),
+            (_compared(run.folder, row) for row in rows),
+            (1, 2, 3),
+        )
         for title, rows in comparisons(run.before, run.after).items()
     ]
     if not tables:
         return []
     return [
         f'<div class="columns">{"".join(tables)}</div>',
-        source("evaluate/questions.py", "evaluate/heldout.py", "core/fused.py"),
+        '<p class="source">Every name leads to the function that computes it.</p>',
     ]
 
 
-def _compared(row: Comparison) -> list[str]:
+def _compared(folder: Path, row: Comparison) -> list[str]:
     measure = row.measure
     better = f"{measure.better} is better" if measure.better else ""
     gloss = "; ".join(part for part in (measure.gloss, better) if part)
@@ -157,7 +164,7 @@ def _compared(row: Comparison) -> list[str]:
         kind = "good" if rose == (measure.better == "higher") else "bad"
     change = f'<span class="{kind}">{row.change}</span>' if kind else row.change
     return [
-        f'{text(measure.label)}<span class="gloss">{text(gloss)}</span>',
+        f'{computed_by(folder, measure.by, measure.label)}<span class="gloss">{text(gloss)}</span>',
         f"{row.before:.4f}",
         f"{row.after:.4f}",
         change,
