@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from minibule.evaluate.questions import ACCEPTED, NOISE, Answers
+from minibule.evaluate.questions import ACCEPTED, Answers
 from minibule.report.figures import short
 from minibule.report.page import computed_by, foreign, source, table, text
 from minibule.report.series import series
+from minibule.report.stacks import stacks
 from minibule.runs.comparison import MEASURES, Comparison, comparisons, in_words
 from minibule.runs.read import Run
-
-MOST_STYLES = 8  # with a colour of their own
-WIDE = 0.07  # share of a bar from which its number fits into it
 
 
 def headline(run: Run) -> str:
@@ -83,37 +81,13 @@ def styles(run: Run) -> str:
     if asked is None:
         return ""
     was, now = asked
-    names = list(was.exact)
-    bars = "".join(
-        f'<div class="stack"><span>{when}</span><div>{_segments(answers, names)}</div></div>'
-        for when, answers in (("before", was), ("after", now))
-    )
-    described = ", ".join(f"{s} {was.exact[s]:.1%}, {now.exact.get(s, 0):.1%}" for s in names)
-    keys = "".join(
-        f'<span><i class="key bar {_colour(style, i)}"></i>{text(style)}</span>'
-        for i, style in enumerate(names)
-    )
+    bars = stacks("Share of each style", {"before": was.exact, "after": now.exact})
     said = "".join(f"<p>{text(sentence)}</p>" for sentence in in_words(was, now))
     return (
         '<figure class="styles"><h2>What is answered at temperature 1</h2>'
-        f'<div role="img" aria-label="{text(f"Share of each style before and after: {described}")}"'
-        f'>{bars}</div><div class="legend">{keys}</div><figcaption>{said}</figcaption>'
+        f"{bars}<figcaption>{said}</figcaption>"
         f"{source(run.folder, 'evaluate.questions.ask')}</figure>"
     )
-
-
-def _segments(answers: Answers, names: list[str]) -> str:
-    return "".join(
-        f'<i class="{_colour(style, i)}" style="flex-grow:{share:.4f}">'
-        f"{f'{share:.0%}' if share >= WIDE else ''}</i>"
-        for i, style in enumerate(names)
-        if (share := max(0.0, answers.exact.get(style, 0.0))) > 0
-    )
-
-
-def _colour(style: str, place: int) -> str:
-    """The wanted style is green and noise is red; what stands between has a colour each."""
-    return {ACCEPTED: "style-good", NOISE: "style-bad"}.get(style, f"style-{place % MOST_STYLES}")
 
 
 def probe(run: Run) -> str:

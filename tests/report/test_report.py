@@ -1,20 +1,18 @@
 """The report's page: what it says, that data stay data, what is missing, and how it looks."""
 
 import dataclasses
-import itertools
 import json
 import pkgutil
 import re
 import shlex
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
-import browser
 import numpy as np
 import pytest
 from helpers import ROOT
+from pages import CONTRAST, SCRIPT, Page, check_form
 
 import minibule
 from minibule import export
@@ -44,7 +42,6 @@ from minibule.train.__main__ import main as train
 
 # Of a run of a few steps: three lines, three small ones, the bars of a position.
 PICTURES = 7
-SCRIPT = "<script>alert('x')</script>"
 
 
 def short_run(folder, objective):
@@ -93,40 +90,6 @@ def write_lines(run, lines):
 
 def lines_of(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-class Page(HTMLParser):
-    """A page taken apart: its tags in order with their attributes, and its text."""
-
-    VOID = ("meta", "br")
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.open, self.text, self.commands = [], [], "", []
-        self.feed(html)
-        assert self.open == []  # every tag was closed
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if ("class", "command") in attrs:
-            self.commands.append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-        if self.of("pre") and "pre" in self.open and self.of("pre")[-1].get("class") == "command":
-            self.commands[-1] += data
-
-    def of(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def page_of(run):
@@ -609,61 +572,13 @@ def test_a_long_run_stays_a_small_page(run):
 
 def test_the_page_is_well_made(run):
     html = write_report(run).read_text(encoding="utf-8")
-    page = Page(html)
-    pictures = page.of("svg")
+    check_form(html)
+    pictures = Page(html).of("svg")
     assert len(pictures) == PICTURES and all(svg["role"] == "img" for svg in pictures)
     assert len({svg["aria-label"] for svg in pictures}) == PICTURES
-    for _, attributes in page.tags:  # nothing from outside, and references that hold
-        assert not {"src", "srcset", "onclick", "onload"} & set(attributes)
-        for kind in attributes.get("class", "").split():  # every class has a style
-            assert f".{kind}" in html, kind
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert all(th.get("scope") in ("row", "col") for th in page.of("th"))
-    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
-    assert levels.count(1) == 1 and levels[0] == 1
-    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
-    assert page.of("html")[0]["lang"] == "en"
-    body = html[html.index("<body") :]
-    assert not re.search(r"#[0-9a-f]{6}", body)  # every colour is the page's
-    assert set(re.findall(r'style="([\w-]+):', body)) == {"flex-grow"}
 
 
 # -- in a browser ----------------------------------------------------------------------------------
-
-# Of every element with text of its own: contrast of the text with what lies behind it (WCAG 2.2).
-CONTRAST = """
-(() => {
-  const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const light = c => parse(c).slice(0, 3).map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = e => {
-    for (; e; e = e.parentElement) {
-      const c = getComputedStyle(e).backgroundColor;
-      if ((parse(c)[3] ?? 1) > 0) return c;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  let worst = 21, seen = 0;
-  for (const e of document.body.querySelectorAll("*")) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
-    const style = getComputedStyle(e);
-    const [a, b] = [e instanceof SVGElement ? style.fill : style.color, behind(e)].map(light);
-    worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-    seen += 1;
-  }
-  return [worst, seen];
-})()
-"""
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    command = browser.find()
-    if command is None:
-        pytest.skip("chromium is not installed")
-    with browser.running(command, tmp_path_factory.mktemp("chromium")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
