@@ -142,7 +142,8 @@ def _unfinished(rounds: Rounds) -> str:
         return ""
     return (
         f'<p class="notice">{rounds.last:,} of {planned:,} rounds are done. The page shows what '
-        "there is; Next steps has the command that goes on, as long as something is left to learn.</p>\n"
+        "there is; Next steps has the command that goes on, as long as something is left to "
+        "learn.</p>\n"
     )
 
 
