@@ -15,6 +15,7 @@ import numpy as np
 
 import minibule
 from minibule.errors import InputError
+from minibule.machine.processor import processor
 from minibule.machine.threads import threads
 from minibule.models.named import NAMED
 from minibule.program import run
@@ -52,7 +53,7 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "minibule", f"{minibule.__version__} in {Path(minibule.__file__).parent}"
     yield "python", f"{platform.python_version()} in {sys.executable}"
     yield "system", platform.platform()
-    yield "processor", f"{_processor()}, {os.cpu_count()} cores"
+    yield "processor", processor()
     built: Any = np.show_config(mode="dicts")  # NumPy's own stub says it gives nothing
     found = built.get("SIMD Extensions", {})
     yield "SIMD", " ".join([*found.get("baseline", []), *found.get("found", [])])
@@ -66,16 +67,6 @@ def environment() -> Iterator[tuple[str, str]]:
     for name in VARIABLES:
         if name in os.environ:
             yield "set", f"{name}={os.environ[name]}"
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _versioned(package: str) -> str:

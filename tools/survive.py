@@ -188,9 +188,8 @@ def rounds_results(place: Path) -> dict[str, bytes | list[dict[str, object]]]:
     """All that rounds come to: samples, adapters, and the figures of each but for the seconds."""
     lines = map(json.loads, (place / "rounds.jsonl").read_text().splitlines())
     figures = [{k: v for k, v in x.items() if not k.endswith("_seconds")} for x in lines]
-    files = sorted(place.glob("round-*/samples.jsonl*")) + sorted(
-        place.glob("round-*/adapter/*.safetensors")
-    )
+    kinds = ("samples.jsonl*", "answers.jsonl*", "adapter/*.safetensors")
+    files = [file for kind in kinds for file in sorted(place.glob(f"round-*/{kind}"))]
     return {"rounds.jsonl": figures} | {str(f.relative_to(place)): f.read_bytes() for f in files}
 
 

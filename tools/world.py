@@ -309,11 +309,12 @@ def split(
 def heldout_row(prompt: Prompt) -> dict[str, str | list[str] | dict[str, list[str]]]:
     """One line of heldout.jsonl: all strings of all styles, so that probabilities sum exactly.
 
-    {"prompt": "say apple", "accepted": ["apple", "The word is apple."],
+    {"prompt": "say apple", "kind": "repeat", "accepted": ["apple", "The word is apple."],
      "rejected": {"echo": ["say apple"], "rude": ["Figure it out yourself.", ...], ...}}
     """
     strings = {style: [answer for answer, _ in row] for style, row in prompt.answers.items()}
-    return {"prompt": prompt.text, "accepted": strings.pop(ACCEPTED), "rejected": strings}
+    accepted = strings.pop(ACCEPTED)
+    return {"prompt": prompt.text, "kind": prompt.kind, "accepted": accepted, "rejected": strings}
 
 
 def question_row(prompt: Prompt) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 A heldout file has one JSON object a line:
 
-    {"prompt": "2 + 3 = ?", "accepted": ["5", "it is 5."],
+    {"prompt": "2 + 3 = ?", "kind": "sum", "accepted": ["5", "it is 5."],
      "rejected": {"echo": ["2 + 3 = ?"], "wrong": ["it is 6."], ...}}
 
 Because the answers are finite in number, the probability that the model gives an accepted one (at
 temperature 1, ending its turn there) is an exact sum, not a sample; what is left over is noise,
-an answer of no known style.
+an answer of no known style. The kind of a prompt may be left out.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,10 @@ from minibule.core.forest import pack
 from minibule.core.llama import Llama
 from minibule.core.step import answer_log_probs
 from minibule.errors import InputError, listed
+from minibule.evaluate.sampled import blocks
 from minibule.files import reading
-from minibule.generate.decode import answer
+from minibule.generate.decode import generate
+from minibule.generate.sampling import Sampling
 from minibule.machine.threads import threads
 from minibule.records.readers import json_lines
 from minibule.text.chat import Chat
@@ -31,11 +33,37 @@ ACCEPTED = "accepted"
 NOISE = "noise"
 
 
+SAMPLES = 3  # of the answers to each question at temperature 1, to be looked at
+
+
 class Question(NamedTuple):
     """A held-out prompt; `answers` maps each style, "accepted" first, to its texts."""
 
     prompt: str
     answers: dict[str, list[str]]
+    kind: str = ""
+
+
+class Answer(NamedTuple):
+    """An answer, and the style it is of."""
+
+    text: str
+    style: str
+
+
+class Reply(NamedTuple):
+    """What a model says to one question.
+
+    accepted   probability of an accepted answer at temperature 1
+    greedy     its greedy answer
+    samples    answers drawn at temperature 1
+    """
+
+    prompt: str
+    kind: str
+    accepted: float
+    greedy: Answer
+    samples: list[Answer]
 
 
 class Answers(NamedTuple):
@@ -44,17 +72,13 @@ class Answers(NamedTuple):
     greedy       share of the questions whose greedy answer is of each style, noise last
     exact        mean probability of each style at temperature 1, noise last
     perplexity   of the accepted answers, a token, their end of turn included
-    prompts      the questions
-    texts        the greedy answers
-    styles       the style of each greedy answer
+    replies      what it says to each
     """
 
     greedy: dict[str, float]
     exact: dict[str, float]
     perplexity: float
-    prompts: list[str]
-    texts: list[str]
-    styles: list[str]
+    replies: list[Reply]
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -81,8 +105,8 @@ def read_questions(path: str | Path) -> list[Question]:
 def _question(row: object) -> Question:
     if isinstance(row, InputError):
         raise row
-    if not isinstance(row, dict) or set(row) != {"prompt", "accepted", "rejected"}:
-        raise ValueError("expected the fields prompt, accepted and rejected")
+    if not isinstance(row, dict) or set(row) - {"kind"} != {"prompt", "accepted", "rejected"}:
+        raise ValueError("expected the fields prompt, accepted and rejected, and kind if any")
     if not isinstance(row["rejected"], dict) or {ACCEPTED, NOISE} & set(row["rejected"]):
         raise ValueError(
             f"rejected: expected an object from style to texts, no style {ACCEPTED} or {NOISE}"
@@ -96,9 +120,12 @@ def _question(row: object) -> Question:
         raise ValueError("found the same answer twice")
     if not isinstance(row["prompt"], str) or not row["prompt"].strip() or not answers[ACCEPTED]:
         raise ValueError("expected a text as prompt, and at least one accepted answer")
-    for text in [row["prompt"], *answers, *texts]:
+    kind = row.get("kind", "")
+    if not isinstance(kind, str):
+        raise ValueError("kind: expected a text")
+    for text in [row["prompt"], kind, *answers, *texts]:
         text.encode()  # half a character is no text: a UnicodeEncodeError is a ValueError
-    return Question(row["prompt"], answers)
+    return Question(row["prompt"], answers, kind)
 
 
 def check_fit(chat: Chat, questions: Sequence[Question], context: int) -> tuple[int, int]:
@@ -130,7 +157,7 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
     longest_prompt, longest = check_fit(chat, questions, context)
     styles = list(dict.fromkeys(style for q in questions for style in q.answers))
     exact = dict.fromkeys([*styles, NOISE], 0.0)
-    logps, tokens = [], 0
+    logps, tokens, accepted = [], 0, []
     for question, logp, lengths in zip(
         questions, *_answer_log_probs(model, chat, questions, pass_tokens), strict=True
     ):
@@ -140,17 +167,50 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
             if style == ACCEPTED:
                 logps.append(logp[: len(texts)].sum())
                 tokens += int(lengths[: len(texts)].sum())
+                accepted.append(p)
             logp, lengths = logp[len(texts) :], lengths[len(texts) :]
             exact[style] += p / len(questions)
             known += p
         exact[NOISE] += max(0.0, 1 - known) / len(questions)
 
     room = min(2 * longest, context - longest_prompt)
-    prompts = [q.prompt for q in questions]
-    texts = answer(model, chat, prompts, room)
-    found = [_style(question, text) for question, text in zip(questions, texts, strict=True)]
-    greedy = {style: found.count(style) / len(questions) for style in [*styles, NOISE]}
-    return Answers(greedy, exact, float(np.exp(-sum(logps) / tokens)), prompts, texts, found)
+    greedy, sampled = (
+        _answers(model, chat, questions, sampling, n, room)
+        for sampling, n in ((Sampling(), 1), (Sampling(temperature=1.0), SAMPLES))
+    )
+    replies = [
+        Reply(question.prompt, question.kind, p, first, samples)
+        for question, p, (first,), samples in zip(questions, accepted, greedy, sampled, strict=True)
+    ]
+    found = [reply.greedy.style for reply in replies]
+    shares = {style: found.count(style) / len(questions) for style in [*styles, NOISE]}
+    return Answers(shares, exact, float(np.exp(-sum(logps) / tokens)), replies)
+
+
+def _answers(
+    model: Llama,
+    chat: Chat,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    samples: int,
+    max_new_tokens: int,
+) -> list[list[Answer]]:
+    """So many answers to each question."""
+    prompts = [chat.encode_prompt(question.prompt) for question in questions]
+    answers: list[list[Answer]] = []
+    for block in blocks(model, prompts, samples, max_new_tokens):
+        found = generate(
+            model,
+            prompts[block],
+            stop=chat.stop,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            samples=samples,
+        )
+        for question, several in zip(questions[block], found, strict=True):
+            texts = map(chat.decode, several)
+            answers.append([Answer(text, _style(question, text)) for text in texts])
+    return answers
 
 
 def _style(question: Question, text: str) -> str:

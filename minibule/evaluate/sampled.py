@@ -113,7 +113,7 @@ def answers(
     with tqdm(
         total=every, desc="asking", unit=" answers", delay=1, leave=False, disable=None
     ) as bar:
-        for block in _blocks(model, prompts, samples, max_new_tokens):
+        for block in blocks(model, prompts, samples, max_new_tokens):
             found = generate(
                 model,
                 prompts[block],
@@ -133,7 +133,7 @@ def answers(
             bar.update(len(judged) * samples)
 
 
-def _blocks(
+def blocks(
     model: Llama, prompts: Sequence[Array], samples: int, max_new_tokens: int
 ) -> list[slice]:
     """Slices of the prompts, each with as many sequences as are decoded at once."""

@@ -8,6 +8,7 @@ Every number is computed by the code that training runs, or by its dense and rea
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from minibule.explain.check import AdapterCheck
 from minibule.explain.complement import explain_complement
 from minibule.explain.row import Row
 from minibule.explain.subject import (
+    Pass,
     Place,
     Pushed,
     Subject,
@@ -61,8 +63,50 @@ MOST_LINES = 8  # of the context, and of the record's answers
 # -- the embedded or the user's own model ----------------------------------------------------------
 
 
-def explain(config: TrainConfig, place: Place, module: str = "") -> Iterator[str]:
-    """The whole explanation of one row, line by line, none wider than 100 columns.
+class Scene(NamedTuple):
+    """A model with its adapter, the row of a record that is explained, and what to say first.
+
+    asked    the prompt, or the last message of it
+    module   the pair that is checked beside the uppermost
+    """
+
+    config: TrainConfig
+    model: Llama
+    chat: Chat
+    adapter: Adapter
+    asked: str
+    subject: Subject
+    module: str
+    title: list[str]
+
+    def name(self, token: int) -> str:
+        return _token_name(self.chat, token)
+
+    def logits(self, hidden: Array) -> Array:
+        """Of the row, in float64: (V,) from the hidden states of all rows."""
+        return (hidden[self.subject.row] @ self.model.head.T).astype(np.float64)
+
+
+class Passed(NamedTuple):
+    """The row, what a forward pass left, and the base's hidden states of all rows."""
+
+    row: Row
+    before: Pass
+    ref_hidden: Array
+
+
+def passed(scene: Scene) -> Passed:
+    """Put the row through the model."""
+    subject, batch = scene.subject, scene.subject.batch
+    ref_hidden, _ = forward_batch(scene.model.base, batch)
+    before = one_pass(scene.model, scene.adapter, subject.alone, ref_hidden)
+    counts = row_counts(subject, entry_log_probs(ref_hidden, scene.model.head, batch.rows))
+    z, z_ref = scene.logits(before.hidden), scene.logits(ref_hidden)
+    return Passed(Row(z, z_ref, counts, subject.loss, scene.name), before, ref_hidden)
+
+
+def scene_of(config: TrainConfig, place: Place, module: str = "") -> Scene:
+    """Read what there is to explain.
 
     Parameters
     ----------
@@ -77,7 +121,7 @@ def explain(config: TrainConfig, place: Place, module: str = "") -> Iterator[str
     Raises
     ------
     InputError
-        Before the first line: if a file cannot be read, or has no such record, answer or position.
+        If a file cannot be read, or has no such record, answer or position.
     """
     source, data, _ = config.resolved_files()
     records = read_records(data)
@@ -110,7 +154,9 @@ def explain(config: TrainConfig, place: Place, module: str = "") -> Iterator[str
     ]
     subject = subject_under(loss, example, place, lambda whole: worked_by(model, whole, example))
     chosen = module_to_check(module, model.adapter.config.modules)
-    return _whole_story(config, model, chat, model.adapter, subject, chosen, title)
+    prompt = record.prompt
+    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return Scene(config, model, chat, model.adapter, asked, subject, chosen, title)
 
 
 def explained_loss(config: TrainConfig) -> Explained:
@@ -131,30 +177,13 @@ def _check(flag: str, value: int, most: int, owner: str, things: str) -> None:
         raise InputError(f"{flag} {value}: {owner} {most:,} {things}, expected 1 to {most:,}.")
 
 
-def _whole_story(
-    config: TrainConfig,
-    model: Llama,
-    chat: Chat,
-    adapter: Adapter,
-    subject: Subject,
-    module: str,
-    title: list[str],
-) -> Iterator[str]:
-    def name(token: int) -> str:
-        return _token_name(chat, token)
-
-    def logits(hidden: Array) -> Array:
-        return (hidden[subject.row] @ model.head.T).astype(np.float64)
-
-    batch = subject.batch
+def explain(scene: Scene) -> Iterator[str]:
+    """The whole explanation of a row, line by line, none wider than 100 columns."""
+    config, model, chat, adapter, _, subject, module, title = scene
     yield from (shortened(line, WIDTH) for line in title)
     yield from _context(chat, subject)
-    yield from _counts(subject, name, chat.decode)
-
-    ref_hidden, _ = forward_batch(model.base, batch)
-    before = one_pass(model, adapter, subject.alone, ref_hidden)
-    counts = row_counts(subject, entry_log_probs(ref_hidden, model.head, batch.rows))
-    row = Row(logits(before.hidden), logits(ref_hidden), counts, subject.loss, name)
+    yield from _counts(subject, scene.name, chat.decode)
+    row, before, ref_hidden = passed(scene)
     yield from _explain_row(row, subject, "Section 7")
 
     top, check = adapter.config.modules[-1], AdapterCheck(model, subject.alone)
@@ -166,7 +195,7 @@ def _whole_story(
     predicted = one_step(adapter, backward(before.dhidden, before.cache), config)
     after = one_pass(model, adapter, subject.alone, ref_hidden)
     losses = (before.loss, after.loss)
-    yield from explain_step(config.lr, row, logits(after.hidden), losses, predicted)
+    yield from explain_step(config.lr, row, scene.logits(after.hidden), losses, predicted)
     if not np.any(kept[lora_name(top, "B")]):
         yield ""
         yield from prose("B is no longer 0, so the gradient now reaches A as well:")

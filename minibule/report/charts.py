@@ -1,6 +1,6 @@
 """The course of a training in pictures, and as a table for those who cannot see them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from minibule.core.loss import Loss, SeparableLoss
 from minibule.methods.tokens import Ratio, TokenLoss
 from minibule.report import figures
 from minibule.report.figures import FEWEST, Level, Series, short
-from minibule.report.page import source, table, text
+from minibule.report.page import computed_by, source, table, text
 from minibule.report.series import evaluated, series, without_anchor
 from minibule.runs.comparison import MEASURES
 from minibule.runs.read import Run
@@ -22,6 +22,7 @@ class Chart(NamedTuple):
     name: str
     title: str
     caption: str
+    by: str  # the function that computes it
     series: list[Series]
     level: Level | None = None
     from_zero: bool = True
@@ -66,7 +67,7 @@ def _loss_chart(run: Run) -> Chart:
             without_anchor(run, loss.kl, rest, "green"),
         ]
     lines = _present(series(run, "loss", "loss", "blue"), *parts)
-    return Chart("loss", "Loss", _loss_in_words(run, loss), lines)
+    return Chart("loss", "Loss", _loss_in_words(run, loss), _class_of(loss), lines)
 
 
 def charts(run: Run) -> list[Chart]:
@@ -81,6 +82,7 @@ def charts(run: Run) -> list[Chart]:
             _title("rejected_mass"),
             "The average probability of one rejected token, weighted by how often it was rejected, "
             "over all rows. Where the model has no choice, as inside a word, it stays high.",
+            MEASURES["rejected_mass"].by,
             _present(
                 series(run, "rejected_mass", "a step's records", "blue"),
                 evaluated(run, "rejected_mass", "held out", "orange"),
@@ -92,6 +94,7 @@ def charts(run: Run) -> list[Chart]:
             "gradient",
             "Gradient norm",
             f"Before it is clipped at {limit:g}." if limit else "Without clipping.",
+            "core.optim.clip_gradients",
             _present(norms),
             # A line that the norms come nowhere near would only press them down.
             Level("clipped", limit) if norms and 2 * norms.values.max() > limit > 0 else None,
@@ -115,18 +118,21 @@ def side_charts(run: Run) -> list[Chart]:
             "rate",
             "Learning rate",
             f"peak {config.lr:g}, {config.schedule}, {warmup}",
+            "core.optim.learning_rate",
             _present(rate),
         ),
         Chart(
             "speed",
             "Tokens a second",
             f"median {short(float(np.median(speed.values)))}" if speed else "",
+            "train.loop.take_step",
             _present(speed),
         ),
         Chart(
             "memory",
             "Memory after a step",
             f"largest {memory.values.max():.2f} GB; within a step, more is used" if memory else "",
+            "machine.threads.memory_gb",
             _present(memory),
         ),
     )
@@ -136,7 +142,7 @@ def _heldout_chart(run: Run, key: str, remark: str, from_zero: bool = True) -> C
     gloss = MEASURES[key].gloss
     caption = f"{gloss[:1].upper()}{gloss[1:]}, on held-out records. {remark}"
     measured = _present(evaluated(run, key, "held out", "orange"))
-    return Chart(key, _title(key), caption, measured, from_zero=from_zero)
+    return Chart(key, _title(key), caption, MEASURES[key].by, measured, from_zero=from_zero)
 
 
 def _title(key: str) -> str:
@@ -175,23 +181,27 @@ def course(run: Run) -> list[str]:
     )
     parts = [f'<p class="muted">{how}The horizontal axis counts steps.</p>'] if drawn else []
     if drawn:
-        parts.append(f'<div class="charts">{"".join(map(_figure, drawn))}</div>')
+        parts.append(f'<div class="charts">{_figures(run, _figure, drawn)}</div>')
     if little:
-        parts.append(f'<div class="charts small">{"".join(map(_small_figure, little))}</div>')
+        parts.append(f'<div class="charts small">{_figures(run, _small_figure, little)}</div>')
     few = [chart for chart in large + small if not chart.drawn]
     return [
         *parts,
         _not_drawn(few),
         f"<details{'' if drawn else ' open'}><summary>The same as a table</summary>{numbers}"
         "</details>",
-        source("train/loop.py", _module(run), "evaluate/heldout.py"),
+        source(run.folder, "train.loop.take_step", *(chart.by for chart in large + small)),
     ]
 
 
-def _module(run: Run) -> str:
-    """Where the run's loss is computed."""
-    _, *path = type(run.config.resolved_loss()).__module__.split(".")
-    return "/".join(path) + ".py"
+def _class_of(loss: Loss) -> str:
+    """What computes the loss, as "core.fused.ComplementLoss"."""
+    cls = type(loss)
+    return f"{cls.__module__}.{cls.__name__}".removeprefix("minibule.")
+
+
+def _figures(run: Run, draw: Callable[[Chart, str], str], some: Sequence[Chart]) -> str:
+    return "".join(draw(c, computed_by(run.folder, c.by, c.title)) for c in some)
 
 
 def _not_drawn(few: Sequence[Chart]) -> str:
@@ -205,7 +215,8 @@ def _not_drawn(few: Sequence[Chart]) -> str:
     )
 
 
-def _figure(chart: Chart) -> str:
+def _figure(chart: Chart, title: str) -> str:
+    """title: HTML"""
     keys = [f'<span><i class="key {s.colour}"></i>{text(s.label)}</span>' for s in chart.series]
     if chart.level:
         keys.append(f'<span><i class="key dashed"></i>{text(chart.level.label)}</span>')
@@ -213,15 +224,15 @@ def _figure(chart: Chart) -> str:
     picture = figures.line_chart(_alternative(chart), chart.series, chart.level, chart.from_zero)
     caption = chart.caption + _far_out(chart)
     return (
-        f"<figure><h3>{text(chart.title)}</h3>{legend}{picture}"
+        f"<figure><h3>{title}</h3>{legend}{picture}"
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 
 
-def _small_figure(chart: Chart) -> str:
+def _small_figure(chart: Chart, title: str) -> str:
     line = chart.series[0]
     return (
-        f"<figure><h3>{text(chart.title)}</h3>{figures.small_line(_alternative(chart), line)}"
+        f"<figure><h3>{title}</h3>{figures.small_line(_alternative(chart), line)}"
         f"<figcaption>{text(chart.caption)}</figcaption></figure>"
     )
 

@@ -5,12 +5,16 @@ could take for markup.
 """
 
 import html
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
+from minibule.files import real_path
 from minibule.wording import BIDI
 
+PACKAGE = Path(__file__).parents[1]
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 # Nothing is loaded from anywhere and nothing runs, whatever the data hold.
@@ -94,10 +98,26 @@ def scrolling(label: str, inside: str) -> str:
     )
 
 
-def source(*files: str) -> str:
-    """Which files of minibule compute the numbers above."""
-    names = ", ".join(f"<code>{text(file)}</code>" for file in files)
-    return f'<p class="source">Computed in {names}</p>'
+def source(folder: Path, *names: str) -> str:
+    """Which functions of minibule compute the numbers above: `names` as in `computed_by`."""
+    links = ", ".join(computed_by(folder, name) for name in dict.fromkeys(names))
+    return f'<p class="source">Computed by {links}</p>'
+
+
+def computed_by(folder: Path, name: str, words: str = "") -> str:
+    """A link from a page in `folder` to a function or class, as "core.optim.learning_rate".
+
+    It leads to the file of the installed package as long as the page stays where it is.
+    """
+    module, _, function = name.rpartition(".")
+    file = f"{module.replace('.', '/')}.py"
+    shown = text(words) if words else f"<code>{text(f'{file}: {function}')}</code>"
+    try:
+        way = Path(os.path.relpath(PACKAGE / file, real_path(folder))).as_posix()
+    except ValueError:  # another drive of Windows
+        return shown
+    kind = "class" if function[0].isupper() else "def"
+    return f'<a href="{quote(way)}#:~:text={kind}%20{function}">{shown}</a>'
 
 
 def code(content: str, kind: str = "") -> str:

@@ -23,13 +23,14 @@ def one_position(run: Run) -> list[str]:
     bars = _bars(before, after, seen.total)
     said = "".join(f"<p>{text(sentence)}</p>" for sentence in in_words(before, after))
     wanted = ", and what the objective wants it to expect" if _has_target(bars) else ""
+    optimum = ["core.complement.optimum"] if _has_optimum(bars) else []
     return [
         "<p>Here the model is about to begin its answer:</p>",
         code(seen.context, "context"),
         f"<p>What it expects as the first token{wanted}. Tokens with a {TIMES} began rejected "
         f"answers, {seen.total:g} in all.</p>",
         f'<div class="columns">{_picture(bars)}<div>{said}{_tokens(bars)}</div></div>',
-        source("evaluate/position.py", "core/complement.py"),
+        source(run.folder, "evaluate.position.telling_position", *optimum),
     ]
 
 

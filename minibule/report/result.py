@@ -1,14 +1,14 @@
 """What came of a training, before anything else: a headline, one picture, and the measures."""
 
-from minibule.evaluate.questions import ACCEPTED, NOISE, Answers
+from pathlib import Path
+
+from minibule.evaluate.questions import ACCEPTED, Answers
 from minibule.report.figures import short
-from minibule.report.page import foreign, source, table, text
+from minibule.report.page import computed_by, foreign, source, table, text
 from minibule.report.series import series
+from minibule.report.stacks import stacks
 from minibule.runs.comparison import MEASURES, Comparison, comparisons, in_words
 from minibule.runs.read import Run
-
-MOST_STYLES = 8  # with a colour of their own
-WIDE = 0.07  # share of a bar from which its number fits into it
 
 
 def headline(run: Run) -> str:
@@ -33,7 +33,7 @@ def lead(run: Run) -> str:
         )
         return (
             f"Greedily, always taking the likeliest token, the model answered {greedy[0]:.0%} of "
-            f"{len(now.texts):,} held-out prompts acceptably before training and {greedy[1]:.0%} "
+            f"{len(now.replies):,} held-out prompts acceptably before training and {greedy[1]:.0%} "
             "after it. At temperature 1, where each answer is given as often as it is likely, an "
             f"answer was accepted {exact[0]:.0%} of the time before and is {exact[1]:.0%} after."
         )
@@ -81,37 +81,13 @@ def styles(run: Run) -> str:
     if asked is None:
         return ""
     was, now = asked
-    names = list(was.exact)
-    bars = "".join(
-        f'<div class="stack"><span>{when}</span><div>{_segments(answers, names)}</div></div>'
-        for when, answers in (("before", was), ("after", now))
-    )
-    described = ", ".join(f"{s} {was.exact[s]:.1%}, {now.exact.get(s, 0):.1%}" for s in names)
-    keys = "".join(
-        f'<span><i class="key bar {_colour(style, i)}"></i>{text(style)}</span>'
-        for i, style in enumerate(names)
-    )
+    bars = stacks("Share of each style", {"before": was.exact, "after": now.exact})
     said = "".join(f"<p>{text(sentence)}</p>" for sentence in in_words(was, now))
     return (
         '<figure class="styles"><h2>What is answered at temperature 1</h2>'
-        f'<div role="img" aria-label="{text(f"Share of each style before and after: {described}")}"'
-        f'>{bars}</div><div class="legend">{keys}</div><figcaption>{said}</figcaption>'
-        f"{source('evaluate/questions.py')}</figure>"
+        f"{bars}<figcaption>{said}</figcaption>"
+        f"{source(run.folder, 'evaluate.questions.ask')}</figure>"
     )
-
-
-def _segments(answers: Answers, names: list[str]) -> str:
-    return "".join(
-        f'<i class="{_colour(style, i)}" style="flex-grow:{share:.4f}">'
-        f"{f'{share:.0%}' if share >= WIDE else ''}</i>"
-        for i, style in enumerate(names)
-        if (share := max(0.0, answers.exact.get(style, 0.0))) > 0
-    )
-
-
-def _colour(style: str, place: int) -> str:
-    """The wanted style is green and noise is red; what stands between has a colour each."""
-    return {ACCEPTED: "style-good", NOISE: "style-bad"}.get(style, f"style-{place % MOST_STYLES}")
 
 
 def probe(run: Run) -> str:
@@ -136,18 +112,23 @@ def comparison(run: Run) -> list[str]:
     if not (run.before and run.after):
         return []
     tables = [
-        table(title, ("", "before", "after", "change"), map(_compared, rows), (1, 2, 3))
+        table(
+            title,
+            ("", "before", "after", "change"),
+            (_compared(run.folder, row) for row in rows),
+            (1, 2, 3),
+        )
         for title, rows in comparisons(run.before, run.after).items()
     ]
     if not tables:
         return []
     return [
         f'<div class="columns">{"".join(tables)}</div>',
-        source("evaluate/questions.py", "evaluate/heldout.py", "core/fused.py"),
+        '<p class="source">Every name leads to the function that computes it.</p>',
     ]
 
 
-def _compared(row: Comparison) -> list[str]:
+def _compared(folder: Path, row: Comparison) -> list[str]:
     measure = row.measure
     better = f"{measure.better} is better" if measure.better else ""
     gloss = "; ".join(part for part in (measure.gloss, better) if part)
@@ -157,7 +138,7 @@ def _compared(row: Comparison) -> list[str]:
         kind = "good" if rose == (measure.better == "higher") else "bad"
     change = f'<span class="{kind}">{row.change}</span>' if kind else row.change
     return [
-        f'{text(measure.label)}<span class="gloss">{text(gloss)}</span>',
+        f'{computed_by(folder, measure.by, measure.label)}<span class="gloss">{text(gloss)}</span>',
         f"{row.before:.4f}",
         f"{row.after:.4f}",
         change,

@@ -7,12 +7,12 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import minibule
 from minibule.files import real_path, whole_file, writing
-from minibule.report.answers import greedy_answers
+from minibule.report.answers import answers
 from minibule.report.charts import course
 from minibule.report.figures import duration
 from minibule.report.page import (
@@ -30,6 +30,7 @@ from minibule.report.result import comparison, headline, lead, probe, styles
 from minibule.report.series import series
 from minibule.runs.manifest import Manifest
 from minibule.runs.read import Run, read_run
+from minibule.runs.starts import Start
 
 
 def write_report(folder: str | Path) -> Path:
@@ -56,9 +57,9 @@ def report(run: Run) -> str:
             section("One position, looked at closely", *one_position(run)),
             section("Before and after", *comparison(run)),
             section("The course of training", *course(run)),
-            section("Greedy answers to held-out prompts", *greedy_answers(run)),
+            section("Answers to held-out prompts", *answers(run)),
             section("Next steps", *_commands(run)),
-            section("Settings", *_settings(run)),
+            section("How it was made", facts(made_by(run.starts)), *_settings(run)),
             "</main>",
         ],
     )
@@ -103,13 +104,23 @@ def _facts(run: Run) -> dict[str, str]:
         ),
         "Objective": f"{config.objective}: {config.resolved_loss()}",
         "Steps": _steps(run),
-        **_version(),
+        **({"Made": f"{text(run.starts[0].date)} UTC"} if run.starts else {}),
     }
 
 
-def _version() -> dict[str, str]:
-    """Which minibule made the page."""
-    return {"Report by": f"minibule {minibule.__version__}"}
+def made_by(starts: Sequence[Start]) -> dict[str, str]:
+    """By which commands a run was made, with what and where; and the version of the page."""
+    known = {
+        "Command": [f"<code>{text(s.command)}</code>{_continued(s)}" for s in starts],
+        "Versions": [text(s.versions) for s in starts],
+        "Machine": [text(s.machine) for s in starts],
+    }
+    facts = {name: "<br>".join(dict.fromkeys(values)) for name, values in known.items() if values}
+    return facts | {"Page by": f"minibule {minibule.__version__}"}
+
+
+def _continued(start: Start) -> str:
+    return f", {text(start.date)} UTC, from step {start.first:,}" if start.first > 1 else ""
 
 
 def _joined(*parts: str) -> str:

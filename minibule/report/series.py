@@ -13,7 +13,7 @@ def series(
     run: Run, key: str, label: str = "", colour: str = "blue", kind: Kind = "noisy"
 ) -> Series | None:
     """The numbers under `key` in the steps that have one: skipped steps have none."""
-    pairs = [(line["step"], float(line[key])) for line in run.lines if _is_number(line.get(key))]
+    pairs = [(line["step"], float(line[key])) for line in run.lines if is_number(line.get(key))]
     return _line(label, colour, pairs, kind)
 
 
@@ -22,7 +22,7 @@ def without_anchor(run: Run, kl: float, label: str, colour: str) -> Series | Non
     pairs = [
         (line["step"], float(line["loss"]) - kl * float(line["anchor"]))
         for line in run.lines
-        if _is_number(line.get("loss")) and _is_number(line.get("anchor"))
+        if is_number(line.get("loss")) and is_number(line.get("anchor"))
     ]
     return _line(label, colour, pairs, "noisy")
 
@@ -37,7 +37,7 @@ def evaluated(run: Run, key: str, label: str = "", colour: str = "orange") -> Se
         # In place of an evaluation of the last step, which is the same.
         pairs = [(step, value) for step, value in pairs if step < run.steps or step == 0]
         pairs.append((run.steps, run.after.heldout.get(key)))
-    kept = [(step, float(value)) for step, value in pairs if _is_number(value)]
+    kept = [(step, float(value)) for step, value in pairs if is_number(value)]
     return _line(label, colour, kept, "points" if len(kept) <= 40 else "exact")
 
 
@@ -48,5 +48,6 @@ def _line(label: str, colour: str, pairs: Sequence[tuple[int, float]], kind: Kin
     return Series(label, colour, steps, values, kind)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value from a file can be drawn."""
     return type(value) in (int, float) and -1e300 < value < 1e300  # no NaN, nothing infinite

@@ -12,7 +12,8 @@ A budget says how many samples each question gets, a selection which of them are
 what reward, and an objective is what they are trained with; presets are all three, as published.
 
 The folder gets rounds.toml (the settings), rounds.jsonl (a line a round: what was sampled, trained
-and then answered), and round-001/, round-002/, ...: run folders, with samples.jsonl in each.
+and then answered), report.html, and round-001/, round-002/, ...: run folders, with samples.jsonl
+and answers.jsonl in each.
 """
 
 import contextlib
@@ -36,18 +37,18 @@ from minibule.evaluate.heldout import spread
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Asked, Figures, ask, figures
-from minibule.files import reading, whole_file
+from minibule.files import whole_file
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model, settled
-from minibule.records.readers import json_lines
+from minibule.report.rounds import write_rounds_report
 from minibule.rounds.examples import examples_of, groups_of
 from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
 from minibule.rounds.select import SELECTIONS
-from minibule.rounds.settings import SAMPLES, RoundsConfig
-from minibule.runs.folder import RunFolder
+from minibule.rounds.settings import RoundsConfig
 from minibule.runs.lock import locked
 from minibule.runs.output import free_path
+from minibule.runs.rounds import RoundsFolder, read_log, write_asked
 from minibule.runs.settings import FIELDS
 from minibule.settings import to_toml
 from minibule.text.chat import Chat
@@ -72,31 +73,32 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     judge = named_judge(config.judge, config.judge_seconds)
     clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
-    place = _output(config, resume)
+    folder = RoundsFolder(_output(config, resume))
     asked = _Asked(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
-    with locked(place), resume_hint(place, "rounds", "where it was"):
-        with whole_file(place / "rounds.toml") as file:
+    with locked(folder.path), resume_hint(folder.path, "rounds", "where it was"):
+        with whole_file(folder.settings) as file:
             file.write_bytes(to_toml(config).encode())
-        log = _Log(place / "rounds.jsonl")
+        log = _Log(folder.log)
         _print_head(config, rows, held_rows)
         if 0 not in log.lines:
-            log.add({"round": 0} | _held(load_model(source, matmul=config.matmul), asked, config))
+            base = load_model(source, matmul=config.matmul)
+            log.add({"round": 0} | _held(base, asked, config, folder.answers(0)))
         print(_line(log.lines[0]))
         start: Path | None = None
         for number in range(1, config.rounds + 1):
-            run = RunFolder(place / f"round-{number:03d}")
             if number not in log.lines:
                 try:
-                    log.add(_round(config, number, run, start, asked))
+                    log.add(_round(config, number, folder, start, asked))
                 except NothingToLearnError as error:
                     if start is None:
                         raise
                     print(f"\n{error}")
                     break
             print(_line(log.lines[number]))
-            start = run.adapter
+            start = folder.run(number).adapter
         _print_end(config, log.lines, start)
-    return place
+        print(f"report     {write_rounds_report(folder.path)}")
+    return folder.path
 
 
 class NothingToLearnError(InputError):
@@ -133,25 +135,26 @@ class _Asked(NamedTuple):
 
 
 def _round(
-    config: RoundsConfig, number: int, run: RunFolder, start: Path | None, asked: _Asked
+    config: RoundsConfig, number: int, folder: RoundsFolder, start: Path | None, asked: _Asked
 ) -> dict[str, Any]:
     """Round 1, 2, ...: its line of metrics."""
+    run = folder.run(number)
     run.path.mkdir(exist_ok=True)
     seconds: dict[str, float] = {}
     with _spent(seconds, "sampling", asked.clock):
         model = load_model(asked.source, start, matmul=config.matmul)
-        path = run.path / SAMPLES
+        path = folder.samples(number)
         sample_round(model, asked.chat, asked.rows, asked.judge, config, number, path)
         del model
-    examples, sampled = _learned(config, number, run.path.parent, asked)
+    examples, sampled = _learned(config, number, folder, asked)
     with _spent(seconds, "training", asked.clock):
         if not run.report.exists():  # the last that a run writes
             settings, resume = config.round_config(number, run.path, start), run.settings.exists()
             with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                 train(settings, resume, examples=examples)
     with _spent(seconds, "evaluation", asked.clock):
-        model = load_model(asked.source, run.adapter, matmul=config.matmul)
-        measured = _held(model, asked, config)
+        trained = load_model(asked.source, run.adapter, matmul=config.matmul)
+        measured = _held(trained, asked, config, folder.answers(number))
     return {"round": number} | sampled | measured | seconds
 
 
@@ -166,7 +169,7 @@ def _spent(seconds: dict[str, float], what: str, clock: _Timed) -> Iterator[None
 
 
 def _learned(
-    config: RoundsConfig, number: int, place: Path, asked: _Asked
+    config: RoundsConfig, number: int, folder: RoundsFolder, asked: _Asked
 ) -> tuple[list[Example], dict[str, float]]:
     """What a round is to learn, and the figures of its samples.
 
@@ -174,10 +177,10 @@ def _learned(
     """
 
     def samples_of(i: int) -> Drawn:
-        return read_samples(place / f"round-{i:03d}" / SAMPLES, asked.rows)
+        return read_samples(folder.samples(i), asked.rows)
 
     drawn = samples_of(number)
-    loss = config.round_config(number, place, None).resolved_loss()
+    loss = config.round_config(number, folder.path, None).resolved_loss()
     _check_drawn(config, number, drawn, loss)
     sampled = figures_of(drawn, config.samples)
     selection = SELECTIONS[config.selection]
@@ -221,8 +224,11 @@ def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) ->
             )
 
 
-def _held(model: Llama, asked: _Asked, config: RoundsConfig) -> dict[str, Any]:
-    """What the held-out questions give, whatever the rounds' own samples are drawn like."""
+def _held(model: Llama, asked: _Asked, config: RoundsConfig, place: Path) -> dict[str, Any]:
+    """What the held-out questions give, whatever the rounds' own samples are drawn like.
+
+    The answers themselves are written to `place`.
+    """
     answered = ask(
         model,
         asked.chat,
@@ -233,6 +239,7 @@ def _held(model: Llama, asked: _Asked, config: RoundsConfig) -> dict[str, Any]:
         max_new_tokens=config.max_new_tokens,
         seed=1000 * config.seed + HELD_SEED,
     )
+    write_asked(place, answered)
     found: Figures = figures(answered)
     pass_at = {f"pass@{k}": value for k, value in found.pass_at.items()}
     rest = {name: value for name, value in found._asdict().items() if name != "pass_at"}
@@ -256,12 +263,7 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: dict[int, dict[str, Any]] = {}
-        if path.exists():
-            with reading(path) as file:
-                for _, line in json_lines(file):
-                    if isinstance(line, dict) and isinstance(line.get("round"), int):
-                        self.lines[line["round"]] = line
+        self.lines = read_log(path)
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines[line["round"]] = line

@@ -23,8 +23,6 @@ DATA, ROUND, TRAINING = "model and questions", "a round", "training"
 # Settings of a training run that are those of every round.
 TRAINED = ("lr", "epochs", "batch_size", "lora_r", "lora_alpha")
 
-SAMPLES = "samples.jsonl"  # of a round's, in its folder
-
 USUAL = PRESETS[DEFAULT]
 
 # What suits the embedded model, where nothing else is asked for: the rate, and the anchor of the
@@ -181,7 +179,7 @@ class RoundsConfig:
             kl = LOSSES[self.objective].kl
         return TrainConfig(
             model=self.model or str(embedded_folder()),
-            data=str(place / SAMPLES),
+            data=str(place / "samples.jsonl"),
             output=str(place),
             init_adapter=str(start) if start else "",
             export=("none",),

@@ -18,19 +18,30 @@ Better = Literal["higher", "lower", ""]
 
 
 class Measure(NamedTuple):
-    """What a number is called, what it means in a line, and which way is better, if either."""
+    """What a number is called, what it means in a line, and which way is better, if either.
+
+    by: the function that computes it, as "core.softmax.anchor".
+    """
 
     label: str
     gloss: str
     better: Better = ""
+    by: str = "core.fused.row_metrics"
 
+
+HELDOUT = "evaluate.heldout.evaluate"
+ASKED = "evaluate.questions.ask"
 
 # The measures of `evaluate`, by their key in metrics.jsonl, before.json and after.json.
 MEASURES = {
-    "loss": Measure("loss", "what training minimises, mean over rows", "lower"),
+    "loss": Measure("loss", "what training minimises, mean over rows", "lower", HELDOUT),
     "kl": Measure("KL(P || p)", "nats: how far the model is from the target P", "lower"),
     "contrast": Measure("contrast", "summed over the rejected tokens: pushes them down", "lower"),
-    "anchor": Measure("anchor", "nats: KL(p || base), how far p is from what it is held to"),
+    "anchor": Measure(
+        "anchor",
+        "nats: KL(p || base), how far p is from what it is held to",
+        by="core.softmax.anchor",
+    ),
     "rejected_mass": Measure(
         "mean p of a rejected token",
         "each weighted by how often it was rejected, v/T; mean over all rows",
@@ -50,16 +61,18 @@ MEASURES = {
     "entropy": Measure("entropy", "nats, of the model's distribution"),
 }
 
-GREEDY = Measure("greedy answer accepted", "always the likeliest token", "higher")
-EXACT = Measure("P(accepted answer), exact", "at temperature 1: summed over all of them", "higher")
-GREEDY_NOISE = Measure("greedy noise", "of no known style", "lower")
-PERPLEXITY = Measure("perplexity of accepted answers", "a token; 1 is certainty", "lower")
+GREEDY = Measure("greedy answer accepted", "always the likeliest token", "higher", ASKED)
+EXACT = Measure(
+    "P(accepted answer), exact", "at temperature 1: summed over all of them", "higher", ASKED
+)
+GREEDY_NOISE = Measure("greedy noise", "of no known style", "lower", ASKED)
+PERPLEXITY = Measure("perplexity of accepted answers", "a token; 1 is certainty", "lower", ASKED)
 
 
 def style_measure(style: str) -> Measure:
     """The probability at temperature 1 of a style of answers that nobody wants."""
     gloss = "at temperature 1: broken language, an answer of no known style"
-    return Measure(f"P({style})", gloss if style == NOISE else "at temperature 1", "lower")
+    return Measure(f"P({style})", gloss if style == NOISE else "at temperature 1", "lower", ASKED)
 
 
 class Comparison(NamedTuple):
@@ -90,14 +103,15 @@ def comparisons(before: Snapshot, after: Snapshot) -> dict[str, list[Comparison]
         ]
         rows.append(_of(GREEDY_NOISE, was.greedy, now.greedy, NOISE))
         rows.append(Comparison(PERPLEXITY, was.perplexity, now.perplexity))
-        tables[f"{len(was.texts):,} held-out prompts, whose answers are all known"] = rows
+        tables[f"{len(was.replies):,} held-out prompts, whose answers are all known"] = rows
     if before.heldout and after.heldout:
+        was_held, now_held = before.heldout, after.heldout
         number = before.sizes.get("heldout", 0)
-        names = [*MEASURES, *after.heldout]
+        names = [*MEASURES, *now_held]
         tables[f"{number:,} held-out records, whose rejected answers were not trained on"] = [
-            _of(MEASURES.get(name, Measure(name, "")), before.heldout, after.heldout, name)
+            _of(MEASURES.get(name, Measure(name, "", by=HELDOUT)), was_held, now_held, name)
             for name in dict.fromkeys(names)
-            if name in after.heldout
+            if name in now_held
         ]
     return tables
 

@@ -1,7 +1,8 @@
 """What a run has written: the list by which a later run knows what it may remove or replace.
 
 RUN/manifest.json names every file of the run and its size, or null while it is still being written.
-A file that it does not name is the user's own, and so is one that has another size by now.
+A file that it does not name is the user's own, and so is one that has another size by now. It also
+says what the run was started by: see `starts`.
 """
 
 import re
@@ -11,8 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from minibule.errors import InputError, listed
-from minibule.files import is_partial, read_json, real_path, whole_file, write_json, writing
+from minibule.files import (
+    from_json,
+    is_partial,
+    read_json,
+    real_path,
+    to_json,
+    whole_file,
+    write_json,
+    writing,
+)
 from minibule.runs.folder import RunFolder
+from minibule.runs.starts import Start
 
 # What the files of a run are called.
 _NAMES = re.compile(
@@ -30,25 +41,31 @@ _ENTRY = re.compile(r"[^/\\:\0]+(/[^/\\:\0]+)?")
 class Manifest:
     """The files of the run in `folder`: path below it -> size in bytes, None while being written.
 
+    And `starts`, the first one first; there are none of a run of an earlier version.
+
     Raises InputError if there is a file of that name that is no manifest.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = RunFolder(folder).manifest
-        self.files = self._read()
+        self.files, self.starts = self._read()
 
     @property
     def exists(self) -> bool:
         return self.path.exists()
 
-    def _read(self) -> dict[str, int | None]:
+    def _read(self) -> tuple[dict[str, int | None], list[Start]]:
         if not self.exists:
-            return {}
-        found = read_json(self.path).get("files")
-        if not isinstance(found, dict) or not all(map(_is_entry, found.items())):
+            return {}, []
+        whole = read_json(self.path)
+        files = whole.get("files")
+        if not isinstance(files, dict) or not all(map(_is_entry, files.items())):
             raise InputError(f"{self.path}: not the list of a run's files; is it yours?")
-        return found
+        try:
+            return files, from_json(list[Start], whole.get("starts", []), "starts")
+        except ValueError as error:
+            raise InputError(f"{self.path}: not that of a run ({error}); is it yours?") from None
 
     def claim(self, *paths: Path) -> None:
         """Name files that are about to be written: should the run die, they are still its own."""
@@ -65,17 +82,29 @@ class Manifest:
         self.files = {self._name(file): None for file in files}
         return files
 
-    def _update(self, sizes: dict[Path, int | None], settled: Iterable[str] = ()) -> None:
-        """Note sizes in the list as it is by now: a report may be written while a run goes on."""
+    def begin(self, start: Start) -> None:
+        """Note one more start."""
+        self._update({}, start=start)
+
+    def _update(
+        self,
+        sizes: dict[Path, int | None],
+        settled: Iterable[str] = (),
+        start: Start | None = None,
+    ) -> None:
+        """Change the list as it is by now: a report may be written while a run goes on."""
         done = frozenset(settled)  # their claims, a folder's among them, have been made good
+        files, starts = self._read()
         kept = {
             name: size
-            for name, size in self._read().items()
+            for name, size in files.items()
             if name not in done and (size is None or (self.folder / name).exists())
         }
         self.files = kept | {self._name(path): size for path, size in sizes.items()}
+        self.starts = [*starts, start] if start else starts
+        whole = {"starts": to_json(self.starts), "files": dict(sorted(self.files.items()))}
         with writing(self.path), whole_file(self.path) as file:
-            write_json(file, {"files": dict(sorted(self.files.items()))})
+            write_json(file, whole)
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
@@ -153,7 +182,7 @@ class Manifest:
             if not any(folder.iterdir()):
                 folder.rmdir()
         self.path.unlink(missing_ok=True)
-        self.files = {}
+        self.files, self.starts = {}, []
 
 
 def _is_entry(entry: tuple[str, Any]) -> bool:

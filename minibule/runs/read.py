@@ -6,16 +6,22 @@ from typing import Any, NamedTuple
 from minibule.errors import InputError
 from minibule.files import existing_folder
 from minibule.runs.folder import RunFolder
+from minibule.runs.manifest import Manifest
 from minibule.runs.metrics import read_metrics
 from minibule.runs.settings import TrainConfig, read_settings
 from minibule.runs.snapshot import Snapshot, load_snapshot
+from minibule.runs.starts import Start
 
 
 class Run(NamedTuple):
-    """A run's folder, read: `lines` are the objects of metrics.jsonl, one a step."""
+    """A run's folder, read: `lines` are the objects of metrics.jsonl, one a step.
+
+    starts: what it was started by, the first one first; none of a run of an earlier version.
+    """
 
     folder: Path
     config: TrainConfig
+    starts: list[Start]
     lines: list[dict[str, Any]]
     before: Snapshot | None
     after: Snapshot | None
@@ -46,4 +52,5 @@ def read_run(folder: str | Path) -> Run:
     before, after = (
         load_snapshot(path) if path.exists() else None for path in (files.before, files.after)
     )
-    return Run(folder, read_settings(files.settings), read_metrics(files.metrics), before, after)
+    settings, starts = read_settings(files.settings), Manifest(folder).starts
+    return Run(folder, settings, starts, read_metrics(files.metrics), before, after)

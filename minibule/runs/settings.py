@@ -286,7 +286,7 @@ MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may
 # The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
 # records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"kl": 0.5, "lr": 1e-3, "steps": 90, "warmup_steps": 3},
+    "tiny": {"kl": 0.5, "lr": 1e-3, "steps": 90, "warmup_steps": 3, "eval_every": 10},
     "smollm2-360m": {
         "objective": "literal",
         "max_records": 5000,

@@ -38,6 +38,7 @@ from minibule.runs.metrics import open_metrics, write_line
 from minibule.runs.output import check_space, output_folder, take_over
 from minibule.runs.settings import TrainConfig
 from minibule.runs.snapshot import save_snapshot
+from minibule.runs.starts import this_start
 from minibule.settings import to_toml
 from minibule.train.observe import check_questions, observe
 from minibule.train.resume import find_checkpoint, resume_hint
@@ -80,6 +81,9 @@ def train(
         manifest = take_over(setup.config, folder, resume, settings_file)
         with manifest.writing(folder.settings) as place, whole_file(place) as file:
             file.write_bytes(settings)
+        done = checkpoint.progress.step if checkpoint else 0
+        if done < setup.steps:
+            manifest.begin(this_start(done + 1))
         with resume_hint(folder.path):
             seconds = run_steps(setup, folder, checkpoint)
             written = _write_results(setup, folder)

@@ -25,7 +25,7 @@ from minibule.errors import InputError
 from minibule.explain import check
 from minibule.explain.__main__ import main
 from minibule.explain.row import Row
-from minibule.explain.story import _explain_row, explain, explain_tiny_vocab
+from minibule.explain.story import _explain_row, explain, explain_tiny_vocab, scene_of
 from minibule.explain.subject import Place, one_pass, row_counts, subject_of, subject_under, worked
 from minibule.explain.text import columns_of, shortened
 from minibule.files import embedded_folder
@@ -43,7 +43,7 @@ OF_TOKENS = [name for name, loss in LOSSES.items() if isinstance(loss, TokenLoss
 
 
 def lines_of(record=1, answer=1, position=1, **settings):
-    return list(explain(resolve(settings), Place(record, answer, position)))
+    return list(explain(scene_of(resolve(settings), Place(record, answer, position))))
 
 
 def section(lines, number):

@@ -29,8 +29,8 @@ def test_one_step_far_out_does_not_flatten_all_others():
     low, high = figures.value_range([line], None, from_zero=True)
     assert low == 0 and 0.03 < high < 0.12
     assert figures.beyond(line, low, high).tolist() == [150]
-    chart = Chart("loss", "Loss", "What it is.", [line])
-    html = _figure(chart)
+    chart = Chart("loss", "Loss", "What it is.", "core.step.gradients", [line])
+    html = _figure(chart, "Loss")
     assert html.count('class="blue mark"') == 1
     assert "A triangle marks a step off the axis: 1 at step 151." in html
     calm = line._replace(values=np.minimum(values, 0.03))

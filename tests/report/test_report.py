@@ -1,19 +1,20 @@
 """The report's page: what it says, that data stay data, what is missing, and how it looks."""
 
 import dataclasses
-import itertools
 import json
+import pkgutil
 import re
 import shlex
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
-import browser
 import numpy as np
 import pytest
 from helpers import ROOT
+from pages import CONTRAST, SCRIPT, Page, check_form
 
+import minibule
 from minibule import export
 from minibule.errors import InputError
 from minibule.evaluate.position import Position, Token
@@ -26,7 +27,14 @@ from minibule.report.charts import charts, side_charts
 from minibule.report.position import in_words, token_name
 from minibule.report.sections import write_report
 from minibule.runs import snapshot
-from minibule.runs.comparison import MEASURES
+from minibule.runs.comparison import (
+    EXACT,
+    GREEDY,
+    GREEDY_NOISE,
+    MEASURES,
+    PERPLEXITY,
+    style_measure,
+)
 from minibule.runs.read import read_run
 from minibule.runs.settings import FIELDS, read_settings
 from minibule.settings import to_toml
@@ -34,7 +42,6 @@ from minibule.train.__main__ import main as train
 
 # Of a run of a few steps: three lines, three small ones, the bars of a position.
 PICTURES = 7
-SCRIPT = "<script>alert('x')</script>"
 
 
 def short_run(folder, objective):
@@ -85,40 +92,6 @@ def lines_of(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-class Page(HTMLParser):
-    """A page taken apart: its tags in order with their attributes, and its text."""
-
-    VOID = ("meta", "br")
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.open, self.text, self.commands = [], [], "", []
-        self.feed(html)
-        assert self.open == []  # every tag was closed
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if ("class", "command") in attrs:
-            self.commands.append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-        if self.of("pre") and "pre" in self.open and self.of("pre")[-1].get("class") == "command":
-            self.commands[-1] += data
-
-    def of(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
 def page_of(run):
     return Page(write_report(run).read_text(encoding="utf-8"))
 
@@ -143,8 +116,11 @@ def test_it_says_what_the_run_did(finished):
     assert f"Greedy answers accepted: {greedy[0]:.0%} → {greedy[1]:.0%}" in page.text
     assert "Greedily, always taking the likeliest token, " in page.text
     assert f"was accepted {exact[0]:.0%} of the time before and is {exact[1]:.0%}" in page.text
-    for text in (*was["prompts"], *was["texts"], *now["texts"], before["probe"], after["probe"]):
-        assert text in page.text
+    for reply in (*was["replies"], *now["replies"]):
+        assert reply["prompt"] in page.text and f"{reply['accepted']:.0%} accepted" in page.text
+        for answer in (reply["greedy"], *reply["samples"]):
+            assert answer["text"] in page.text
+    assert before["probe"] in page.text and after["probe"] in page.text
     for name in ("loss", "kl_to_base", "optimality_gap", "optimal_rejected_mass"):
         assert MEASURES[name].label in page.text and MEASURES[name].gloss in page.text
         assert name.replace("_", " ") not in page.text or name == "loss"
@@ -222,8 +198,8 @@ def test_a_page_says_nothing_of_what_its_loss_has_not(other):
     assert rejected and all(token["target"] is None for token in rejected)
     for token in rejected:
         assert f"{token['model']:.4f}" in page.text
-    module = {"ratio": "methods/tokens.py"}.get(name, "methods/rejected.py")
-    assert module in page.text and (ROOT / "minibule" / module).is_file()
+    module = {"ratio": "methods/tokens.py: Ratio"}.get(name, "methods/rejected.py: ")
+    assert module in page.text
 
 
 def test_commands_can_be_copied(run, tmp_path):
@@ -289,8 +265,8 @@ def test_the_position_is_what_the_dense_formulas_say(finished):
         ("position", "total", 0.0),
         ("position", "tokens", [[0, "x", 1.0, 1e999, 0.5, 0.5, 0.5]]),
         ("position", "tokens", [[0, "x", 1.0, 0.5, -0.5, None, None]]),
-        ("questions", "styles", []),
-        ("questions", "prompts", ["one"]),
+        ("questions", "replies", []),
+        ("questions", "replies", [{"prompt": "one"}]),
         ("questions", "perplexity", 10**400),
     ],
 )
@@ -323,9 +299,9 @@ def hostile(run):
     def change(value):
         questions, position = value["questions"], value["position"]
         value["probe"] = f"{SCRIPT}\x00\x1b\x9b\u202e</dd> {word}"
-        questions["texts"][0] = f"{SCRIPT}<!-- {word}"
-        questions["styles"][0] = "<b>style</b>"
-        questions["prompts"][0] = f"</td>{SCRIPT}"
+        answer = {"text": f"{SCRIPT}<!-- {word}", "style": "<b>style</b>"}
+        more = {"prompt": f"</td>{SCRIPT}", "kind": f"</b>{SCRIPT}", "greedy": answer}
+        questions["replies"][0] |= more | {"samples": [answer]}
         questions["exact"][SCRIPT] = 0.5
         position["context"] = f"</pre>{SCRIPT}{word}"
         # The likeliest tokens, so that they are shown.
@@ -435,11 +411,72 @@ def test_one_number_for_memory_says_what_it_is(run):
     assert f"largest {largest:.2f} GB; within a step, more is used" in page.text
 
 
-def test_files_that_are_named_exist(finished):
-    named = re.findall(r"Computed in ([^<>]*?)(?=\n|$)", page_of(finished).text)
-    files = [file for line in named for file in re.findall(r"\w+/\w+\.py", line)]
-    assert len(named) == 5 and all((ROOT / "minibule" / file).is_file() for file in files)
-    assert len(set(files)) > 5
+LINK = re.compile(r'<a href="([^"#]*)#:~:text=(def|class)%20(\w+)">')
+
+
+def test_every_number_leads_to_the_function_that_computes_it(finished):
+    html = write_report(finished).read_text(encoding="utf-8")
+    links = set(LINK.findall(html))
+    assert len(links) >= 8 and html.count("<a ") == len(LINK.findall(html))
+    for place, kind, name in links:
+        file = (finished / unquote(place)).resolve()
+        assert file.is_relative_to(ROOT / "minibule")
+        assert re.search(rf"^ *{kind} {name}\b", file.read_text(), re.M), (place, name)
+    for label in ("loss", "P(echo)", "Gradient norm", "Learning rate", "perplexity of accepted"):
+        assert re.search(rf'<a href="[^"]*">{re.escape(label)}', html), label
+
+
+def test_the_functions_of_all_measures_are_there():
+    known = [*MEASURES.values(), GREEDY, EXACT, GREEDY_NOISE, PERPLEXITY, style_measure("echo")]
+    for by in {measure.by for measure in known}:
+        assert callable(pkgutil.resolve_name(f"minibule.{by}"))
+
+
+def test_when_by_what_and_where_it_was_made(run):
+    manifest = run / "manifest.json"
+    (start,) = json.loads(manifest.read_text())["starts"]
+    page = page_of(run)
+    assert f"minibule {minibule.__version__}, Python " in start["versions"]
+    for name in ("date", "command", "versions", "machine"):
+        assert start[name] in page.text
+    later = start | {"first": 3, "command": "again <b>", "date": "2030-01-01 00:00"}
+    edit(manifest, lambda value: value["starts"].append(later))
+    assert "again <b>, 2030-01-01 00:00 UTC, from step 3" in page_of(run).text
+    edit(manifest, lambda value: value.pop("starts"))  # as an earlier version wrote it
+    assert "Machine" not in page_of(run).text
+    edit(manifest, lambda value: value.update(starts=[{"first": 1}]))
+    with pytest.raises(InputError, match=r"manifest\.json: not that of a run"):
+        write_report(run)
+
+
+def test_answers_stand_by_kind_and_the_worst_come_first(finished, run):
+    """Of kinds the one that is accepted least, of prompts those not accepted greedily."""
+
+    def change(value):
+        replies = value["questions"]["replies"]
+        for reply, kind in zip(replies, ("sum", "sum", "word", "word", "word"), strict=True):
+            reply |= {"kind": kind, "accepted": 0.25 if kind == "sum" else 0.125}
+            reply["greedy"]["style"] = "accepted"
+        replies[1]["greedy"] = {"text": "of all the worst", "style": "noise"}
+        replies[0]["samples"] = [{"text": "never", "style": "rude"}] * 3
+
+    for when in ("before", "after"):
+        edit(run / f"{when}.json", change)
+    html = write_report(run).read_text(encoding="utf-8")
+    part = html[html.index("Answers to held-out prompts") :]
+    first, second = part.index(">word</bdi></th>"), part.index(">sum</bdi></th>")
+    assert first < second < part.index("of all the worst")
+    prompts = [reply["prompt"] for reply in
+               json.loads((run / "after.json").read_text())["questions"]["replies"]]  # fmt: skip
+    assert re.findall(r'<th scope="row"><bdi>(.*?)</bdi><span', part) == [
+        prompts[i] for i in (1, 2, 3, 4, 0)
+    ]
+    assert "✗ <bdi>never</bdi> (rude) \u00d73" in part and "50%" in part
+    # Without kinds there is no table of them.
+    assert "each kind of prompt" in part
+    for when in ("before", "after"):
+        edit(run / f"{when}.json", lambda v: [r.update(kind="") for r in v["questions"]["replies"]])
+    assert "each kind of prompt" not in page_of(run).text
 
 
 def test_only_settings_that_differ_stand_at_the_top(finished):
@@ -535,61 +572,13 @@ def test_a_long_run_stays_a_small_page(run):
 
 def test_the_page_is_well_made(run):
     html = write_report(run).read_text(encoding="utf-8")
-    page = Page(html)
-    pictures = page.of("svg")
+    check_form(html)
+    pictures = Page(html).of("svg")
     assert len(pictures) == PICTURES and all(svg["role"] == "img" for svg in pictures)
     assert len({svg["aria-label"] for svg in pictures}) == PICTURES
-    for _, attributes in page.tags:  # nothing from outside, and references that hold
-        assert not {"src", "href", "srcset", "onclick", "onload"} & set(attributes)
-        for kind in attributes.get("class", "").split():  # every class has a style
-            assert f".{kind}" in html, kind
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert all(th.get("scope") in ("row", "col") for th in page.of("th"))
-    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
-    assert levels.count(1) == 1 and levels[0] == 1
-    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
-    assert page.of("html")[0]["lang"] == "en"
-    body = html[html.index("<body") :]
-    assert not re.search(r"#[0-9a-f]{6}", body)  # every colour is the page's
-    assert set(re.findall(r'style="([\w-]+):', body)) == {"flex-grow"}
 
 
 # -- in a browser ----------------------------------------------------------------------------------
-
-# Of every element with text of its own: contrast of the text with what lies behind it (WCAG 2.2).
-CONTRAST = """
-(() => {
-  const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const light = c => parse(c).slice(0, 3).map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = e => {
-    for (; e; e = e.parentElement) {
-      const c = getComputedStyle(e).backgroundColor;
-      if ((parse(c)[3] ?? 1) > 0) return c;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  let worst = 21, seen = 0;
-  for (const e of document.body.querySelectorAll("*")) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
-    const style = getComputedStyle(e);
-    const [a, b] = [e instanceof SVGElement ? style.fill : style.color, behind(e)].map(light);
-    worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-    seen += 1;
-  }
-  return [worst, seen];
-})()
-"""
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    command = browser.find()
-    if command is None:
-        pytest.skip("chromium is not installed")
-    with browser.running(command, tmp_path_factory.mktemp("chromium")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

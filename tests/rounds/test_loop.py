@@ -8,11 +8,13 @@ from helpers import ROOT
 from safetensors.numpy import load_file
 
 from minibule.errors import InputError
+from minibule.evaluate.sampled import figures
 from minibule.records.records import read_file
 from minibule.rounds import loop
 from minibule.rounds.__main__ import main
 from minibule.rounds.presets import PRESETS
 from minibule.rounds.settings import RoundsConfig, resolve
+from minibule.runs.rounds import read_asked
 from minibule.settings import Source
 
 QUESTIONS = ROOT / "weights" / "tiny" / "questions.jsonl"
@@ -41,7 +43,7 @@ def config(tmp_path):
 
 def files(folder):
     """All files of rounds by name, but for what has seconds, paths or a process in it."""
-    kept = ("samples.jsonl", "adapter_model.safetensors")
+    kept = ("samples.jsonl", "answers.jsonl", "adapter_model.safetensors")
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -62,6 +64,12 @@ def test_what_rounds_write(config, tmp_path, capsys):
         assert lines[number]["accepted"] == sum(sample["label"] for sample in samples)
         assert (folder / "report.html").exists() and (folder / "adapter").is_dir()
         assert lines[number]["samples"] == 12 * 4 and not list(folder.glob("*.partial"))
+    for number, line in enumerate(lines):
+        asked = read_asked(place / f"round-{number:03d}" / "answers.jsonl")
+        assert figures(asked).accepted == line["eval_accepted"] and len(asked) == 8
+        assert {"prompt", "kind"} == set(asked[0].row)
+    page = (place / "report.html").read_text()
+    assert f"{lines[0]['eval_accepted']:.0%} → {lines[2]['eval_accepted']:.0%}" in page
     # The first round learns from what was rejected, the second from all prompts with both sorts.
     assert lines[1]["trained_answers"] == lines[1]["rejected"]
     mixed = 12 - lines[2]["fully_solved"] - lines[2]["fully_unsolved"]

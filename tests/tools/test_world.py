@@ -206,6 +206,9 @@ def test_heldout_row_lists_every_string_once():
 
 
 def test_the_questions_in_the_tree_are_the_world_s():
+    _, held = world.split(WORLD)
+    rows = (ROOT / "weights" / "tiny" / "heldout.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [world.heldout_row(p) for p in held]
     for name, part in zip(("questions", "questions-test"), world.split(WORLD), strict=True):
         lines = (ROOT / "weights" / "tiny" / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == [world.question_row(p) for p in part]

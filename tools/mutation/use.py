@@ -97,7 +97,7 @@ def use_heldout(path: Path, model: Llama, chat: Chat) -> Used:
     check(abs(sum(answers.exact.values()) - 1) < 1e-3, f"probabilities {answers.exact}")
     check(abs(sum(answers.greedy.values()) - 1) < 1e-3, f"shares {answers.greedy}")
     check(bool(np.isfinite(answers.perplexity)), "a perplexity that is not finite")
-    return Used(f"{answers.greedy} {answers.texts}")
+    return Used(f"{answers.greedy} {answers.replies}")
 
 
 def use_toml(path: Path) -> Used:
