@@ -70,7 +70,7 @@ def test_the_examples_of_a_command_can_be_typed(name, monkeypatch):
 
     monkeypatch.setattr(Parser, "parse_args", parse_only)
     (parser,) = parsers
-    assert len(parser.examples) == (1 if name == "report" else 3)
+    assert len(parser.examples) == (2 if name == "report" else 3)
     for example in parser.examples:
         assert f"  {parser.prog} {example}".rstrip() in parser.format_help().splitlines()
         with pytest.raises(Parsed):
