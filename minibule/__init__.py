@@ -28,7 +28,7 @@ The code is meant to be read, and core/ is the lesson: NumPy alone, each gradien
 
 Begin with core/LESSON.md, or with `python -m minibule.explain --tiny-vocab`. The other folders:
 
-    machine     threads, memory, matrices and their products in 16 bits
+    machine     threads, memory, products in 16 bits, one run on several machines (`ranks`)
     records     rejection records in: what was rejected, and how often
     text        messages to text to token ids
     methods     the losses by name: other ways to learn from judged answers

@@ -27,6 +27,7 @@ EXTRAS = {
     "templates": ("jinja2",),
     "parquet": ("pyarrow",),
     "fast": ("numkong",),
+    "mpi": ("mpi4py", "mpich"),
     "plot": ("matplotlib",),
     "oracle": ("torch", "transformers", "peft", "trl"),
     "interop": ("llama-cpp-python",),

@@ -181,7 +181,10 @@ def stop_after_step() -> Iterator[Stop]:
         restore()
         stop.signal = number
         with suppress(OSError):  # unbuffered: print is not safe inside a signal's handler
-            os.write(2, b"\nfinishing the step, then saving; once more to leave at once\n")
+            os.write(
+                sys.stderr.fileno(),
+                b"\nfinishing the step, then saving; once more to leave at once\n",
+            )
 
     for number in usual:
         signal.signal(number, note)

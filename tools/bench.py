@@ -16,11 +16,12 @@ is the strong one: logits at answer positions only, a sparse loss, fused causal 
 mask, no padding beyond the longest answer of its record, nothing recomputed. The loss is that of
 the objective `literal`, but for the engines minibule-reference and minibule-rate; minibule-low is
 training with --memory low; minibule-bfloat16, -bfloat16x2 and -bfloat16x3 multiply as --matmul of
-that name does (extra `fast`). How far an engine's losses and its first gradient are from those of
-the first engine, minibule's in float32 unless another is named, is told under the times. The share
-of sgemm is the step's arithmetic (matrix products only) at the rate that NumPy's own products reach
-in the same process on the model's shapes. Needs the extra `oracle`; generate needs `interop`
-(llama-cpp-python).
+that name does (extra `fast`), and minibule-2x1 is two ranks of one thread each (extra `mpi`; 1x1,
+1x2 and 4x1 beside it), whose "GB of all" counts once what they share. How far an engine's losses
+and its first gradient are from those of the first engine, minibule's in float32 unless another is
+named, is told under the times. The share of sgemm is the step's arithmetic (matrix products only)
+at the rate that NumPy's own products reach in the same process on the model's shapes. Needs the
+extra `oracle`; generate needs `interop` (llama-cpp-python).
 """
 
 import argparse
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -53,6 +55,8 @@ from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.half import widened
 from minibule.machine.matmul import TERMS, Mode
+from minibule.machine.mpi import together
+from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb, peak_memory_gb
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
@@ -129,9 +133,11 @@ def stepper(model: Llama, adapter: Adapter, objective: str, recompute: bool = Fa
 def run_minibule(args: argparse.Namespace) -> Result:
     kind = args.engine.removeprefix("minibule").removeprefix("-")
     objective, low = kind if kind in OBJECTIVES else "literal", kind == "low"
-    model = load_model(args.model, narrow=True, matmul=matmul_of(args.engine))
+    load = partial(load_model, args.model, narrow=True, matmul=matmul_of(args.engine))
+    model = world().one_a_machine(load, str(args.model))
     work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
     result = timed(stepper(model, untrained(model), objective, recompute=low), work)
+    result["GB of all"] = sum(world().gather(own_memory_gb()))
     needs_reference = OBJECTIVES[objective].needs_reference
     flops = [step_flops(model, examples, needs_reference) for examples in work]
     rate = sgemm_rate(model)
@@ -142,6 +148,15 @@ def run_minibule(args: argparse.Namespace) -> Result:
 def matmul_of(engine: str) -> Mode:
     """ "minibule-bfloat16x2" -> "bfloat16x2": what it multiplies in."""
     return next((mode for mode in TERMS if engine == f"minibule-{mode}"), "float32")
+
+
+def own_memory_gb() -> float:
+    """Memory of this process now, of what it shares with others its part; Linux alone says."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return memory_gb()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e9
 
 
 def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> float:
@@ -295,12 +310,16 @@ def distances(result: Result, other: Result) -> Result:
     }
 
 
+# Ranks and the threads of each.
+RANKS = {"1x1": (1, 1), "1x2": (1, 2), "2x1": (2, 1), "4x1": (4, 1)}
+
 STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
     "minibule": run_minibule,
     "minibule-low": run_minibule,
     "minibule-reference": run_minibule,
     "minibule-rate": run_minibule,
     **{f"minibule-{mode}": run_minibule for mode in TERMS},
+    **dict.fromkeys((f"minibule-{name}" for name in RANKS), run_minibule),
     "torch-float32": run_torch,
     "torch-bfloat16": run_torch,
 }
@@ -309,7 +328,8 @@ STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
 def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
     engines = args.engines or ["minibule", "torch-float32", "torch-bfloat16"]
     results = in_turn(engines, argv, args.rounds)
-    columns = ("s/step", "tokens/s", "peak GB")
+    columns = ["s/step", "tokens/s", "peak GB"]
+    columns += ["GB of all"] if any(name.rpartition("-")[2] in RANKS for name in engines) else []
     print_table(
         results, columns, {"time": (engines[0], "s/step"), "memory": (engines[0], "peak GB")}
     )
@@ -671,8 +691,16 @@ def in_turn(engines: Sequence[str], argv: list[str], rounds: int) -> dict[str, l
 
 
 def measure(engine: str, argv: list[str]) -> Result:
+    command = [sys.executable, __file__, *argv, "--engine", engine]
+    environment = dict(os.environ)
+    if engine.rpartition("-")[2] in RANKS:
+        ranks, threads = RANKS[engine.rpartition("-")[2]]
+        environment["OPENBLAS_NUM_THREADS"] = str(threads)
+        beside = Path(sys.executable).with_name("mpiexec")
+        command = [str(beside) if beside.exists() else "mpiexec", "-n", str(ranks), *command]
     done = subprocess.run(  # noqa: S603 - this very file
-        [sys.executable, __file__, *argv, "--engine", engine],
+        command,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -776,6 +804,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+@together
 def main(argv: list[str]) -> None:
     args = parse(argv)
     bench, engine = BENCHES[args.case]

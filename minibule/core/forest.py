@@ -22,6 +22,7 @@ from minibule.core.counts import Counts, CountTable, Example, RowCounts, rejecte
 from minibule.core.ops import Segment
 from minibule.core.passes import deal
 from minibule.machine.matrix import Array
+from minibule.machine.ranks import ALONE, Ranks
 
 # Longer segments are cut into a chain of this many tokens, each the child of the one before:
 # attention then skips most of the masked half of a causal block and needs less memory at once.
@@ -49,14 +50,19 @@ class Batch(NamedTuple):
 
 
 def pack(
-    examples: Sequence[Example], counts: Counts, pass_tokens: int, threads: int = 1
+    examples: Sequence[Example],
+    counts: Counts,
+    pass_tokens: int,
+    threads: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
     """Batches of at most `pass_tokens` tokens that together hold every row of the examples once.
 
     Larger ones only where a prompt with a single answer is. Divided so that the threads, each with
-    a batch of its own, are done soonest; the largest comes first.
+    a batch of its own, are done soonest; the largest comes first. Of several ranks each gets the
+    batches that it is to compute: one rank may get none.
     """
-    for trees in deal(examples, pass_tokens, threads):
+    for trees in deal(examples, pass_tokens, threads, ranks.rank, ranks.size):
         forest = _Forest(counts)
         for example, members in trees:
             forest.add(examples[example], example, members)

@@ -5,7 +5,7 @@ through the head, its loss and the loss's gradient, and back through the head, a
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -167,6 +167,14 @@ def add_metrics(total: dict[str, float], more: Mapping[str, float]) -> None:
     """Add the shares of more rows, in place."""
     for name, value in more.items():
         total[name] = total.get(name, 0.0) + value
+
+
+def summed(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The shares of metrics, added up."""
+    total: dict[str, float] = {}
+    for share in shares:
+        add_metrics(total, share)
+    return total
 
 
 def _add_shares(metrics: dict[str, float], share: Array, values: Mapping[str, Array]) -> None:

@@ -18,18 +18,24 @@ PRODUCTS = 0.6
 Tree = tuple[int, list[int]]
 
 
-def deal(examples: Sequence[Example], pass_tokens: int, threads: int) -> list[list[Tree]]:
-    """Deal the examples out to passes so that the threads are done soonest.
+def deal(
+    examples: Sequence[Example], pass_tokens: int, threads: int, rank: int = 0, ranks: int = 1
+) -> list[list[Tree]]:
+    """Deal the examples out to passes so that the threads are done soonest; returns the rank's own.
 
     Few passes leave threads idle at the end of the step. Many cost more, each something of its own,
     and an example divided between two costs its prompt again. So some numbers of passes are tried.
+    threads: those of each rank. Every rank comes to the same deal by itself.
     """
     groups = list(map(_groups, examples))
     fewest = math.ceil(sum(map(_tokens, examples, groups)) / pass_tokens)
-    numbers = range(fewest, fewest + 2 * threads + 1)
+    workers = threads * ranks
+    numbers = range(fewest, fewest + 2 * workers + 1, max(1, workers // 16))
     plans = [_plan(examples, groups, number, pass_tokens) for number in numbers]
-    best = min(plans, key=lambda plan: _duration([load for load, _ in plan], threads))
-    return [trees for _, trees in best]
+    timetables = [_timetable([load for load, _ in plan], threads, ranks) for plan in plans]
+    best = min(range(len(plans)), key=lambda i: timetables[i][0])
+    owners = timetables[best][1]
+    return [trees for (_, trees), owner in zip(plans[best], owners, strict=True) if owner == rank]
 
 
 def _groups(example: Example) -> list[list[int]]:
@@ -88,11 +94,17 @@ def _plan(
     return [(load, sorted(passes[i])) for load, i in dealt if passes[i]]
 
 
-def _duration(loads: Sequence[int], threads: int) -> float:
-    """How long the passes take, side by side in this order, in the time of one thread's token."""
+def _timetable(loads: Sequence[int], threads: int, ranks: int) -> tuple[float, list[int]]:
+    """How long the passes take, side by side in this order, and the rank that computes each.
+
+    In the time of one thread's token; a pass goes to whoever is free first.
+    """
     if len(loads) == 1:
-        return (loads[0] + PASS_COST) * (1 - PRODUCTS + PRODUCTS / threads)
-    busy = [0] * threads
+        return (loads[0] + PASS_COST) * (1 - PRODUCTS + PRODUCTS / threads), [0]
+    busy = [(0, thread) for thread in range(threads * ranks)]  # a heap
+    owners = []
     for load in loads:
-        heapq.heapreplace(busy, busy[0] + load + PASS_COST)
-    return max(busy)
+        until, thread = busy[0]
+        heapq.heapreplace(busy, (until + load + PASS_COST, thread))
+        owners.append(thread % ranks)
+    return max(until for until, _ in busy), owners

@@ -18,10 +18,12 @@ from minibule.core.head import (
     entry_log_probs,
     entry_log_probs_backward,
     head_loss,
+    summed,
 )
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.loss import AnswerLoss, Answers, LinearLoss, Loss, RowLoss, SeparableLoss
 from minibule.machine.matrix import Array, Matrix
+from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
 
 Sums = dict[str, float]
@@ -58,14 +60,15 @@ def _row_gradients(
         metrics, dhidden = head_loss(hidden, model.head, batch.rows, loss, ref_hidden, count=count)
         return backward(dhidden, cache), metrics, len(batch.ids)
 
-    return _sum(side_by_side(one_pass, pack(examples, loss.counts, pass_tokens, threads())))
+    batches = pack(examples, loss.counts, pass_tokens, threads(), world())
+    return _sum(model, side_by_side(one_pass, batches))
 
 
 def _answer_gradients(
     model: Llama, examples: Sequence[Example], loss: AnswerLoss, pass_tokens: int, recompute: bool
 ) -> Share:
     """As `_row_gradients`, each row's dz being c (p - onehot), with the c of its answers."""
-    batches = list(pack(examples, "prefix", pass_tokens, threads()))
+    batches = list(pack(examples, "prefix", pass_tokens, threads(), world()))
     answers = answers_of(examples)
     count, value, c, own = total_weight(examples), 0.0, np.empty(0), None
     if isinstance(loss, LinearLoss):
@@ -103,21 +106,29 @@ def _answer_gradients(
         add_metrics(sums, _rejected_mass(batch.rows, entries, answers))
         return backward(dhidden, cache), sums, len(batch.ids)
 
-    grads, metrics, tokens = _sum(side_by_side(one_pass, batches))
+    grads, metrics, tokens = _sum(model, side_by_side(one_pass, batches))
     add_metrics(metrics, {"loss": value})
     return grads, metrics, tokens
 
 
-def _sum(passes: Iterable[Share]) -> Share:
-    """The shares of a step's passes, added up."""
+def _sum(model: Llama, passes: Iterable[Share]) -> Share:
+    """The shares of a step's passes, added up: first those of this rank, then of all ranks."""
     passes = iter(passes)
-    grads, metrics, tokens = next(passes)
+    grads, metrics, tokens = next(passes, None) or _nothing(model)
     for more_grads, more_metrics, more_tokens in passes:
         for name, grad in more_grads.items():
             grads[name] += grad
         add_metrics(metrics, more_metrics)
         tokens += more_tokens
-    return grads, metrics, tokens
+    world().add(grads)
+    shares = world().gather((metrics, tokens))
+    return grads, summed(metrics for metrics, _ in shares), sum(tokens for _, tokens in shares)
+
+
+def _nothing(model: Llama) -> Share:
+    """The share of a rank that has no pass."""
+    params = model.adapter.params if model.adapter else {}
+    return {name: np.zeros_like(p) for name, p in params.items()}, {}, 0
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -126,16 +137,17 @@ def _sum(passes: Iterable[Share]) -> Share:
 def answer_log_probs(model: Llama, batches: Sequence[Batch], examples: Sequence[Example]) -> Array:
     """log p of every answer's tokens together, (A,) float64; the examples' answers in order.
 
-    batches: the examples as `pack` with counts "prefix" makes them.
+    batches: the examples as `pack` with counts "prefix" makes them, of each rank its own.
     """
 
     def one_pass(batch: Batch) -> Array:
         return completed_log_probs(batch, forward_batch(model, batch)[0], model.head)
 
-    logp = np.empty(sum(len(example.answers) for example in examples))
+    logp = np.zeros(sum(len(example.answers) for example in examples))
     for batch, found in zip(batches, side_by_side(one_pass, batches), strict=True):
         logp[places_of(batch, examples)] = found
-    return logp
+    everywhere: Array = np.sum(world().gather(logp), axis=0)
+    return everywhere
 
 
 def completed_log_probs(
@@ -193,7 +205,7 @@ def _mismatched(
     ]
     if not rotated:
         return 0.0
-    batches = list(pack(rotated, "prefix", pass_tokens, threads()))
+    batches = list(pack(rotated, "prefix", pass_tokens, threads(), world()))
     logp = _log_probs(model, batches, rotated, loss.needs_reference)
     return float(np.average(logp, weights=answers_of(rotated).times))
 

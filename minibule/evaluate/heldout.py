@@ -8,11 +8,12 @@ from tqdm import tqdm
 from minibule.core.counts import Example, total_weight
 from minibule.core.forest import Batch, pack
 from minibule.core.fused import ComplementLoss
-from minibule.core.head import add_metrics, entropy_and_kl, head_metrics
+from minibule.core.head import add_metrics, entropy_and_kl, head_metrics, summed
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.loss import Loss, RowLoss, SeparableLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.step import answers_of, completed_log_probs, places_of
+from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
 
 # Measures of a complement objective's two parts, and of the p* that minimises them.
@@ -56,7 +57,8 @@ def evaluate(
         return metrics, len(batch.answer_entry)
 
     metrics: dict[str, float] = {}
-    passes = side_by_side(one_pass, pack(examples, objective.counts, pass_tokens, threads()))
+    batches = pack(examples, objective.counts, pass_tokens, threads(), world())
+    passes = side_by_side(one_pass, batches)
     with tqdm(
         total=len(answers.length),
         desc="evaluating",
@@ -68,6 +70,7 @@ def evaluate(
         for more, size in passes:
             add_metrics(metrics, more)
             bar.update(size)
+    metrics = summed(world().gather(metrics))
     metrics["first_rejected_mass"] /= metrics.pop("first")
     return {name: m for name, m in metrics.items() if name not in meaningless}
 
@@ -86,7 +89,5 @@ def spread(model: Llama, examples: Sequence[Example], pass_tokens: int) -> dict[
         hidden = forward_batch(model, batch)[0] if model.adapter else ref_hidden
         return entropy_and_kl(hidden, model.head, batch.rows, ref_hidden, count=count)
 
-    metrics: dict[str, float] = {}
-    for more in side_by_side(one_pass, pack(examples, "prefix", pass_tokens, threads())):
-        add_metrics(metrics, more)
-    return metrics
+    batches = pack(examples, "prefix", pass_tokens, threads(), world())
+    return summed(world().gather(summed(side_by_side(one_pass, batches))))

@@ -25,6 +25,8 @@ from minibule.evaluate.sampled import blocks
 from minibule.files import reading
 from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
+from minibule.machine.matrix import Array
+from minibule.machine.ranks import world
 from minibule.machine.threads import threads
 from minibule.records.readers import json_lines
 from minibule.text.chat import Chat
@@ -197,20 +199,24 @@ def _answers(
 ) -> list[list[Answer]]:
     """So many answers to each question."""
     prompts = [chat.encode_prompt(question.prompt) for question in questions]
-    answers: list[list[Answer]] = []
-    for block in blocks(model, prompts, samples, max_new_tokens):
+
+    def answered(asked: Sequence[tuple[Question, Array]]) -> list[list[Answer]]:
         found = generate(
             model,
-            prompts[block],
+            [prompt for _, prompt in asked],
             stop=chat.stop,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             samples=samples,
         )
-        for question, several in zip(questions[block], found, strict=True):
-            texts = map(chat.decode, several)
-            answers.append([Answer(text, _style(question, text)) for text in texts])
-    return answers
+        return [
+            [Answer(text, _style(question, text)) for text in map(chat.decode, several)]
+            for (question, _), several in zip(asked, found, strict=True)
+        ]
+
+    both = list(zip(questions, prompts, strict=True))
+    at_once = blocks(model, prompts, samples, max_new_tokens)
+    return [answers for block in at_once for answers in world().map(answered, both[block])]
 
 
 def _style(question: Question, text: str) -> str:
@@ -232,7 +238,7 @@ def _answer_log_probs(
         Example(chat.encode_prompt(q.prompt), tuple(a), (1,) * len(a), len(a))
         for q, a in zip(questions, answers, strict=True)
     ]
-    batches = list(pack(examples, "prefix", pass_tokens, threads()))
+    batches = list(pack(examples, "prefix", pass_tokens, threads(), world()))
     lengths = [np.array([*map(len, a)]) for a in answers]
     ends = np.cumsum([len(a) for a in answers])[:-1]
     return np.split(answer_log_probs(model, batches, examples), ends), lengths

@@ -13,6 +13,7 @@ from minibule.evaluate.judge import Judge, Row
 from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
+from minibule.machine.ranks import world
 from minibule.text.chat import Chat
 
 # Sequences decoded at once: fewer would read the weights too often. And the most bytes that their
@@ -108,22 +109,26 @@ def answers(
     first: the number of the first sample.
     """
     prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
+
+    def answered(asked: Sequence[tuple[Row, Array]]) -> list[list[Answer]]:
+        found = generate(
+            model,
+            [prompt for _, prompt in asked],
+            stop=chat.stop,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            samples=samples,
+            first=first,
+        )
+        return _judged(chat, [row for row, _ in asked], judge, found, max_new_tokens)
+
     started, tokens, accepted, done = time.perf_counter(), 0, 0, 0
     every = len(rows) * samples
     with tqdm(
         total=every, desc="asking", unit=" answers", delay=1, leave=False, disable=None
     ) as bar:
         for block in blocks(model, prompts, samples, max_new_tokens):
-            found = generate(
-                model,
-                prompts[block],
-                stop=chat.stop,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                samples=samples,
-                first=first,
-            )
-            judged = _judged(chat, rows[block], judge, found, max_new_tokens)
+            judged = world().map(answered, list(zip(rows, prompts, strict=True))[block])
             yield from judged
             tokens += sum(len(answer.ids) for several in judged for answer in several)
             accepted += sum(answer.accepted for several in judged for answer in several)
@@ -136,12 +141,12 @@ def answers(
 def blocks(
     model: Llama, prompts: Sequence[Array], samples: int, max_new_tokens: int
 ) -> list[slice]:
-    """Slices of the prompts, each with as many sequences as are decoded at once."""
+    """Slices of the prompts, each with as many sequences as the ranks decode at once."""
     config = model.config
     one_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     places = max(map(len, prompts)) + max_new_tokens  # of one sequence
     at_once = min(SEQUENCES, CACHE_BYTES // (one_token * places))
-    size = max(1, at_once // samples)
+    size = max(1, at_once // samples) * world().size
     return [slice(i, i + size) for i in range(0, len(prompts), size)]
 
 

@@ -21,6 +21,7 @@ from minibule.errors import InputError
 from minibule.generate.cache import KeyValueCache
 from minibule.generate.sampling import Sampling, choose
 from minibule.machine.matrix import Array, for_few_rows
+from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
 from minibule.text.chat import Chat
 
@@ -189,11 +190,15 @@ def _decode(model: Llama, tokens: Array, cache: KeyValueCache) -> Array:
 
 def answer(model: Llama, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """The greedy answer to each prompt (one user turn each)."""
-    answers = generate(
-        model,
-        [chat.encode_prompt(prompt) for prompt in prompts],
-        stop=chat.stop,
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(),
-    )
-    return [chat.decode(samples[0]) for samples in answers]
+
+    def texts(prompts: Sequence[str]) -> list[str]:
+        answers = generate(
+            model,
+            [chat.encode_prompt(prompt) for prompt in prompts],
+            stop=chat.stop,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(),
+        )
+        return [chat.decode(samples[0]) for samples in answers]
+
+    return world().map(texts, prompts)

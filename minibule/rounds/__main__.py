@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from minibule.errors import InputError
+from minibule.machine.mpi import together
 from minibule.program import run
 from minibule.rounds.loop import rounds
 from minibule.rounds.presets import DEFAULT, PRESETS
@@ -10,6 +11,7 @@ from minibule.rounds.settings import DATA, DEFAULTS, ROUND, TRAINING, RoundsConf
 from minibule.settings import Parser, Source, add_flags, flags_given, read_toml, settings_of
 
 
+@together
 def main(argv: list[str]) -> None:
     parser = Parser(
         prog="python -m minibule.rounds",

@@ -18,6 +18,8 @@ and answers.jsonl in each.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import itertools
 import json
 import os
@@ -38,6 +40,7 @@ from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Asked, Figures, ask, figures
 from minibule.files import whole_file
+from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model, settled
@@ -50,7 +53,7 @@ from minibule.runs.lock import locked
 from minibule.runs.output import free_path
 from minibule.runs.rounds import RoundsFolder, read_log, write_asked
 from minibule.runs.settings import FIELDS
-from minibule.settings import to_toml
+from minibule.settings import settings_of, to_toml
 from minibule.text.chat import Chat
 from minibule.train.loop import train
 from minibule.train.resume import resume_hint
@@ -69,19 +72,20 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     set_threads(config.threads)
     config.check()
     source, data, heldout = config.resolved_files()
-    config = dataclasses.replace(config, matmul=settled(config.matmul, source))
+    config = dataclasses.replace(config, matmul=world().first(settled, config.matmul, source))
     judge = named_judge(config.judge, config.judge_seconds)
     clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
-    folder = RoundsFolder(_output(config, resume))
+    _check_alike(config, rows, held_rows)
+    folder = RoundsFolder(world().first(_output, config, resume))
     asked = _Asked(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
-    with locked(folder.path), resume_hint(folder.path, "rounds", "where it was"):
-        with whole_file(folder.settings) as file:
-            file.write_bytes(to_toml(config).encode())
-        log = _Log(folder.log)
+    held = locked(folder.path) if world().leads else contextlib.nullcontext()
+    with held, resume_hint(folder.path, "rounds", "where it was"):
+        world().first(_write_settings, config, folder)
+        log = world().first(_Log, folder.log)
         _print_head(config, rows, held_rows)
         if 0 not in log.lines:
-            base = load_model(source, matmul=config.matmul)
+            base = _model(config, source)
             log.add({"round": 0} | _held(base, asked, config, folder.answers(0)))
         print(_line(log.lines[0]))
         start: Path | None = None
@@ -97,8 +101,31 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
             print(_line(log.lines[number]))
             start = folder.run(number).adapter
         _print_end(config, log.lines, start)
-        print(f"report     {write_rounds_report(folder.path)}")
+        print(f"report     {world().first(write_rounds_report, folder.path)}")
     return folder.path
+
+
+def _check_alike(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[Row]) -> None:
+    """InputError that names what the ranks of these rounds were given other than the first."""
+    settings = {name: getattr(config, name) for name in settings_of(RoundsConfig)}
+    for name in ("model", "data", "heldout", "output"):  # may lie elsewhere on another machine
+        del settings[name]
+    questions = {"the questions": rows, "the questions held out": held_rows}
+    digests = {
+        name: hashlib.blake2b(repr(those).encode(), digest_size=6).hexdigest()
+        for name, those in questions.items()
+    }
+    world().check_alike(digests | settings)
+
+
+def _write_settings(config: RoundsConfig, folder: RoundsFolder) -> None:
+    with whole_file(folder.settings) as file:
+        file.write_bytes(to_toml(config).encode())
+
+
+def _model(config: RoundsConfig, source: Path, adapter: Path | None = None) -> Llama:
+    load = functools.partial(load_model, source, adapter, matmul=config.matmul)
+    return world().one_a_machine(load, f"{source} {adapter}")
 
 
 class NothingToLearnError(InputError):
@@ -139,21 +166,22 @@ def _round(
 ) -> dict[str, Any]:
     """Round 1, 2, ...: its line of metrics."""
     run = folder.run(number)
-    run.path.mkdir(exist_ok=True)
+    world().first(functools.partial(run.path.mkdir, exist_ok=True))
     seconds: dict[str, float] = {}
     with _spent(seconds, "sampling", asked.clock):
-        model = load_model(asked.source, start, matmul=config.matmul)
+        model = _model(config, asked.source, start)
         path = folder.samples(number)
         sample_round(model, asked.chat, asked.rows, asked.judge, config, number, path)
         del model
-    examples, sampled = _learned(config, number, folder, asked)
+    examples, sampled = world().first(_learned, config, number, folder, asked)
     with _spent(seconds, "training", asked.clock):
-        if not run.report.exists():  # the last that a run writes
-            settings, resume = config.round_config(number, run.path, start), run.settings.exists()
+        if not world().first(run.report.exists):  # the last that a run writes
+            settings = config.round_config(number, run.path, start)
+            resume = world().first(run.settings.exists)
             with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                 train(settings, resume, examples=examples)
     with _spent(seconds, "evaluation", asked.clock):
-        trained = load_model(asked.source, run.adapter, matmul=config.matmul)
+        trained = _model(config, asked.source, run.adapter)
         measured = _held(trained, asked, config, folder.answers(number))
     return {"round": number} | sampled | measured | seconds
 
@@ -239,7 +267,7 @@ def _held(model: Llama, asked: _Asked, config: RoundsConfig, place: Path) -> dic
         max_new_tokens=config.max_new_tokens,
         seed=1000 * config.seed + HELD_SEED,
     )
-    write_asked(place, answered)
+    world().first(write_asked, place, answered)
     found: Figures = figures(answered)
     pass_at = {f"pass@{k}": value for k, value in found.pass_at.items()}
     rest = {name: value for name, value in found._asdict().items() if name != "pass_at"}
@@ -267,6 +295,8 @@ class _Log:
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines[line["round"]] = line
+        if not world().leads:
+            return
         with whole_file(self.path) as part:
             text = "".join(json.dumps(self.lines[n]) + "\n" for n in sorted(self.lines))
             part.write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ from minibule.core.counts import Example
 from minibule.core.llama import Llama
 from minibule.core.step import gradients
 from minibule.machine.matrix import Array
+from minibule.machine.ranks import world
 from minibule.methods.rewarded import SFT
 
 
@@ -25,15 +26,19 @@ def gradient_norms(
     model: with an adapter; prompts: ids, each (P,); answers: of each prompt the ids of those that
     were accepted, none of them empty.
     """
-    norms = np.zeros(len(prompts))
-    with tqdm(
-        total=len(prompts), desc="weighing", unit=" prompts", delay=1, leave=False, disable=None
-    ) as bar:
-        for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
-            for ids, times in Counter(map(tuple, several)).items():
-                norms[i] += times / len(several) * _norm(model, prompt, np.array(ids))
-            bar.update()
-    return norms
+
+    def means(items: Sequence[tuple[Array, Sequence[Sequence[int]]]]) -> list[float]:
+        bar = tqdm(items, desc="weighing", unit=" prompts", delay=1, leave=False, disable=None)
+        return [_mean_norm(model, prompt, several) for prompt, several in bar]
+
+    return np.array(world().map(means, list(zip(prompts, answers, strict=True))))
+
+
+def _mean_norm(model: Llama, prompt: Array, answers: Sequence[Sequence[int]]) -> float:
+    return sum(
+        times / len(answers) * _norm(model, prompt, np.array(ids))
+        for ids, times in Counter(map(tuple, answers)).items()
+    )
 
 
 def _norm(model: Llama, prompt: Array, ids: Array) -> float:

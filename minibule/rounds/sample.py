@@ -23,6 +23,7 @@ from minibule.evaluate.sampled import SEQUENCES, Answer, answers, record_row
 from minibule.files import from_json, open_own, reading, whole_file, writing
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
+from minibule.machine.ranks import world
 from minibule.records.readers import json_lines
 from minibule.rounds.budget import Budget
 from minibule.rounds.groups import signed
@@ -73,8 +74,9 @@ def sample_round(
     What the judge could not tell about is left out in the end.
     """
     part = path.with_name(path.name + PARTIAL)
-    if path.exists():
-        part.unlink(missing_ok=True)
+    if world().first(path.exists):
+        if world().leads:
+            part.unlink(missing_ok=True)
         return
     sampling = Sampling(config.temperature, seed=1000 * config.seed + number)
 
@@ -84,13 +86,25 @@ def sample_round(
     def norms(drawn: Drawn) -> Array:
         return _norms(model, chat, drawn, config, number)
 
-    with writing(part), open_own(part) as file:
+    with writing(part), _opened(part) as file:
         _draw(file, part, rows, config.resolved_budget(), ask, norms)
+        if not world().leads:
+            return
         file.seek(0)
         told = [line for line in file if json.loads(line)["reward"] is not None]
         with whole_file(path) as whole:
             whole.write_bytes(b"".join(told))
     part.unlink()
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file to go on with; on other ranks than the first the same bytes in memory."""
+    file = open_own(path) if world().leads else io.BytesIO()
+    so_far = world().first(file.read)
+    if not world().leads:
+        file.write(so_far)
+    file.seek(0)
+    return file
 
 
 def _draw(

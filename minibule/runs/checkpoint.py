@@ -25,6 +25,7 @@ from minibule.errors import InputError, listed
 from minibule.files import from_json, no_file, to_json, whole_file, writing
 from minibule.machine.half import widened
 from minibule.machine.matrix import Array
+from minibule.machine.ranks import world
 from minibule.models.safetensors import check_finite
 from minibule.runs.settings import MAY_CHANGE, TrainConfig
 from minibule.wording import Number
@@ -66,12 +67,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read; `state` and `updates` are for AdamW.restore."""
+    """A checkpoint as read; `state` and `updates` are for AdamW.restore.
+
+    ranks: how many took its last step.
+    """
 
     path: Path
     progress: Progress
     updates: int
     state: dict[str, Array]
+    ranks: int
 
 
 class DamagedError(Exception):
@@ -89,6 +94,10 @@ def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> 
     for name, weight in sorted(model.weights.items()):
         digest.update(f"{name} {weight.shape}".encode())
         digest.update(np.ascontiguousarray(widened(weight)).data)
+    return Identity(settings, digest.hexdigest(), digest_of(examples))
+
+
+def digest_of(examples: Iterable[Example]) -> str:
     data = hashlib.blake2b(digest_size=32)
     for example in examples:
         texts = (example.prompt, *example.answers)
@@ -96,7 +105,7 @@ def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> 
         judged = (example.rewards,) if example.rewards else ()
         data.update(repr((lengths, example.counts, example.total_rounds, *judged)).encode())
         data.update(np.concatenate(texts).astype("<i8").data)
-    return Identity(settings, digest.hexdigest(), data.hexdigest())
+    return data.hexdigest()
 
 
 def _check_same(path: Path, found: Identity, expected: Identity) -> None:
@@ -137,6 +146,7 @@ def save_checkpoint(
         "identity": to_json(run),
         "progress": to_json(progress),
         "updates": optimiser.steps,
+        **({"ranks": world().size} if world().size > 1 else {}),
     }
     data = save(state, {"minibule": json.dumps(about), "checksum": UNSIGNED})
     path = checkpoint_path(folder, progress.step)
@@ -209,8 +219,8 @@ def _read(path: Path, run: Identity, shapes: Mapping[str, tuple[int, ...]]) -> C
             )
         found = from_json(Identity, about["identity"], "identity")
         progress = from_json(Progress, about["progress"], "progress")
-        updates = about["updates"]
-        for count in (progress.step, progress.skipped, progress.metrics_bytes, updates):
+        updates, ranks = about["updates"], about.get("ranks", 1)
+        for count in (progress.step, progress.skipped, progress.metrics_bytes, updates, ranks):
             Number(int).check(count)
         _check_same(path, found, run)
         numbers_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
@@ -232,7 +242,7 @@ def _read(path: Path, run: Identity, shapes: Mapping[str, tuple[int, ...]]) -> C
         AttributeError,
     ) as error:
         raise DamagedError(f"not a whole checkpoint ({type(error).__name__}: {error})") from None
-    return Checkpoint(path, progress, updates, state)
+    return Checkpoint(path, progress, updates, state, ranks)
 
 
 def _verified(path: Path) -> tuple[dict[str, Any], int]:

@@ -1,6 +1,7 @@
 """`python -m minibule.train`."""
 
 from minibule.errors import InputError
+from minibule.machine.mpi import together
 from minibule.program import run
 from minibule.runs.settings import add_arguments, resolve
 from minibule.settings import Parser
@@ -9,6 +10,7 @@ from minibule.train.loop import train
 from minibule.train.resume import resumed_settings
 
 
+@together
 def main(argv: list[str]) -> None:
     parser = Parser(
         prog="python -m minibule.train",

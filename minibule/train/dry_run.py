@@ -13,6 +13,7 @@ from minibule.core.counts import total_weight
 from minibule.core.forest import pack
 from minibule.core.optim import AdamW
 from minibule.evaluate.heldout import evaluate
+from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since, threads
 from minibule.report import figures
 from minibule.runs.folder import RunFolder
@@ -20,7 +21,7 @@ from minibule.runs.output import check_space, output_folder
 from minibule.runs.settings import TrainConfig
 from minibule.train.loop import take_step
 from minibule.train.observe import check_questions, observe
-from minibule.train.setup import Setup, describe, expected_bytes, prepare
+from minibule.train.setup import Setup, check_alike, describe, expected_bytes, prepare
 
 USUAL_STEPS = 3  # tried at most,
 USUAL_SECONDS = 20.0  # and no further one after so long
@@ -80,7 +81,7 @@ def _rehearse(
     for index in usual:
         seconds += take_step(1 + int(index))
         computed += tokens[index]
-        if seconds_since(started) > USUAL_SECONDS:
+        if world().first(seconds_since, started) > USUAL_SECONDS:
             break
     return tokens, rows, computed / seconds
 
@@ -105,10 +106,12 @@ def _snapshot_seconds(setup: Setup) -> float:
 
 def dry_run(config: TrainConfig, settings_file: str | Path | None = None) -> None:
     """Check everything, try a few steps in memory, and print what the run would take and write."""
-    folder = output_folder(config, settings_file=Path(settings_file) if settings_file else None)
+    file = Path(settings_file) if settings_file else None
+    folder = world().first(output_folder, config, False, file)
     setup = prepare(config)
+    check_alike(setup)
     check_questions(setup)
-    check_space(folder.path, expected_bytes(setup))
+    world().first(check_space, folder.path, expected_bytes(setup))
     describe(setup)
     optimiser = AdamW(setup.adapter.params, config.weight_decay)
     print_estimate(setup, folder, lambda step: take_step(setup, optimiser, step)["seconds"])

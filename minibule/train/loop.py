@@ -11,7 +11,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,10 +24,11 @@ from minibule.core.step import gradients
 from minibule.errors import InputError
 from minibule.evaluate.heldout import evaluate
 from minibule.files import flush_to_disk, whole_file
+from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since
 from minibule.models.named import base_name
 from minibule.models.peft import save_adapter
-from minibule.program import leave, stop_after_step
+from minibule.program import Stop, leave, stop_after_step
 from minibule.report.sections import write_report
 from minibule.runs.checkpoint import Checkpoint, Progress, checkpoint_path, save_checkpoint
 from minibule.runs.comparison import print_comparison
@@ -42,7 +43,7 @@ from minibule.runs.starts import this_start
 from minibule.settings import to_toml
 from minibule.train.observe import check_questions, observe
 from minibule.train.resume import find_checkpoint, resume_hint
-from minibule.train.setup import Setup, describe, expected_bytes, prepare
+from minibule.train.setup import Setup, check_alike, describe, expected_bytes, prepare
 
 MAX_SKIPPED = 3  # steps in a row that are not finite before a run gives up
 
@@ -70,14 +71,18 @@ def train(
     All that can be wrong with the input is found before anything in the output folder is touched.
     """
     settings_file = Path(settings_file) if settings_file else None
-    folder = output_folder(config, resume, settings_file)
+    folder = world().first(output_folder, config, resume, settings_file)
     setup = prepare(dataclasses.replace(config, output=str(folder.path)), examples)
-    settings = to_toml(setup.config).encode()
+    check_alike(setup)
     check_questions(setup)
+    if not world().leads:
+        _take_part(setup, folder)
+        return folder.path
+    settings = to_toml(setup.config).encode()
     check_space(folder.path, expected_bytes(setup))
     describe(setup)
     with locked(folder.path):
-        checkpoint = find_checkpoint(setup, folder) if resume else None
+        checkpoint = world().first(lambda: find_checkpoint(setup, folder) if resume else None)
         manifest = take_over(setup.config, folder, resume, settings_file)
         with manifest.writing(folder.settings) as place, whole_file(place) as file:
             file.write_bytes(settings)
@@ -96,6 +101,16 @@ def train(
         report = write_report(folder.path)
         _print_end(setup, seconds, [*written, ("report", report)])
     return folder.path
+
+
+def _take_part(setup: Setup, folder: RunFolder) -> None:
+    """What the other ranks do of a run: they compute all that the first does, and write nothing."""
+    checkpoint = world().first(lambda: None)
+    with stop_after_step() as stop:
+        for _ in _steps(setup, folder, *_begin(setup, checkpoint), stop):
+            pass
+    observe(setup, setup.start)
+    observe(setup, setup.adapter)
 
 
 def _write_results(setup: Setup, folder: RunFolder) -> list[tuple[str, Path]]:
@@ -118,12 +133,7 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
     when asked to by a signal, or when MAX_SKIPPED steps in a row were not finite. Returns the
     seconds that all steps took.
     """
-    config = setup.config
-    optimiser = AdamW(setup.adapter.params, config.weight_decay)
-    progress = Progress()
-    if checkpoint:
-        optimiser.restore(checkpoint.state, checkpoint.updates)
-        progress = checkpoint.progress
+    optimiser, progress = _begin(setup, checkpoint)
     manifest = Manifest(folder.path)
     manifest.claim(folder.metrics)
     bar = tqdm(total=setup.steps, initial=progress.step, desc="training", unit="step", disable=None)
@@ -132,31 +142,57 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
         stop_after_step() as stop,
         open_metrics(folder.metrics, progress.metrics_bytes) as log,
     ):
-        for step in range(progress.step + 1, setup.steps + 1):
-            line = take_step(setup, optimiser, step)
-            if config.eval_every and step % config.eval_every == 0 and setup.heldout:
-                measured = evaluate(setup.model, setup.heldout, setup.loss, config.pass_tokens)
-                line |= {f"eval_{name}": value for name, value in measured.items()}
+        for line, skipped, is_due in _steps(setup, folder, optimiser, progress, stop):
             write_line(log, line)
             _show(bar, line, setup.steps)
-            skipped = progress.skipped + 1 if "skipped" in line else 0
-            progress = Progress(step, skipped, log.tell(), progress.seconds + line["seconds"])
-            due = config.save_every and step % config.save_every == 0
-            gives_up = skipped >= MAX_SKIPPED
-            if due or gives_up or stop.signal or step == setup.steps:
+            seconds = progress.seconds + line["seconds"]
+            progress = Progress(line["step"], skipped, log.tell(), seconds)
+            if is_due:
                 flush_to_disk(folder.metrics)
-                with manifest.writing(checkpoint_path(folder.checkpoints, step)) as saved:
-                    save_checkpoint(saved.parent, setup.identity, progress, optimiser, config.keep)
-            if gives_up:
-                raise InputError(
-                    f"steps {step - skipped + 1} to {step}: no loss or gradient is finite. The "
-                    f"adapter as step {step - skipped} left it is saved in {saved}. "
-                    "A lower --lr, or other records, may help."
-                )
-            if stop.signal:
-                leave(stop.signal)
+                with manifest.writing(checkpoint_path(folder.checkpoints, progress.step)) as saved:
+                    keep = setup.config.keep
+                    save_checkpoint(saved.parent, setup.identity, progress, optimiser, keep)
     manifest.settle(folder.metrics)
     return progress.seconds
+
+
+def _begin(setup: Setup, checkpoint: Checkpoint | None) -> tuple[AdamW, Progress]:
+    """The optimiser and how far the run has come, by its checkpoint if there is one."""
+    optimiser = AdamW(setup.adapter.params, setup.config.weight_decay)
+    if not checkpoint:
+        return optimiser, Progress()
+    optimiser.restore(checkpoint.state, checkpoint.updates)
+    return optimiser, checkpoint.progress
+
+
+def _steps(
+    setup: Setup, folder: RunFolder, optimiser: AdamW, progress: Progress, stop: Stop
+) -> Iterator[tuple[dict[str, Any], int, bool]]:
+    """Take the steps that are left, on all ranks alike.
+
+    Of each its line of metrics, how many steps in a row were skipped by now, and whether a
+    checkpoint is due. What ends the steps early comes after that was saved.
+    """
+    config, skipped = setup.config, progress.skipped
+    for step in range(progress.step + 1, setup.steps + 1):
+        line = take_step(setup, optimiser, step)
+        if config.eval_every and step % config.eval_every == 0 and setup.heldout:
+            measured = evaluate(setup.model, setup.heldout, setup.loss, config.pass_tokens)
+            line |= {f"eval_{name}": value for name, value in measured.items()}
+        skipped = skipped + 1 if "skipped" in line else 0
+        is_due = step == setup.steps or (config.save_every and step % config.save_every == 0)
+        gives_up = skipped >= MAX_SKIPPED
+        asked = max(world().gather(stop.signal or 0))  # whichever rank it was that heard
+        yield line, skipped, bool(is_due or gives_up or asked)
+        if gives_up:
+            saved = checkpoint_path(folder.checkpoints, step)
+            raise InputError(
+                f"steps {step - skipped + 1} to {step}: no loss or gradient is finite. The "
+                f"adapter as step {step - skipped} left it is saved in {saved}. "
+                "A lower --lr, or other records, may help."
+            )
+        if asked:
+            leave(asked)
 
 
 def _show(bar: "tqdm[NoReturn]", line: Mapping[str, Any], steps: int) -> None:

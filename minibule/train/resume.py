@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minibule.errors import InputError, listed
+from minibule.machine.ranks import world
 from minibule.runs.checkpoint import Checkpoint, newest_checkpoint
 from minibule.runs.folder import RunFolder
 from minibule.runs.settings import MAY_CHANGE, TrainConfig, given_settings, read_settings
@@ -55,6 +56,11 @@ def find_checkpoint(setup: Setup, folder: RunFolder) -> Checkpoint | None:
         print(
             f"resume     from {checkpoint.path}, step {checkpoint.progress.step} of {setup.steps}"
         )
+        if checkpoint.ranks != world().size:
+            print(
+                f"           of a run of {checkpoint.ranks} ranks, which goes on with "
+                f"{world().size}: last digits may differ from those it would have come to"
+            )
     return checkpoint
 
 

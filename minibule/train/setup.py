@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,19 @@ from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError, listed
 from minibule.evaluate.questions import Question, read_questions
 from minibule.machine.matmul import is_installed, mode_of
+from minibule.machine.ranks import world
 from minibule.machine.threads import set_threads, threads
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
-from minibule.models.load import SMALL_MODEL, load_model
+from minibule.models.load import SMALL_MODEL, load_model, settled
 from minibule.records.records import Record, read_file
-from minibule.runs.checkpoint import Identity, identity
+from minibule.runs.checkpoint import Identity, digest_of, identity
 from minibule.runs.settings import FIELDS, TrainConfig
 from minibule.text.chat import Chat
 from minibule.text.examples import NEEDED, record_order, split_by_prompt, tokenize
+
+# Settings that say where something lies, which may be elsewhere on another machine.
+PLACES = ("model", "data", "heldout", "output", "init_adapter")
 
 
 def planned_steps(config: TrainConfig, examples: int) -> int:
@@ -103,8 +108,11 @@ def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> S
     """
     set_threads(config.threads)
     source, data, questions_file = config.resolved_files()
-    start_from, low = config.init_adapter or None, config.memory == "low"
-    model = load_model(source, start_from, narrow=True, matmul=config.matmul, low=low)
+    start_from, low, matmul = config.init_adapter or None, config.memory == "low", config.matmul
+    if world().size > 1:  # each by itself might find another one faster
+        matmul = world().first(settled, matmul, source)
+    load = functools.partial(load_model, source, start_from, narrow=True, matmul=matmul, low=low)
+    model = world().one_a_machine(load, f"{source} {start_from}")
     chat, start = load_chat(source), model.adapter
     if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
         set_threads(1)
@@ -201,6 +209,27 @@ def _check_start(config: TrainConfig, wanted: LoraConfig, start: LoraConfig) -> 
         )
 
 
+def check_alike(setup: Setup) -> None:
+    """InputError that names what the ranks of this run were given other than the first."""
+    if world().size == 1:
+        return
+    config, run = dataclasses.asdict(setup.config), setup.identity
+    settings = {name: value for name, value in config.items() if name not in PLACES}
+    start = hashlib.blake2b(digest_size=32)
+    for params in setup.adapter.params.values():
+        start.update(params.data)
+    asked = hashlib.blake2b(repr(setup.questions).encode(), digest_size=32)
+    digests = {
+        "the model": run.model,
+        "the adapter": start.hexdigest(),
+        "the data": run.data,
+        "the data held out": digest_of(setup.heldout),
+        "the questions held out": asked.hexdigest(),
+    }
+    short = {name: digest[:12] for name, digest in digests.items()}
+    world().check_alike(short | settings | {"threads": threads()})
+
+
 def describe(setup: Setup) -> None:
     """Print what is about to be trained."""
     config, adapter, model = setup.config, setup.adapter, setup.model
@@ -219,6 +248,8 @@ def describe(setup: Setup) -> None:
         f"answers, {len(setup.heldout):,} more held out"
     )
     print(f"objective  {config.objective}: {setup.loss}")
+    if world().size > 1:
+        print(f"ranks      {world().size}, {threads()} threads each")
 
 
 def expected_bytes(setup: Setup) -> int:

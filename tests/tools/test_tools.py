@@ -236,6 +236,7 @@ LITTLE += ["--sampled", "3"]
             ["minibule", "minibule-rate"],
             "memory / minibule's",
         ),
+        (["dense", "--engines", "minibule-1x1", "--steps", "1"], ["minibule-1x1"], "GB of all"),
         (
             ["generate", "--engines", "minibule,minibule-lora", *LITTLE],
             ["minibule", "minibule-lora"],
