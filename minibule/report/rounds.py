@@ -158,8 +158,7 @@ def _facts(rounds: Rounds) -> dict[str, str]:
         "Samples": f"{said('samples')} of each question a round, budget {said('budget')}, "
         f"temperature {said('temperature')}",
         "Selection": said("selection"),
-        "Objective": said("objective")
-        + (f", then {said('then')}" if rounds.settings.get("then") else ""),
+        "Objective": said("objective"),
         "Rounds": f"{rounds.last:,} in {duration(total)}",
         **({"Made": f"{text(rounds.starts[0].date)} UTC"} if rounds.starts else {}),
     }

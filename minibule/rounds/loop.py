@@ -223,7 +223,7 @@ def _learned(
     if not examples:
         raise NothingToLearnError(
             f"round {number}: --selection {config.selection} keeps nothing of its samples that "
-            f"--objective {config.objective_of(number)} learns from. {WHAT_TO_DO}"
+            f"--objective {config.objective} learns from. {WHAT_TO_DO}"
         )
     answers = sum(sum(example.counts) for example in examples)
     return examples, sampled | {
@@ -248,7 +248,7 @@ def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) ->
             raise NothingToLearnError(
                 f"nothing was {word} in round {number}, of "
                 f"{sum(map(len, drawn)):,} samples that the judge could tell about: there is "
-                f"nothing that --objective {config.objective_of(number)} learns from. {WHAT_TO_DO}"
+                f"nothing that --objective {config.objective} learns from. {WHAT_TO_DO}"
             )
 
 
@@ -333,10 +333,8 @@ def _print_head(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[R
         f"{config.judge}; {len(held_rows):,} others are asked after it"
     )
     print(f"selection  {config.selection}")
-    for label, number in [("objective", 1), *([("then", 2)] if config.then else [])]:
-        loss = config.round_config(number, Path(), None).resolved_loss()
-        print(f"{label:<11}{config.objective_of(number)}: {loss}")
-    print()
+    loss = config.round_config(1, Path(), None).resolved_loss()
+    print(f"objective  {config.objective}: {loss}\n")
     print("       of the samples, and questions with    of the others, after it")
     print(
         "round  accepted   ended    none  all right    greedy  accepted  pass@k  tokens   seconds"

@@ -14,7 +14,7 @@ class Preset(NamedTuple):
     objective          the loss, a name of `LOSSES`
     samples            how many are drawn of each prompt, or with a budget of its own at a time
     temperature        at which they are drawn
-    then               the loss of all rounds after the first; empty: the same
+    kl                 how strongly the model is held to its base; None: as the loss has it
     """
 
     selection: str
@@ -22,16 +22,15 @@ class Preset(NamedTuple):
     objective: str
     samples: int
     temperature: float = 1.0
-    then: str = ""
+    kl: float | None = None
 
 
 DEFAULT = "rejection"
 
 PRESETS: dict[str, Preset] = {
-    # Ours. At first what is rejected makes way, and takes its manner along. Then accepted answers
-    # have the manner of the rejected ones, and only their difference tells: were brief wrong ones
-    # pushed down as well, the model would become wordy again.
-    "rejection": Preset("all", "fixed", "complement", 8, then="grpo"),
+    # Ours: the group method, which tells accepted and rejected answers of a prompt apart by nothing
+    # but their difference, held to the base by the whole KL, at the rate of `train`.
+    "rejection": Preset("all", "fixed", "grpo", 8, kl=0.1),
     # Yuan et al. 2023, with the numbers of trlx; and Dong et al. 2023, RAFT.
     "rft": Preset("rft", "fixed", "sft", 32),
     "raft": Preset("raft", "fixed", "sft", 8, 0.85),

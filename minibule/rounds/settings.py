@@ -21,16 +21,15 @@ from minibule.settings import Source, checked, setting
 DATA, ROUND, TRAINING = "model and questions", "a round", "training"
 
 # Settings of a training run that are those of every round.
-TRAINED = ("lr", "epochs", "batch_size", "lora_r", "lora_alpha")
+TRAINED = ("objective", "kl", "beta", "lr", "epochs", "batch_size", "lora_r", "lora_alpha")
 
 USUAL = PRESETS[DEFAULT]
 
-# What suits the embedded model, where nothing else is asked for: the rate, and the anchor of the
-# default's objective.
-TINY_LR, TINY_KL = 5e-4, 0.3
+# What suits the embedded model, where nothing else is asked for.
+TINY_LR = 5e-4
 DEFAULTS = {
     "lr": f"{TINY_LR} for the embedded model, {FIELDS['lr'].default} with --model",
-    "kl": f"{TINY_KL} for the embedded model, the objective's own with --model",
+    "kl": f"{USUAL.kl}; the objective's own where --objective is given",
 }
 
 
@@ -39,7 +38,7 @@ def _as_in_training(name: str) -> Any:
     one = FIELDS[name]
     about = one.about
     return setting(
-        one.default,
+        getattr(USUAL, name, one.default),
         about.help,
         about.low,
         about.high,
@@ -109,13 +108,6 @@ class RoundsConfig:
     objective: str = setting(
         USUAL.objective, FIELDS["objective"].about.help, choices=tuple(LOSSES), group=TRAINING
     )
-    then: str = setting(
-        USUAL.then,
-        "the loss of the rounds after the first; empty = the same, as it is where --objective is "
-        "given",
-        choices=("", *LOSSES),
-        group=TRAINING,
-    )
     kl: float | None = _as_in_training("kl")
     beta: float | None = _as_in_training("beta")
     lr: float = _as_in_training("lr")
@@ -151,32 +143,21 @@ class RoundsConfig:
         """The named budget, of so many samples."""
         return dataclasses.replace(BUDGETS[self.budget], samples=self.samples)
 
-    def objective_of(self, number: int) -> str:
-        """The loss of round 1, 2, ..."""
-        return self.then if number > 1 and self.then else self.objective
-
     def check(self) -> None:
-        """InputError where nothing that the selection keeps is of use to an objective."""
-        for flag, name in (("objective", self.objective), ("then", self.objective_of(2))):
-            uses = LOSSES[name].uses
-            if SELECTIONS[self.selection].keeps == "accepted" and uses in ("rejected", "both"):
-                raise InputError(
-                    f"--selection {self.selection}: keeps accepted answers only, and --{flag} "
-                    f"{name} learns from rejected ones. Expected sft or reinforce, or another "
-                    "selection."
-                )
+        """InputError where nothing that the selection keeps is of use to the objective."""
+        uses = LOSSES[self.objective].uses
+        if SELECTIONS[self.selection].keeps == "accepted" and uses in ("rejected", "both"):
+            raise InputError(
+                f"--selection {self.selection}: keeps accepted answers only, and --objective "
+                f"{self.objective} learns from rejected ones. Expected sft or reinforce, or "
+                "another selection."
+            )
 
     def round_config(self, number: int, place: Path, start: Path | None) -> TrainConfig:
         """The settings of the training run of a round: 1, 2, ..."""
-        objective = self.objective_of(number)
         own = {name: getattr(self, name) for name in TRAINED}
         if not self.model and self.lr == FIELDS["lr"].default:
             own["lr"] = TINY_LR
-        kl = self.kl
-        if kl is None and not self.model and self.objective == USUAL.objective:
-            kl = TINY_KL
-        if kl is None and objective != self.objective:  # the anchor of the first holds to the end
-            kl = LOSSES[self.objective].kl
         return TrainConfig(
             model=self.model or str(embedded_folder()),
             data=str(place / "samples.jsonl"),
@@ -189,9 +170,6 @@ class RoundsConfig:
             seed=self.seed + number,
             threads=self.threads,
             matmul=self.matmul,
-            objective=objective,
-            kl=kl,
-            beta=self.beta if objective == self.objective else None,
             **own,
         )
 
@@ -199,13 +177,13 @@ class RoundsConfig:
 def resolve(sources: Iterable[Source], preset: str = DEFAULT) -> RoundsConfig:
     """The settings of a preset, with what the sources say instead; a later one wins.
 
-    An objective without a `then` is that of all rounds.
+    An objective without a kl has its own.
 
     Raises InputError for what cannot be used.
     """
     sources, values = list(sources), PRESETS[preset]._asdict()
     if any("objective" in source.values for source in sources):
-        values["then"] = ""
+        values["kl"] = None
     named = Source(f"preset {preset}", values, False)
     config = RoundsConfig(**checked(RoundsConfig, [named, *sources]))
     config.check()

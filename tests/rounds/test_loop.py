@@ -119,7 +119,7 @@ def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
 
 def test_a_budget_s_later_stages_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
     """gvm's second stage is divided by gradients, which are worked out anew."""
-    gvm = {"budget": "gvm", "selection": "raft++", "objective": "reinforce", "then": ""}
+    gvm = {"budget": "gvm", "selection": "raft++", "objective": "reinforce"}
     gvm |= {"rounds": 1}
     loop.rounds(config("whole", **gvm))
     samples = (tmp_path / "whole" / "round-001" / "samples.jsonl").read_bytes()
@@ -143,7 +143,7 @@ def test_held_out_questions_are_asked_alike_whatever_is_sampled(config, tmp_path
     path, base = tmp_path / "mine.py", []
     path.write_text("def long(completions):\n    return [len(c) / 1000 for c in completions]\n")
     for name, more in (("a", {}), ("b", {"samples": 12, "temperature": 0.3})):
-        more |= {"judge": f"{path}:long", "selection": "raft", "objective": "sft", "then": ""}
+        more |= {"judge": f"{path}:long", "selection": "raft", "objective": "sft"}
         with pytest.raises(InputError, match="nothing was accepted"):  # after the base was asked
             loop.rounds(config(name, **{"samples": 8} | more))
         base.append(json.loads((tmp_path / name / "rounds.jsonl").read_text()))
@@ -156,7 +156,7 @@ def test_held_out_questions_are_asked_alike_whatever_is_sampled(config, tmp_path
         ("1.0", {}, "nothing was rejected in round 1, of 48 samples"),
         (
             "0.0",
-            {"selection": "raft", "objective": "sft", "then": ""},
+            {"selection": "raft", "objective": "sft"},
             "nothing was accepted in round 1",
         ),
         ("0.2", {"selection": "all", "objective": "grpo"}, "--selection all keeps nothing"),
@@ -181,7 +181,7 @@ def test_a_round_without_anything_to_learn_ends_the_rounds(config, tmp_path, cap
         "    SEEN.write_text('x' * (asked + len(completions)))\n"
         "    return [float(asked + i >= 128) for i, _ in enumerate(completions)]\n"
     )
-    pooled = {"selection": "pooled", "then": ""}
+    pooled = {"selection": "pooled"}
     loop.rounds(config("b", rounds=3, judge=f"{path}:patient", **pooled))
     place = tmp_path / "b"
     lines = [json.loads(line) for line in (place / "rounds.jsonl").read_text().splitlines()]
@@ -192,7 +192,7 @@ def test_a_round_without_anything_to_learn_ends_the_rounds(config, tmp_path, cap
 
 
 def test_pooled_samples_are_those_of_all_rounds(config, tmp_path):
-    loop.rounds(config("a", selection="pooled", then=""))
+    loop.rounds(config("a", selection="pooled"))
     lines = [json.loads(x) for x in (tmp_path / "a" / "rounds.jsonl").read_text().splitlines()]
     rejected = [lines[number]["rejected"] for number in (1, 2)]
     assert [lines[number]["trained_answers"] for number in (1, 2)] == [rejected[0], sum(rejected)]

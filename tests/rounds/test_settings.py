@@ -30,11 +30,15 @@ def test_a_preset_is_set_and_what_is_given_wins(name):
     assert config.resolved_budget().samples == config.samples
 
 
-@pytest.mark.parametrize("objective", LOSSES)
-def test_the_anchor_of_the_embedded_model_is_that_of_the_default_objective(objective, tmp_path):
-    config = resolve(given(objective=objective)).round_config(1, tmp_path, None)
-    assert config.kl == (0.3 if objective == RoundsConfig().objective else None)
-    assert resolve(given(objective=objective, kl=0.2)).round_config(1, tmp_path, None).kl == 0.2
+@pytest.mark.parametrize("model", ["", "smollm2-135m"])
+def test_the_anchor_is_the_default_s_or_the_objective_s_own(model, tmp_path):
+    def kl(*sources, preset=DEFAULT):
+        config = resolve([*given(model=model), *sources], preset)
+        return config.round_config(1, tmp_path, None).resolved_loss().kl
+
+    assert kl() == 0.1 and kl(preset="grpo") == 0 == kl(*given(objective="nsr"))
+    assert kl(*given(objective="complement")) == 0.1 and kl(*given(kl=0.2)) == 0.2
+    assert kl(*given(objective="nsr", kl=0.3)) == 0.3
 
 
 @pytest.mark.parametrize("selection", ["raft", "rft", "raft++", "majority"])
@@ -44,23 +48,3 @@ def test_accepted_answers_alone_are_nothing_to_a_loss_of_rejected_ones(selection
             resolve(given(selection=selection, objective=objective))
     for objective in ("sft", "reinforce", "kto"):
         resolve(given(selection=selection, objective=objective))
-
-
-def test_the_objective_of_later_rounds(tmp_path):
-    """That of the default's preset, unless another is named; held as the first one is."""
-
-    def of(number, config):
-        made = config.round_config(number, tmp_path, None)
-        return made.objective, made.resolved_loss().kl
-
-    real = given(model="smollm2-135m")
-    assert [of(n, resolve(real)) for n in (1, 2, 3)] == [("complement", 0.1), *[("grpo", 0.1)] * 2]
-    assert of(2, resolve(given())) == ("grpo", 0.3) and of(2, resolve(given(kl=0.2)))[1] == 0.2
-    assert of(2, resolve(given(objective="nsr"))) == ("nsr", 0)
-    assert of(2, resolve(given(objective="nsr", then="kto"))) == ("kto", 0)
-    assert of(2, resolve(given(), "grpo")) == ("grpo", 0)
-    beta = resolve(given(beta=0.5))
-    assert beta.round_config(1, tmp_path, None).beta == 0.5
-    assert beta.round_config(2, tmp_path, None).beta is None
-    with pytest.raises(InputError, match="--then grpo learns from rejected ones"):
-        resolve(given(selection="raft", objective="sft", then="grpo"))
