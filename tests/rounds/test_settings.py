@@ -5,7 +5,6 @@ import re
 import pytest
 
 from minibule.errors import InputError
-from minibule.methods.table import LOSSES
 from minibule.rounds.presets import DEFAULT, PRESETS
 from minibule.rounds.settings import RoundsConfig, resolve
 from minibule.settings import Source
