@@ -182,9 +182,9 @@ def resolve(sources: Iterable[Source], preset: str = DEFAULT) -> RoundsConfig:
     Raises InputError for what cannot be used.
     """
     sources, values = list(sources), PRESETS[preset]._asdict()
-    if any("objective" in source.values for source in sources):
-        values["kl"] = None
+    if values["kl"] is None or any("objective" in source.values for source in sources):
+        del values["kl"]
     named = Source(f"preset {preset}", values, False)
-    config = RoundsConfig(**checked(RoundsConfig, [named, *sources]))
+    config = RoundsConfig(**{"kl": None} | checked(RoundsConfig, [named, *sources]))
     config.check()
     return config
