@@ -1,5 +1,6 @@
 """`python -m minibule.check`."""
 
+import linecache
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def functions_of(path: Path) -> dict[str, Any]:
         source = file.read()
     try:
         code = compile(source, str(path), "exec")
+        linecache.getlines(str(path))  # what is quoted is what ran, whatever is typed meanwhile
     except SyntaxError as error:
         line, text = error.lineno or 1, (error.text or "").strip()
         raise InputError(

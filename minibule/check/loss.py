@@ -61,6 +61,11 @@ def complement_loss() -> Case:
     dz = gradient(loss(alpha), "z")
     slips = {"a stands where w p belongs, at the rejected token": dz + (1 - alpha) * a * p / n}
     other_way = (p * np.log(p / P)).sum(axis=-1)
+    kl, contrast = (float(at[name].mean()) for name in ("kl", "contrast"))
+    mixed = {
+        "alpha and 1 - alpha are exchanged": np.array((1 - alpha) * kl + alpha * contrast),
+        "alpha and 1 - alpha are missing": np.array(kl + contrast),
+    }
     return Case(
         {"z": z, "v": COUNTS, "alpha": alpha},
         {
@@ -69,7 +74,7 @@ def complement_loss() -> Case:
             "w": Answer(w),
             "kl": Answer(at["kl"], slips={"this is KL(p || P), the other direction": other_way}),
             "contrast": Answer(at["contrast"]),
-            "loss": Answer(at["loss"]),
+            "loss": Answer(at["loss"], slips=mixed),
             "a": Answer(a),
             "dz": Answer(dz, terms, slips),
         },
@@ -102,4 +107,11 @@ def log_one_minus_p() -> Case:
             "log_rest": [log_rest(row, k) for row, k in pairs],
             "dz": [[slope(row, k, j) for j in range(len(row))] for row, k in pairs],
         }
-    return Case({"z": z, "i": i}, {n: Answer(np.array(x, np.float64)) for n, x in answers.items()})
+    arrays = {name: np.array(x, np.float64) for name, x in answers.items()}
+    largest, rest = z.max(axis=-1, keepdims=True), z.copy()
+    rest[np.arange(len(z)), i] = -np.inf
+    with np.errstate(divide="ignore"):
+        of_all = largest[:, 0] + np.log(np.exp(rest - largest).sum(axis=-1))
+    whole = "the largest of the whole row was taken away, token i among them: the others underflow"
+    slips = {"others": {whole: of_all}}
+    return Case({"z": z, "i": i}, {n: Answer(x, slips=slips.get(n, {})) for n, x in arrays.items()})

@@ -98,7 +98,7 @@ def _wrong(x: Array, answer: Answer, factors: Mapping[str, float]) -> str:
 
 
 def _multiple(x: Array, right: Array, factors: Mapping[str, float]) -> str:
-    """The one factor between x and the answer, if there is one."""
+    """The one factor between x and the answer, if there is one; of a single number a known one."""
     if not x.any():
         return "0 everywhere" if x.ndim else f"0, expected {_number(right)}"
     factor = float(np.vdot(x, right) / (np.vdot(right, right) or 1))
@@ -106,7 +106,10 @@ def _multiple(x: Array, right: Array, factors: Mapping[str, float]) -> str:
         everywhere = " everywhere" if x.ndim else ""
         if _near(factor, -1):
             return f"the sign is wrong{everywhere}"
-        return f"off by a factor {_named(factor, factors)}{everywhere}"
+        named = _named(factor, factors)
+        if not x.ndim and "=" not in named:  # any number is some multiple of another
+            return f"{_number(x)}, expected {_number(right)}"
+        return f"off by a factor {named}{everywhere}"
     return ""
 
 

@@ -112,3 +112,16 @@ def test_a_function_is_known_by_its_name(capsys):
     assert capsys.readouterr().out == " 6  softmax\n      att   exact\n"
     with pytest.raises(InputError, match=r"softmx: no exercise; did you mean softmax\?"):
         check(written("def softmx(score): ...\n", "softmx"))
+
+
+def test_the_largest_number_of_the_whole_row_makes_the_others_underflow():
+    def log_one_minus_p(z, i):
+        m = z.max(axis=-1, keepdims=True)
+        total = m[:, 0] + np.log(np.exp(z - m).sum(axis=-1))
+        rest = z.copy()
+        rest[np.arange(len(z)), i] = -np.inf
+        others = m[:, 0] + np.log(np.exp(rest - m).sum(axis=-1))
+        return total, others, others - total, z
+
+    words = " ".join(mark(log_one_minus_p, "log_one_minus_p").lines())
+    assert "others the largest of the whole row was taken away" in " ".join(words.split())
