@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -57,6 +58,16 @@ def run(main: Callable[[list[str]], None]) -> None:
         _exit("interrupted", 130)
     except Terminated:
         _exit("terminated", 143)
+
+
+def command_line() -> str:
+    """The command that this process was started with, as far as Python knows it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of what `python -m` runs
+    program = [Path(sys.argv[0]).name]
+    if spec is not None:
+        program = ["python", "-m", spec.name.removesuffix(".__main__")]
+    words = shlex.join([*program, *sys.argv[1:]])
+    return words.encode(errors="backslashreplace").decode()  # a name that is no text
 
 
 def as_typed(text: str) -> str:

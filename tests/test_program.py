@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from broken import change_json
 from helpers import ROOT
 
 from minibule.files import embedded_folder
+from minibule.program import command_line
 
 # Writes the clipboard, clears the screen, rings, goes back, turns the writing round; \x9b is ESC [.
 HOSTILE = "\x1b]52;c;eA==\x07\x1b[2J\x08\r\x7f\x9b1m\u202e"
@@ -271,3 +273,18 @@ def test_a_full_disk_is_no_reader_who_left():
         streams = {"stdout": full, "stderr": subprocess.PIPE, "capture_output": False}
         done = program("print('x')", **streams)
     assert done.returncode == 2 and b"No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "program", "shown"),
+    [
+        ("minibule.train.__main__", "/x/minibule/train/__main__.py", "python -m minibule.train"),
+        ("minibule.__main__", "/x/minibule/__main__.py", "python -m minibule"),
+        (None, "/usr/bin/minibule", "minibule"),
+    ],
+)
+def test_the_command_is_shown_as_it_was_typed(module, program, shown, monkeypatch):
+    spec = module and SimpleNamespace(name=module)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    monkeypatch.setattr(sys, "argv", [program, "--output", "a b", "caf\udce9"])
+    assert command_line() == f"{shown} --output 'a b' 'caf\\udce9'"

@@ -119,11 +119,18 @@ def _lead(rounds: Rounds) -> str:
     within = f" (standard error over the questions {error:.1%})" if error and error > 0 else ""
     many = f"{rounds.last} rounds" if rounds.last > 1 else "one round"
     return (
-        f"{asked:,.0f} held-out questions, never sampled to learn from, were asked before the "
-        f"first round and after each. After {many} {accepted[1]:.0%} of the answers at temperature "
-        f"1 were accepted{within}, and {greedy[1]:.0%} of the greedy ones; the base had "
-        f"{accepted[0]:.0%} and {greedy[0]:.0%}. {_best_of(rounds)}"
+        f"{asked:,.0f} {_held_out(rounds)} were asked before the first round and after each. After "
+        f"{many} {accepted[1]:.0%} of the answers at temperature 1 were accepted{within}, and "
+        f"{greedy[1]:.0%} of the greedy ones; the base had {accepted[0]:.0%} and {greedy[0]:.0%}. "
+        f"{_best_of(rounds)}"
     )
+
+
+def _held_out(rounds: Rounds) -> str:
+    """What the questions are that are asked after a round: without others, those learnt from."""
+    if rounds.settings.get("data") and not rounds.settings.get("heldout"):
+        return "questions, which are not held out but those that the rounds learn from,"
+    return "held-out questions, never sampled to learn from,"
 
 
 def _best_of(rounds: Rounds) -> str:

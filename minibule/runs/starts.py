@@ -1,16 +1,14 @@
 """When, by which command, with what and where a run was started, and gone on with."""
 
 import platform
-import shlex
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import minibule
 from minibule.machine.processor import processor
+from minibule.program import command_line
 
 
 class Start(NamedTuple):
@@ -35,18 +33,8 @@ def this_start(first: int) -> Start:
     return Start(
         first,
         f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
-        typed(),
+        command_line(),
         f"minibule {minibule.__version__}, Python {platform.python_version()}, "
         f"NumPy {np.__version__}",
         f"{platform.system()} {platform.machine()}, {processor()}",
     )
-
-
-def typed() -> str:
-    """The command that this process was started with."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of what `python -m` runs
-    program = [Path(sys.argv[0]).name]
-    if spec is not None:
-        program = ["python", "-m", spec.name.removesuffix(".__main__")]
-    words = shlex.join([*program, *sys.argv[1:]])
-    return words.encode(errors="backslashreplace").decode()  # a name that is no text

@@ -138,6 +138,15 @@ def test_it_says_what_the_rounds_did(rounds):
     assert this_start(1).machine in page.text and this_start(1).versions in page.text
 
 
+def test_questions_that_are_learnt_from_are_not_called_held_out(rounds):
+    settings = RoundsFolder(rounds).settings
+    assert "3 held-out questions, never sampled to learn from, were asked" in page_of(rounds).text
+    settings.write_text(to_toml(RoundsConfig(rounds=2, data="mine.jsonl")))
+    assert "3 questions, which are not held out but those" in page_of(rounds).text
+    settings.write_text(to_toml(RoundsConfig(rounds=2, data="mine.jsonl", heldout="other.jsonl")))
+    assert "never sampled to learn from" in page_of(rounds).text
+
+
 def test_acceptance_stands_by_round_and_kind_the_worst_first(rounds):
     html = write_rounds_report(rounds).read_text(encoding="utf-8")
     held = rows(html, "Held-out questions: accepted at temperature 1")

@@ -1,30 +1,12 @@
 """What a run was started by."""
 
 import re
-import sys
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 import minibule
 from minibule.runs.manifest import Manifest
-from minibule.runs.starts import this_start, typed
-
-
-@pytest.mark.parametrize(
-    ("module", "program", "shown"),
-    [
-        ("minibule.train.__main__", "/x/minibule/train/__main__.py", "python -m minibule.train"),
-        ("minibule.__main__", "/x/minibule/__main__.py", "python -m minibule"),
-        (None, "/usr/bin/minibule", "minibule"),
-    ],
-)
-def test_the_command_is_shown_as_it_was_typed(module, program, shown, monkeypatch):
-    spec = module and SimpleNamespace(name=module)
-    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
-    monkeypatch.setattr(sys, "argv", [program, "--output", "a b", "caf\udce9"])
-    assert typed() == f"{shown} --output 'a b' 'caf\\udce9'"
+from minibule.runs.starts import this_start
 
 
 def test_a_start_says_when_with_what_and_where():
