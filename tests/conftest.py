@@ -5,6 +5,7 @@ pytest --only-skipped FILE      what FILE names and what is marked `extra`; now 
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ OF_THE_MACHINE = (
 def matplotlib_in_tmp(tmp_path_factory):
     """matplotlib keeps a list of the machine's fonts: tests write nothing outside tmp."""
     os.environ["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_reaches_the_programs_that_tests_start():
+    """Also where the tests are a job in the background, whose programs would ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

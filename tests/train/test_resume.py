@@ -225,8 +225,6 @@ def started():
             stderr=subprocess.STDOUT,
             text=True,
             bufsize=0,
-            # A shell that starts the tests in the background lets them, and theirs, ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         processes.append(process)
         return process
