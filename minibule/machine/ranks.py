@@ -1,6 +1,6 @@
 """Ranks: one run on several processes, of one machine or of many, by MPI.
 
-    pip install 'minibule[mpi]'                                        mpi4py, and MPICH as a wheel
+    pip install '.[mpi]'                                               mpi4py, and MPICH as a wheel
     mpiexec -n 2 python -m minibule.train ...                          one machine
     mpiexec -hosts one,two -n 4 python -m minibule.train ...           several; Open MPI: -host
     mpiexec -f HOSTS -n 4 python -m minibule.train ...                 a line a machine, as one:2;
