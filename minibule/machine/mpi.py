@@ -237,7 +237,7 @@ def _connected(size: int) -> Several:
     except (ImportError, RuntimeError) as error:
         raise InputError(
             f"this is one of {size} processes, which need mpi4py ({error}). "
-            "Install it with: pip install 'minibule[mpi]'"
+            "Install it with: pip install '.[mpi]'"
         ) from None
     if mpi.COMM_WORLD.size != size:
         library = mpi.Get_library_version().splitlines()[0].strip("\0 ")
