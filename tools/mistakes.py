@@ -114,7 +114,8 @@ def python(folder: Path, *arguments: str) -> tuple[int, str]:
 
 def tests(folder: Path, *names: str) -> tuple[int, str]:
     """The plain command `pytest NAMES`, whose way to the copy is pyproject.toml alone (-P)."""
-    return python(folder, "-P", "-m", "pytest", "--tb=no", "-rf", *names)
+    apart = f"--basetemp={folder / 'tmp'}"  # not among what other runs left
+    return python(folder, "-P", "-m", "pytest", "--tb=no", "-rf", apart, *names)
 
 
 def explain(folder: Path) -> tuple[int, str]:
