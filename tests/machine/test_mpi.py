@@ -93,7 +93,7 @@ def test_launchers_say_how_many_there_are(size, rank, monkeypatch):
 def test_ranks_without_mpi4py_say_what_to_install(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(InputError, match=r"one of 2 processes.*pip install 'minibule\[mpi\]'"):
+    with pytest.raises(InputError, match=r"one of 2 processes.*pip install '\.\[mpi\]'"):
         together(lambda argv: pytest.fail("runs"))([])
     assert world().size == 1
 
