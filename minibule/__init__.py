@@ -11,7 +11,7 @@
 Commands, each with `--help`:
 
     python -m minibule.train      teach a model from rejection records
-    python -m minibule.rounds     sample answers, judge them, train on the rejected ones, again
+    python -m minibule.rounds     sample answers, judge them, train on them, again
     python -m minibule.generate   answer a prompt
     python -m minibule.chat       talk before and after training, and teach while talking
     python -m minibule.evaluate   ask questions, judge the answers, write them to train on

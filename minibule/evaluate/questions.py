@@ -21,11 +21,9 @@ from minibule.core.forest import pack
 from minibule.core.llama import Llama
 from minibule.core.step import answer_log_probs
 from minibule.errors import InputError, listed
-from minibule.evaluate.sampled import blocks
+from minibule.evaluate.sampled import Ids, answered
 from minibule.files import reading
-from minibule.generate.decode import generate
 from minibule.generate.sampling import Sampling
-from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
 from minibule.machine.threads import threads
 from minibule.records.readers import json_lines
@@ -200,23 +198,15 @@ def _answers(
     """So many answers to each question."""
     prompts = [chat.encode_prompt(question.prompt) for question in questions]
 
-    def answered(asked: Sequence[tuple[Question, Array]]) -> list[list[Answer]]:
-        found = generate(
-            model,
-            [prompt for _, prompt in asked],
-            stop=chat.stop,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            samples=samples,
-        )
+    def styled(some: Sequence[Question], found: Ids) -> list[list[Answer]]:
         return [
             [Answer(text, _style(question, text)) for text in map(chat.decode, several)]
-            for (question, _), several in zip(asked, found, strict=True)
+            for question, several in zip(some, found, strict=True)
         ]
 
-    both = list(zip(questions, prompts, strict=True))
-    at_once = blocks(model, prompts, samples, max_new_tokens)
-    return [answers for block in at_once for answers in world().map(answered, both[block])]
+    asked = list(zip(questions, prompts, strict=True))
+    in_blocks = answered(model, chat, asked, styled, sampling, samples, max_new_tokens)
+    return [answers for block in in_blocks for answers in block]
 
 
 def _style(question: Question, text: str) -> str:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +19,10 @@ from minibule.text.chat import Chat
 # Sequences decoded at once: fewer would read the weights too often. And the most bytes that their
 # keys and values may take.
 SEQUENCES, CACHE_BYTES = 256, 2**30
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+Ids = Sequence[Sequence[Sequence[int]]]  # of each question, of each sample
 
 ACCEPTED_FROM = 0.5  # the least reward of an accepted answer
 
@@ -110,25 +114,17 @@ def answers(
     """
     prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
 
-    def answered(asked: Sequence[tuple[Row, Array]]) -> list[list[Answer]]:
-        found = generate(
-            model,
-            [prompt for _, prompt in asked],
-            stop=chat.stop,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            samples=samples,
-            first=first,
-        )
-        return _judged(chat, [row for row, _ in asked], judge, found, max_new_tokens)
+    def judged_of(some: Sequence[Row], found: Ids) -> list[list[Answer]]:
+        return _judged(chat, some, judge, found, max_new_tokens)
 
     started, tokens, accepted, done = time.perf_counter(), 0, 0, 0
     every = len(rows) * samples
     with tqdm(
         total=every, desc="asking", unit=" answers", delay=1, leave=False, disable=None
     ) as bar:
-        for block in blocks(model, prompts, samples, max_new_tokens):
-            judged = world().map(answered, list(zip(rows, prompts, strict=True))[block])
+        asked = list(zip(rows, prompts, strict=True))
+        how = (sampling, samples, max_new_tokens, first)
+        for judged in answered(model, chat, asked, judged_of, *how):
             yield from judged
             tokens += sum(len(answer.ids) for several in judged for answer in several)
             accepted += sum(answer.accepted for several in judged for answer in several)
@@ -138,7 +134,39 @@ def answers(
             bar.update(len(judged) * samples)
 
 
-def blocks(
+def answered(
+    model: Llama,
+    chat: Chat,
+    asked: Sequence[tuple[X, Array]],
+    then: Callable[[Sequence[X], Ids], list[Y]],
+    sampling: Sampling,
+    samples: int,
+    max_new_tokens: int,
+    first: int = 0,
+) -> Iterator[list[Y]]:
+    """What `then` makes of the sampled ids of each question, in order, some questions at a time.
+
+    asked: questions of any kind, with the ids of their prompts. Ranks share them out.
+    """
+
+    def share(some: Sequence[tuple[X, Array]]) -> list[Y]:
+        found = generate(
+            model,
+            [prompt for _, prompt in some],
+            stop=chat.stop,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            samples=samples,
+            first=first,
+        )
+        return then([question for question, _ in some], found)
+
+    prompts = [prompt for _, prompt in asked]
+    for block in _blocks(model, prompts, samples, max_new_tokens):
+        yield world().map(share, asked[block])
+
+
+def _blocks(
     model: Llama, prompts: Sequence[Array], samples: int, max_new_tokens: int
 ) -> list[slice]:
     """Slices of the prompts, each with as many sequences as the ranks decode at once."""
@@ -154,7 +182,7 @@ def _judged(
     chat: Chat,
     rows: Sequence[Row],
     judge: Judge,
-    samples: Sequence[Sequence[Sequence[int]]],
+    samples: Ids,
     max_new_tokens: int,
 ) -> list[list[Answer]]:
     """The answers to each row, from their ids, judged all at once."""

@@ -36,7 +36,7 @@ SmolLM2-360M and r = 16, P = 8.7 million, that is 35 MB with 2 ranks and 68 MB w
 1 Gbit/s, .06 s at 10. Where a step of 4 records takes 8 s, 2 ranks take 4.3 s at 1 Gbit/s and 4.1 s
 at 10. 64 ranks take no less than 12 answers allow, 1.3 and .8 s: to use them, raise --batch-size to
 some 64 records, which then take 2.6 and 2.1 s. Where C / N is below .6 s, 1 Gbit/s takes more
-time than the passes. On one machine, 2 ranks add up in .08 s, 4 in .11 (MPICH, two cores).
+time than the passes.
 
 Ranks of one machine share the memory of the base's weights, on Linux; each has its own adapter,
 gradients and passes, and its own of what --matmul packs.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from minibule.files import real_path
+from minibule.files import real_path, whole_file
 from minibule.wording import BIDI
 
 PACKAGE = Path(__file__).parents[1]
@@ -40,6 +40,34 @@ def page(title: str, body: Iterable[str]) -> str:
         + "\n".join(part for part in body if part)
         + "\n</body>\n</html>\n"
     )
+
+
+def head(
+    kind: str,
+    name: str,
+    headline: str,
+    lead: str,
+    more: str,
+    picture: str,
+    about: Mapping[str, str],
+) -> str:
+    """The head of a report: what it is of, what came of it in words, beside a picture, and facts.
+
+    `more` and `picture` are HTML, and so are the values of `about`; the others are texts.
+    """
+    return (
+        f'<header>\n<p class="kicker"><span>{text(kind)}</span> {text(name)}</p>\n'
+        f'<div class="columns hero"><div><h1>{text(headline)}</h1>\n'
+        f'<p class="lead">{text(lead)}</p>\n{more}</div>\n'
+        f"{picture}</div>\n{facts(about)}\n</header>"
+    )
+
+
+def write_page(path: Path, content: str) -> None:
+    """Write the page, whole or not at all."""
+    with whole_file(path) as file:
+        # A half character, from a file somebody edited, becomes its number instead of an error.
+        file.write_text(content, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def text(data: str) -> str:

@@ -9,18 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minibule.files import real_path, whole_file, writing
+from minibule.files import real_path, writing
 from minibule.report.figures import duration
 from minibule.report.page import (
     code,
     command,
     facts,
     foreign,
+    head,
     page,
     section,
     source,
     table,
     text,
+    write_page,
 )
 from minibule.report.round_answers import by_kind, one_question
 from minibule.report.round_charts import course, pass_at, pictures
@@ -56,9 +58,8 @@ def write_rounds_report(folder: str | Path) -> Path:
     """
     rounds = read_rounds(folder)
     path = rounds.files.report
-    with writing(path), whole_file(path) as file:
-        # A half character, from a file somebody edited, becomes its number instead of an error.
-        file.write_text(rounds_report(rounds), encoding="utf-8", errors="xmlcharrefreplace")
+    with writing(path):
+        write_page(path, rounds_report(rounds))
     return path
 
 
@@ -89,13 +90,9 @@ def number(line: Mapping[str, Any], key: str) -> float | None:
 
 
 def _head(rounds: Rounds) -> str:
-    folder = real_path(rounds.folder).name
-    return (
-        f'<header>\n<p class="kicker"><span>minibule rounds report</span> {text(folder)}</p>\n'
-        f'<div class="columns hero"><div><h1>{text(_headline(rounds))}</h1>\n'
-        f'<p class="lead">{text(_lead(rounds))}</p>\n{_unfinished(rounds)}</div>\n'
-        f"{course(rounds)}</div>\n{facts(_facts(rounds))}\n</header>"
-    )
+    name = real_path(rounds.folder).name
+    words = ("minibule rounds report", name, _headline(rounds), _lead(rounds))
+    return head(*words, _unfinished(rounds), course(rounds), _facts(rounds))
 
 
 def _ends(rounds: Rounds, key: str) -> tuple[float, float] | None:

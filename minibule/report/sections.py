@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import minibule
-from minibule.files import real_path, whole_file, writing
+from minibule.files import real_path, writing
 from minibule.report.answers import answers
 from minibule.report.charts import course
 from minibule.report.figures import duration
@@ -20,10 +20,12 @@ from minibule.report.page import (
     command,
     facts,
     foreign,
+    head,
     page,
     section,
     table,
     text,
+    write_page,
 )
 from minibule.report.position import one_position
 from minibule.report.result import comparison, headline, lead, probe, styles
@@ -41,9 +43,8 @@ def write_report(folder: str | Path) -> Path:
     run = read_run(folder)
     path = run.folder / "report.html"
     manifest = Manifest(run.folder)
-    with manifest.writing(path) if manifest.exists else writing(path), whole_file(path) as file:
-        # A half character, from a file somebody edited, becomes its number instead of an error.
-        file.write_text(report(run), encoding="utf-8", errors="xmlcharrefreplace")
+    with manifest.writing(path) if manifest.exists else writing(path):
+        write_page(path, report(run))
     return path
 
 
@@ -73,13 +74,9 @@ def _name(run: Run) -> str:
 
 
 def _head(run: Run) -> str:
-    return (
-        '<header>\n<p class="kicker"><span>minibule training report</span> '
-        f"{text(_name(run))}</p>\n"
-        f'<div class="columns hero"><div><h1>{text(headline(run))}</h1>\n'
-        f'<p class="lead">{text(lead(run))}</p>\n{_unfinished(run)}{probe(run)}</div>\n'
-        f"{styles(run)}</div>\n{facts(_facts(run))}\n</header>"
-    )
+    more = _unfinished(run) + probe(run)
+    words = ("minibule training report", _name(run), headline(run), lead(run))
+    return head(*words, more, styles(run), _facts(run))
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(
         prog="python -m minibule.rounds",
         usage="%(prog)s [FLAGS]",
-        description="Sample answers, let a judge reject, train on what was rejected, again. "
+        description="Sample answers, judge them, train on them, again. "
         "Without arguments: the embedded model on its own questions.",
         examples=(
             "",

@@ -6,7 +6,7 @@
 
 Rejected answers go stale as soon as the model moves: what it no longer says need not be pushed down
 again, and what it says now has never been judged. So each round begins where the one before ended,
-and samples anew. The reference stays the base: r = p / p_ref says how far an answer has come since.
+and samples anew. What the model is held to stays the base.
 
 A budget says how many samples each question gets, a selection which of them are trained on, with
 what reward, and an objective is what they are trained with; presets are all three, as published.
@@ -78,7 +78,7 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
     _check_alike(config, rows, held_rows)
     folder = RoundsFolder(world().first(_output, config, resume))
-    asked = _Asked(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
+    asked = _Given(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
     held = locked(folder.path) if world().leads else contextlib.nullcontext()
     with held, resume_hint(folder.path, "rounds", "where it was"):
         world().first(_write_settings, config, folder)
@@ -150,7 +150,7 @@ class _Timed:
             self.seconds += time.perf_counter() - started
 
 
-class _Asked(NamedTuple):
+class _Given(NamedTuple):
     """What all rounds share: the base model, its questions, and the judge with its clock."""
 
     source: Path
@@ -162,7 +162,7 @@ class _Asked(NamedTuple):
 
 
 def _round(
-    config: RoundsConfig, number: int, folder: RoundsFolder, start: Path | None, asked: _Asked
+    config: RoundsConfig, number: int, folder: RoundsFolder, start: Path | None, asked: _Given
 ) -> dict[str, Any]:
     """Round 1, 2, ...: its line of metrics."""
     run = folder.run(number)
@@ -197,7 +197,7 @@ def _spent(seconds: dict[str, float], what: str, clock: _Timed) -> Iterator[None
 
 
 def _learned(
-    config: RoundsConfig, number: int, folder: RoundsFolder, asked: _Asked
+    config: RoundsConfig, number: int, folder: RoundsFolder, asked: _Given
 ) -> tuple[list[Example], dict[str, float]]:
     """What a round is to learn, and the figures of its samples.
 
@@ -252,7 +252,7 @@ def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) ->
             )
 
 
-def _held(model: Llama, asked: _Asked, config: RoundsConfig, place: Path) -> dict[str, Any]:
+def _held(model: Llama, asked: _Given, config: RoundsConfig, place: Path) -> dict[str, Any]:
     """What the held-out questions give, whatever the rounds' own samples are drawn like.
 
     The answers themselves are written to `place`.

@@ -15,6 +15,7 @@ from minibule.models.named import MODEL_HELP, model_path
 from minibule.rounds.budget import BUDGETS, Budget
 from minibule.rounds.presets import DEFAULT, PRESETS
 from minibule.rounds.select import SELECTIONS
+from minibule.runs.rounds import SAMPLES
 from minibule.runs.settings import FIELDS, TrainConfig
 from minibule.settings import Source, checked, setting
 
@@ -160,7 +161,7 @@ class RoundsConfig:
             own["lr"] = TINY_LR
         return TrainConfig(
             model=self.model or str(embedded_folder()),
-            data=str(place / "samples.jsonl"),
+            data=str(place / SAMPLES),
             output=str(place),
             init_adapter=str(start) if start else "",
             export=("none",),

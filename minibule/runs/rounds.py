@@ -23,6 +23,8 @@ from minibule.runs.manifest import Manifest
 from minibule.runs.starts import Start
 from minibule.settings import read_toml
 
+SAMPLES = "samples.jsonl"  # in the folder of a round's run
+
 
 class RoundsFolder:
     """What lies where in the folder of rounds, be it there already or not."""
@@ -38,7 +40,7 @@ class RoundsFolder:
         return RunFolder(self.path / f"round-{number:03d}")
 
     def samples(self, number: int) -> Path:
-        return self.run(number).path / "samples.jsonl"
+        return self.run(number).path / SAMPLES
 
     def answers(self, number: int) -> Path:
         return self.run(number).path / "answers.jsonl"

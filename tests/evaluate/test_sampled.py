@@ -96,12 +96,12 @@ def test_blocks_hold_every_prompt_once_and_little_memory(tiny, monkeypatch):
     prompts = [chat.encode_prompt(row["prompt"]) for row in ROWS * 10]
     for sequences, samples, size in ((256, 8, 30), (64, 8, 8), (4, 8, 1), (4, 1, 4)):
         monkeypatch.setattr(sampled, "SEQUENCES", sequences)
-        blocks = sampled.blocks(model, prompts, samples, 32)
+        blocks = sampled._blocks(model, prompts, samples, 32)
         assert len(prompts[blocks[0]]) == min(size, 30)
         assert [p for block in blocks for p in prompts[block]] == prompts
     monkeypatch.setattr(sampled, "SEQUENCES", 256)
     monkeypatch.setattr(sampled, "CACHE_BYTES", 1)
-    assert len(sampled.blocks(model, prompts, 1, 32)) == len(prompts)
+    assert len(sampled._blocks(model, prompts, 1, 32)) == len(prompts)
 
 
 def test_an_answer_that_is_cut_has_not_ended(tiny):

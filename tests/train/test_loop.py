@@ -341,7 +341,8 @@ def test_minibule_imports_no_torch():
         "names = [m.name for m in pkgutil.walk_packages(minibule.__path__, 'minibule.')]\n"
         "assert 'minibule.core.ops' in names and 'minibule.train.__main__' in names\n"
         "for name in names: importlib.import_module(name)\n"
-        "optional = {'torch', 'transformers', 'peft', 'llama_cpp', 'jinja2', 'matplotlib'}\n"
+        "optional = {'torch', 'transformers', 'peft', 'llama_cpp', 'jinja2', 'matplotlib',\n"
+        "            'numkong', 'mpi4py'}\n"
         "print(optional & set(sys.modules))"
     )
     done = subprocess.run(
