@@ -30,7 +30,7 @@ from pathlib import Path
 from minibule.core.llama import Llama
 from minibule.errors import InputError
 from minibule.files import embedded_folder, found_at, writing
-from minibule.generate.decode import generate
+from minibule.generate.decode import Wanted, generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.generate.stream import Printer
 from minibule.machine.threads import seconds_since
@@ -217,16 +217,13 @@ class Talk:
         model: Llama,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[int]:
-        answers = generate(
-            model,
-            [self.chat.encode_prompt(question)],
-            stop=self.chat.stop,
-            max_new_tokens=self.config.max_new_tokens,
-            sampling=self.config,
+        wanted = Wanted(
+            self.chat.stop,
+            self.config.max_new_tokens,
+            self.config,
             first=self.asked,  # other draws when the same is asked again
-            on_token=on_token,
         )
-        return answers[0][0]
+        return generate(model, [self.chat.encode_prompt(question)], wanted, on_token)[0][0]
 
     def _keep(self, question: list[Message], answer: list[int]) -> None:
         """The conversation is now the question and this answer."""

@@ -27,7 +27,7 @@ from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.optim import AdamW, clip_gradients
 from minibule.core.shapes import LlamaConfig
 from minibule.files import write_json
-from minibule.generate.decode import generate
+from minibule.generate.decode import Wanted, generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
 from minibule.models.chat_files import load_chat
@@ -168,10 +168,7 @@ def sample_records(model: Llama, chat: Chat, prompts: list[world.Prompt], seed: 
     answers = generate(
         model,
         [chat.encode_prompt(prompt.text) for prompt in prompts],
-        stop=chat.stop,
-        max_new_tokens=48,
-        sampling=Sampling(temperature=1.0, seed=seed),
-        samples=ROUNDS,
+        Wanted(chat.stop, 48, Sampling(temperature=1.0, seed=seed), samples=ROUNDS),
     )
     records = []
     for prompt, samples in zip(prompts, answers, strict=True):

@@ -1,5 +1,6 @@
 """Questions put to a model: its greedy answers, samples of its answers, and what a judge says."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from minibule.core.llama import Llama
 from minibule.evaluate.judge import Judge, Row
-from minibule.generate.decode import generate
+from minibule.generate.decode import Wanted, generate_in_turn
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
@@ -149,33 +150,27 @@ def answered(
     asked: questions of any kind, with the ids of their prompts. Ranks share them out.
     """
 
-    def share(some: Sequence[tuple[X, Array]]) -> list[Y]:
-        found = generate(
-            model,
-            [prompt for _, prompt in some],
-            stop=chat.stop,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            samples=samples,
-            first=first,
-        )
-        return then([question for question, _ in some], found)
-
     prompts = [prompt for _, prompt in asked]
-    for block in _blocks(model, prompts, samples, max_new_tokens):
-        yield world().map(share, asked[block])
+    at_once = _at_once(model, prompts, samples, max_new_tokens)
+    size = max(1, at_once // samples) * world().size
+    mine = prompts[world().rank :: world().size]
+    found = generate_in_turn(
+        model, mine, Wanted(chat.stop, max_new_tokens, sampling, samples, first), at_once
+    )
+
+    def share(some: Sequence[tuple[X, Array]]) -> list[Y]:
+        return then([question for question, _ in some], list(itertools.islice(found, len(some))))
+
+    for start in range(0, len(asked), size):
+        yield world().map(share, asked[start : start + size])
 
 
-def _blocks(
-    model: Llama, prompts: Sequence[Array], samples: int, max_new_tokens: int
-) -> list[slice]:
-    """Slices of the prompts, each with as many sequences as the ranks decode at once."""
+def _at_once(model: Llama, prompts: Sequence[Array], samples: int, max_new_tokens: int) -> int:
+    """How many sequences are decoded at once, whose keys and values take CACHE_BYTES at most."""
     config = model.config
     one_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    places = max(map(len, prompts)) + max_new_tokens  # of one sequence
-    at_once = min(SEQUENCES, CACHE_BYTES // (one_token * places))
-    size = max(1, at_once // samples) * world().size
-    return [slice(i, i + size) for i in range(0, len(prompts), size)]
+    one_prompt = one_token * (2 * max(map(len, prompts), default=0) + samples * max_new_tokens)
+    return max(1, min(SEQUENCES, samples * CACHE_BYTES // one_prompt))
 
 
 def _judged(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minibule.errors import InputError
 from minibule.files import embedded_folder
-from minibule.generate.decode import generate
+from minibule.generate.decode import Wanted, generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.generate.stream import Printer
 from minibule.machine.matmul import HELP as MATMUL_HELP
@@ -61,15 +61,8 @@ def main(argv: list[str]) -> None:
     if not len(prompt):
         raise InputError(f"--prompt {config.prompt!r}: no token, expected text to go on from.")
     stream = Printer(chat) if config.n == 1 else None
-    answers = generate(
-        model,
-        [prompt],
-        stop=chat.stop,
-        max_new_tokens=config.max_new_tokens,
-        sampling=config,
-        samples=config.n,
-        on_token=stream,
-    )
+    wanted = Wanted(chat.stop, config.max_new_tokens, config, samples=config.n)
+    answers = generate(model, [prompt], wanted, stream)
     if stream:
         stream.end()
     else:

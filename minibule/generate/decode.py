@@ -2,54 +2,63 @@
 
     python -m minibule.generate --model DIR --prompt "hello"
 
-The prompts are prefilled in packed chunks, one a thread, each prompt computed once however many
-samples it gets. After that every step computes one token of every sequence that has not ended.
+A prompt is prefilled once, however many samples it gets. After that every step computes one token
+of every sequence that has not ended; where there are many, each thread has a share of them. As
+sequences end, waiting prompts take their places ("continuous batching": Yu et al. 2022, Orca).
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from threading import Event
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from minibule.core import llama
 from minibule.core.llama import Llama
-from minibule.core.ops import Cache, Segment, attention
 from minibule.errors import InputError
 from minibule.generate.cache import KeyValueCache
+from minibule.generate.prefill import prefill
 from minibule.generate.sampling import Sampling, choose
-from minibule.machine.matrix import Array, for_few_rows
+from minibule.machine.matrix import FEW, Array, for_few_rows
 from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
 from minibule.text.chat import Chat
 
-# Prompt tokens of one pass: fewer would read the weights too often, more would need more memory.
-LEAST_TOKENS, MOST_TOKENS = 32, 512
+# Waiting prompts come in where this share of the places is free: several in one pass, which reads
+# the weights once for all.
+FREE = 1 / 8
 
 
-@np.errstate(all="ignore")  # what comes of too large numbers is looked at
+class Wanted(NamedTuple):
+    """What is asked of each prompt.
+
+    stop             tokens that end a sequence; they are not part of the answer
+    max_new_tokens   at most so many tokens of each answer
+    samples          how many answers
+    first            the number of the first of them: which draws an answer gets depends on the
+                     seed, the prompt and its number
+    """
+
+    stop: frozenset[int]
+    max_new_tokens: int
+    sampling: Sampling
+    samples: int = 1
+    first: int = 0
+
+
+OnToken = Callable[[int, int], None]
+
+
 def generate(
-    model: Llama,
-    prompts: Sequence[Array],
-    *,
-    stop: frozenset[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    samples: int = 1,
-    first: int = 0,
-    on_token: Callable[[int, int], None] | None = None,
+    model: Llama, prompts: Sequence[Array], wanted: Wanted, on_token: OnToken | None = None
 ) -> list[list[list[int]]]:
-    """Continue each prompt `samples` times.
+    """Continue each prompt, all of them at once.
 
     Parameters
     ----------
     prompts : token ids, each (P,) with P >= 1
-    stop : tokens that end a sequence; they are not part of the answer
-    max_new_tokens : at most so many tokens of each answer
-    first : the number of the first sample; which draws one gets depends on the seed, the prompt and
-        its number
     on_token : called with (sequence, token) as each token of sequence = prompt * samples + sample
         is chosen
 
@@ -62,130 +71,138 @@ def generate(
     InputError
         If a prompt and max_new_tokens exceed the model's context.
     """
-    longest = max(len(llama.check_ids(prompt, model.config)) for prompt in prompts)
+    return list(generate_in_turn(model, prompts, wanted, len(prompts) * wanted.samples, on_token))
+
+
+def generate_in_turn(
+    model: Llama,
+    prompts: Sequence[Array],
+    wanted: Wanted,
+    at_once: int,
+    on_token: OnToken | None = None,
+) -> Iterator[list[list[int]]]:
+    """`generate`, in the order of the prompts, each one's answers as soon as they are there.
+
+    at_once: the most sequences decoded at once; the samples of one prompt are in any case.
+    """
+    longest = max((len(llama.check_ids(prompt, model.config)) for prompt in prompts), default=0)
     context = model.config.max_position_embeddings
-    if longest + max_new_tokens > context:
+    if longest + wanted.max_new_tokens > context:
         raise InputError(
-            f"prompt of {longest:,} tokens: with {max_new_tokens:,} new ones it exceeds the "
+            f"prompt of {longest:,} tokens: with {wanted.max_new_tokens:,} new ones it exceeds the "
             f"model's context of {context:,}. Shorten it, or ask for fewer new tokens."
         )
-    logits, cache = _prefill(model, prompts, samples, max_new_tokens)
-    few = {name: for_few_rows(W) for name, W in model.weights.items()}
-    model = dataclasses.replace(model, weights=few)
-    sequences = np.arange(len(prompts) * samples)  # those still running
-    # The draws depend on the prompt too: the same ones for all would make their answers alike.
-    draws = [
-        np.random.default_rng([sampling.seed, sample, *prompt.tolist()])
-        for prompt in prompts
-        for sample in range(first, first + samples)
-    ]
-    answers: list[list[int]] = [[] for _ in sequences]
-    for position in range(max_new_tokens):
+    number = _lanes(len(prompts), at_once)
+    numbered, places = list(enumerate(prompts)), math.ceil(at_once / number)
+    lanes = [_Lane(model, numbered[i::number], wanted, places) for i in range(number)]
+    answers: list[list[list[int]]] = [[[] for _ in range(wanted.samples)] for _ in prompts]
+    unfinished = [wanted.samples] * len(prompts)
+    given = 0
+    while given < len(prompts):
+        for said in side_by_side(_Lane.advance, [lane for lane in lanes if lane.busy]):
+            for sequence, token, ends in said:
+                prompt, sample = divmod(sequence, wanted.samples)
+                unfinished[prompt] -= ends
+                if token not in wanted.stop:
+                    answers[prompt][sample].append(token)
+                    if on_token:
+                        on_token(sequence, token)
+        while given < len(prompts) and not unfinished[given]:
+            yield answers[given]
+            given += 1
+
+
+def _lanes(prompts: int, sequences: int) -> int:
+    """How many lanes decode so many sequences: one a thread, unless they are few.
+
+    The fewer rows a product has, the more of its time is spent on reading the weights, and the
+    better it is if all threads share it.
+    """
+    number = threads()
+    return number if prompts >= number and sequences >= FEW * number else 1
+
+
+class _Lane:
+    """Sequences that are decoded together, at most `places`, and the prompts that wait to be.
+
+    sequences (B,)   prompt * samples + sample of each
+    tokens (B,)      the last token of each, which the cache does not have yet
+    """
+
+    def __init__(
+        self, model: Llama, waiting: Sequence[tuple[int, Array]], wanted: Wanted, places: int
+    ) -> None:
+        few = {name: for_few_rows(W) for name, W in model.weights.items()}
+        self.model, self.decoded = model, dataclasses.replace(model, weights=few)
+        self.waiting, self.wanted, self.places = deque(waiting), wanted, max(places, wanted.samples)
+        # Twice as many prompts as fill the places: of some, only few samples still run.
+        prompts = min(len(waiting), places, 2 * math.ceil(places / wanted.samples))
+        longest = max(len(prompt) for _, prompt in waiting)
+        self.cache = KeyValueCache(
+            model.config,
+            model.head.dtype,
+            prompts=(prompts, longest),
+            sequences=(self.places, wanted.max_new_tokens),
+        )
+        self.draws: dict[int, np.random.Generator] = {}
+        self.sequences, self.tokens = np.empty(0, int), np.empty(0, int)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or len(self.sequences))
+
+    @np.errstate(all="ignore")  # what comes of too large numbers is looked at
+    def advance(self) -> list[tuple[int, int, bool]]:
+        """One more token of each sequence, or the first ones of some that join.
+
+        Returns (sequence, token, whether it ends with it) of each.
+        """
+        joining = self._joining()
+        old = len(self.sequences) if joining else 0
+        logits = self._join(joining) if joining else self._next()  # of the sequences from `old` on
         if not np.isfinite(logits).all():
             raise InputError(
                 "the model's numbers exceed float32: its weights, or its adapter's, are too large."
             )
-        u = np.array([draws[i].random() for i in sequences])
-        tokens = choose(logits, sampling, u)
-        running = np.array([token not in stop for token in tokens])
-        for sequence, token in zip(sequences[running], tokens[running], strict=True):
-            answers[sequence].append(int(token))
-            if on_token:
-                on_token(int(sequence), int(token))
-        if not running.any() or position + 1 == max_new_tokens:
-            break
-        order = cache.keep(running)
-        sequences, tokens = sequences[order], tokens[order]
-        logits = _decode(model, tokens, cache)
-    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+        sequences = self.sequences[old:].tolist()
+        u = np.array([self.draws[sequence].random() for sequence in sequences])
+        chosen = choose(logits, self.wanted.sampling, u)
+        full = self.cache.lengths[old:] + 1 == self.wanted.max_new_tokens
+        ends = full | np.isin(chosen, list(self.wanted.stop))
+        self.tokens = np.append(self.tokens[:old], chosen)
+        order = self.cache.keep(np.append(np.ones(old, bool), ~ends))
+        self.sequences, self.tokens = self.sequences[order], self.tokens[order]
+        return list(zip(sequences, chosen.tolist(), ends.tolist(), strict=True))
 
+    def _joining(self) -> list[tuple[int, Array]]:
+        """The prompts that now come in: none, or several together."""
+        samples, free = self.wanted.samples, self.places - len(self.sequences)
+        if free < max(samples, FREE * self.places):
+            return []
+        number = min(len(self.waiting), free // samples, self.cache.free_prompts)
+        return [self.waiting.popleft() for _ in range(number)]
 
-def _prefill(
-    model: Llama, prompts: Sequence[Array], samples: int, room: int
-) -> tuple[Array, KeyValueCache]:
-    """Logits after each prompt (B, V), and the cache of all B = prompts * samples sequences.
+    def _join(self, joining: Sequence[tuple[int, Array]]) -> Array:
+        """Logits (b, V) after the prompts, of each of their samples."""
+        wanted = self.wanted
+        for number, prompt in joining:
+            for i in range(wanted.samples):
+                # They depend on the prompt too: the same for all would make their answers alike.
+                seed = [wanted.sampling.seed, wanted.first + i, *prompt.tolist()]
+                self.draws[number * wanted.samples + i] = np.random.default_rng(seed)
+                self.sequences = np.append(self.sequences, number * wanted.samples + i)
+        prompts = [prompt for _, prompt in joining]
+        logits, layers = prefill(self.model, prompts)
+        self.cache.join(layers, np.array([len(prompt) for prompt in prompts]), wanted.samples)
+        return logits.repeat(wanted.samples, axis=0)
 
-    The prompts stand one behind the other in a stream of N tokens, which is cut into chunks of
-    about equal length: threads take them in turn, and a long prompt never computes all its
-    attention weights at once. A chunk that begins inside a prompt waits, layer by layer, for the
-    keys and values of the chunk before it.
-    """
-    ids = np.concatenate(prompts)
-    lengths = np.array([len(prompt) for prompt in prompts])
-    starts, ends = lengths.cumsum() - lengths, lengths.cumsum()
-    layers, N = model.config.num_hidden_layers, len(ids)
-    shape = (N, model.config.num_key_value_heads, model.config.head_dim)  # (N, K, hd)
-    keys, values = ([np.empty(shape, model.head.dtype) for _ in range(layers)] for _ in "kv")
-    cuts = np.linspace(0, N, min(N, _chunks(N)) + 1).astype(int).tolist()
-    written = {(stop, layer): Event() for stop in cuts for layer in range(layers)}
-
-    def one_chunk(chunk: slice) -> Array:
-        inside = [
-            (start, max(start, chunk.start), min(end, chunk.stop))
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-            if start < chunk.stop and end > chunk.start
-        ]
-        segments = [
-            Segment(slice(low - chunk.start, high - chunk.start), np.arange(start, high))
-            for start, low, high in inside
-        ]
-        begins_inside = inside[0][0] < chunk.start
-
-        def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
-            keys[layer][chunk], values[layer][chunk] = k, v
-            if begins_inside:
-                written[chunk.start, layer].wait()
-            written[chunk.stop, layer].set()
-            return attention(q, keys[layer], values[layer], segments)
-
-        last = ends[(ends > chunk.start) & (ends <= chunk.stop)] - 1
-        positions = np.concatenate([np.arange(low, high) - start for start, low, high in inside])
-        try:
-            wanted = last - chunk.start
-            hidden, _ = llama.forward(model, ids[chunk], positions, attend, wanted=wanted)
-        finally:  # an error here must not leave the next chunk waiting
-            for layer in range(layers):
-                written[chunk.stop, layer].set()
-        return hidden
-
-    chunks = [slice(low, high) for low, high in itertools.pairwise(cuts)]
-    hidden = np.concatenate(list(side_by_side(one_chunk, chunks)))  # (prompts, D)
-
-    cache = KeyValueCache(lengths.repeat(samples))
-    for streams, kept in ((keys, cache.keys), (values, cache.values)):
-        for layer in range(layers):
-            kept.append(_one_each(streams[layer], lengths, samples, int(lengths.max()) + room))
-            streams[layer] = streams[layer][:0].copy()  # its memory is not needed twice
-    return (hidden @ model.head.T).repeat(samples, axis=0), cache  # (B, V)
-
-
-def _one_each(stream: Array, lengths: Array, samples: int, places: int) -> Array:
-    """Keys or values of the prompts, (N, K, hd) one behind the other, each for every sample of its.
-
-    Returns (B, K, places, hd): those of a sequence first, then zeros.
-    """
-    _, K, hd = stream.shape
-    padded = np.zeros((len(lengths) * samples, K, places, hd), stream.dtype)
-    ends = lengths.cumsum()
-    for i, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-        a_prompt = padded[i * samples : (i + 1) * samples, :, :length]  # (samples, K, length, hd)
-        a_prompt[...] = stream[end - length : end].swapaxes(0, 1)
-    return padded
-
-
-def _chunks(tokens: int) -> int:
-    """How many chunks a stream is cut into: a multiple of the threads, unless it is short."""
-    number = threads()
-    if tokens < LEAST_TOKENS * number:
-        return 1
-    return number * math.ceil(tokens / (MOST_TOKENS * number))
-
-
-def _decode(model: Llama, tokens: Array, cache: KeyValueCache) -> Array:
-    """Logits (B, V) after one more token of each sequence."""
-    hidden, _ = llama.forward(model, tokens, cache.lengths, cache.next_token())
-    cache.lengths = cache.lengths + 1
-    return hidden @ model.head.T
+    def _next(self) -> Array:
+        """Logits (B, V) after one more token of each sequence."""
+        hidden, _ = llama.forward(
+            self.decoded, self.tokens, self.cache.positions, self.cache.next_token()
+        )
+        self.cache.lengths = self.cache.lengths + 1
+        return hidden @ self.decoded.head.T
 
 
 def answer(model: Llama, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -195,9 +212,7 @@ def answer(model: Llama, chat: Chat, prompts: Sequence[str], max_new_tokens: int
         answers = generate(
             model,
             [chat.encode_prompt(prompt) for prompt in prompts],
-            stop=chat.stop,
-            max_new_tokens=max_new_tokens,
-            sampling=Sampling(),
+            Wanted(chat.stop, max_new_tokens, Sampling()),
         )
         return [chat.decode(samples[0]) for samples in answers]
 

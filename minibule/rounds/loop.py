@@ -49,6 +49,7 @@ from minibule.rounds.examples import examples_of, groups_of
 from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
 from minibule.rounds.select import SELECTIONS
 from minibule.rounds.settings import RoundsConfig
+from minibule.runs.checkpoint import digest_of_model
 from minibule.runs.lock import locked
 from minibule.runs.output import free_path
 from minibule.runs.rounds import RoundsFolder, read_log, write_asked
@@ -61,7 +62,7 @@ from minibule.train.resume import resume_hint
 Rewards = list[float | None]
 
 HELD_SEED = 999  # of the held-out answers' draws: no round's
-HELD_SAMPLES = 8  # of each held-out question at most, at temperature 1
+HELD_SAMPLES = 8  # of each held-out question, at temperature 1, however many a round draws
 
 
 def rounds(config: RoundsConfig, resume: bool = False) -> Path:
@@ -76,7 +77,7 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     judge = named_judge(config.judge, config.judge_seconds)
     clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
-    _check_alike(config, rows, held_rows)
+    _check_alike(config, source, rows, held_rows)
     folder = RoundsFolder(world().first(_output, config, resume))
     asked = _Given(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
     held = locked(folder.path) if world().leads else contextlib.nullcontext()
@@ -105,8 +106,12 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     return folder.path
 
 
-def _check_alike(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[Row]) -> None:
+def _check_alike(
+    config: RoundsConfig, source: Path, rows: Sequence[Row], held_rows: Sequence[Row]
+) -> None:
     """InputError that names what the ranks of these rounds were given other than the first."""
+    if world().size == 1:
+        return
     settings = {name: getattr(config, name) for name in settings_of(RoundsConfig)}
     for name in ("model", "data", "heldout", "output"):  # may lie elsewhere on another machine
         del settings[name]
@@ -115,6 +120,7 @@ def _check_alike(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[
         name: hashlib.blake2b(repr(those).encode(), digest_size=6).hexdigest()
         for name, those in questions.items()
     }
+    digests["the model"] = digest_of_model(_model(config, source))[:12]
     world().check_alike(digests | settings)
 
 
@@ -262,7 +268,7 @@ def _held(model: Llama, asked: _Given, config: RoundsConfig, place: Path) -> dic
         asked.chat,
         asked.held_rows,
         asked.judge,
-        samples=min(config.samples, HELD_SAMPLES),
+        samples=HELD_SAMPLES,
         temperature=1.0,
         max_new_tokens=config.max_new_tokens,
         seed=1000 * config.seed + HELD_SEED,

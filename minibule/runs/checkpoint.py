@@ -89,12 +89,17 @@ class DamagedError(Exception):
 def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> Identity:
     """Digests of all that is trained with; the settings as JSON would give them back."""
     settings = {name: v for name, v in to_json(config).items() if name not in MAY_CHANGE}
+    return Identity(settings, digest_of_model(model), digest_of(examples))
+
+
+def digest_of_model(model: Llama) -> str:
+    """Of the shapes, the adapter's among them, and of the base's weights."""
     shapes = [model.config, model.adapter.config if model.adapter else None]
     digest = hashlib.blake2b(repr(shapes).encode(), digest_size=32)
     for name, weight in sorted(model.weights.items()):
         digest.update(f"{name} {weight.shape}".encode())
         digest.update(np.ascontiguousarray(widened(weight)).data)
-    return Identity(settings, digest.hexdigest(), digest_of(examples))
+    return digest.hexdigest()
 
 
 def digest_of(examples: Iterable[Example]) -> str:

@@ -80,7 +80,7 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
     together = ask(*tiny, ROWS, JUDGES["regex"], samples=4)
     assert [one.row for one in together] == ROWS
     assert [len(one.samples) for one in together] == [4] * 3
-    monkeypatch.setattr(sampled, "SEQUENCES", 1)  # each prompt in a block of its own
+    monkeypatch.setattr(sampled, "SEQUENCES", 1)  # each prompt by itself
     assert ask(*tiny, ROWS, JUDGES["regex"], samples=4) == together
     backwards = ask(*tiny, ROWS[::-1], JUDGES["regex"], samples=2)
     for one, other in zip(together, backwards[::-1], strict=True):
@@ -91,17 +91,16 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
     assert {sample.accepted for one in together for sample in one.samples} == {True, False}
 
 
-def test_blocks_hold_every_prompt_once_and_little_memory(tiny, monkeypatch):
+def test_only_so_many_are_decoded_at_once(tiny, monkeypatch):
     model, chat = tiny
     prompts = [chat.encode_prompt(row["prompt"]) for row in ROWS * 10]
-    for sequences, samples, size in ((256, 8, 30), (64, 8, 8), (4, 8, 1), (4, 1, 4)):
-        monkeypatch.setattr(sampled, "SEQUENCES", sequences)
-        blocks = sampled._blocks(model, prompts, samples, 32)
-        assert len(prompts[blocks[0]]) == min(size, 30)
-        assert [p for block in blocks for p in prompts[block]] == prompts
-    monkeypatch.setattr(sampled, "SEQUENCES", 256)
+    assert sampled._at_once(model, prompts, 8, 32) == sampled.SEQUENCES
+    monkeypatch.setattr(sampled, "CACHE_BYTES", 4e6)
+    few, fewer = (sampled._at_once(model, prompts, 8, tokens) for tokens in (32, 64))
+    assert 1 < fewer < few < sampled.SEQUENCES
+    assert sampled._at_once(model, prompts, 4, 32) < few  # they share less of their prompts
     monkeypatch.setattr(sampled, "CACHE_BYTES", 1)
-    assert len(sampled._blocks(model, prompts, 1, 32)) == len(prompts)
+    assert sampled._at_once(model, prompts, 8, 32) == 1
 
 
 def test_an_answer_that_is_cut_has_not_ended(tiny):

@@ -2,19 +2,23 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import ODD, ROOT, random_adapter, random_llama
 
+from minibule.core import llama
+from minibule.core.llama import check_ids
 from minibule.errors import InputError
-from minibule.generate import decode as generate_module
+from minibule.generate import decode, prefill
 from minibule.generate.__main__ import main
 from minibule.generate.cache import KeyValueCache
-from minibule.generate.decode import generate
+from minibule.generate.decode import Wanted, generate, generate_in_turn
 from minibule.generate.sampling import Sampling, choose
 
 NEVER = frozenset()
+HEADS = (ODD.num_key_value_heads, ODD.head_dim)
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ PROMPTS = [np.array(p) for p in ([3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5], [8, 9])]
 
 
 def test_greedy_from_the_cache_is_greedy_from_scratch(model):
-    answers = generate(model, PROMPTS, stop=NEVER, max_new_tokens=12, sampling=Sampling())
+    answers = generate(model, PROMPTS, Wanted(NEVER, 12, Sampling()))
     for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
         assert answer == naive_greedy(model, prompt, 12)
 
@@ -46,7 +50,7 @@ def test_greedy_from_the_cache_is_greedy_from_scratch(model):
 def test_sequences_end_one_by_one(model):
     """Some stop early, the others go on undisturbed."""
     stop = frozenset(range(0, ODD.vocab_size, 5))
-    answers = generate(model, PROMPTS, stop=stop, max_new_tokens=12, sampling=Sampling())
+    answers = generate(model, PROMPTS, Wanted(stop, 12, Sampling()))
     lengths = set()
     for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
         assert answer == naive_greedy(model, prompt, 12, stop)
@@ -56,17 +60,13 @@ def test_sequences_end_one_by_one(model):
 
 def test_samples_do_not_depend_on_their_company(model):
     sampling = Sampling(temperature=1.0, seed=3)
-    together = generate(model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, samples=3)
+    together = generate(model, PROMPTS, Wanted(NEVER, 8, sampling, samples=3))
     for prompt, samples in zip(PROMPTS, together, strict=True):
-        (alone,) = generate(
-            model, [prompt], stop=NEVER, max_new_tokens=8, sampling=sampling, samples=3
-        )
+        (alone,) = generate(model, [prompt], Wanted(NEVER, 8, sampling, samples=3))
         assert samples == alone
         assert len({tuple(s) for s in samples}) == 3  # and they differ from each other
     other = Sampling(temperature=1.0, seed=4)
-    assert together != generate(
-        model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=other, samples=3
-    )
+    assert together != generate(model, PROMPTS, Wanted(NEVER, 8, other, samples=3))
 
 
 def test_samples_are_numbered_from_the_first(model):
@@ -74,7 +74,7 @@ def test_samples_are_numbered_from_the_first(model):
     sampling = Sampling(temperature=1.0, seed=3)
 
     def drawn(**more):
-        return generate(model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, **more)
+        return generate(model, PROMPTS, Wanted(NEVER, 8, sampling, **more))
 
     together = drawn(samples=5)
     assert drawn(samples=3, first=2) == [several[2:] for several in together]
@@ -83,7 +83,7 @@ def test_samples_are_numbered_from_the_first(model):
 def test_other_prompts_get_other_draws(model):
     """With the same draws for all, the records of different prompts would be alike."""
     sampling = Sampling(temperature=1e6, seed=3)  # the model hardly matters: nearly uniform
-    answers = generate(model, PROMPTS, stop=NEVER, max_new_tokens=8, sampling=sampling, samples=2)
+    answers = generate(model, PROMPTS, Wanted(NEVER, 8, sampling, samples=2))
     assert len({tuple(sample) for samples in answers for sample in samples}) == 2 * len(PROMPTS)
 
 
@@ -111,10 +111,10 @@ def test_sampling_follows_the_distribution():
 @pytest.mark.parametrize("number", [1, 2])
 def test_however_the_prompts_are_cut_into_chunks(model, monkeypatch, tokens, number):
     """Chunks that begin inside a prompt, that hold several, and in which none ends."""
-    monkeypatch.setattr(generate_module, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(generate_module, "MOST_TOKENS", tokens)
-    monkeypatch.setattr(generate_module, "threads", lambda: number)
-    answers = generate(model, PROMPTS, stop=NEVER, max_new_tokens=4, sampling=Sampling(), samples=2)
+    monkeypatch.setattr(prefill, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(prefill, "MOST_TOKENS", tokens)
+    monkeypatch.setattr(prefill, "threads", lambda: number)
+    answers = generate(model, PROMPTS, Wanted(NEVER, 4, Sampling(), samples=2))
     for prompt, samples in zip(PROMPTS, answers, strict=True):
         assert samples == [naive_greedy(model, prompt, 4)] * 2
 
@@ -125,29 +125,89 @@ def test_an_error_in_one_chunk_ends_the_others(model, monkeypatch):
     def fails(q, k, v, segments):
         raise MemoryError
 
-    monkeypatch.setattr(generate_module, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(generate_module, "threads", lambda: 4)
-    monkeypatch.setattr(generate_module, "attention", fails)
+    monkeypatch.setattr(prefill, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(prefill, "threads", lambda: 4)
+    monkeypatch.setattr(prefill, "attention", fails)
     with pytest.raises(MemoryError):
-        generate(model, [np.arange(30)], stop=NEVER, max_new_tokens=1, sampling=Sampling())
+        generate(model, [np.arange(30)], Wanted(NEVER, 1, Sampling()))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 4, 7, 100])
+def test_waiting_prompts_take_the_places_of_those_that_ended(
+    model, monkeypatch, threads, samples, at_once
+):
+    """Whoever is decoded together, in however many lanes: the same answers, in order."""
+    stop = frozenset(range(0, ODD.vocab_size, 5))
+    prompts = [np.array(p) for p in np.random.default_rng(0).integers(0, ODD.vocab_size, (17, 5))]
+    prompts[3], prompts[11] = prompts[3][:2], np.arange(20)
+    wanted = Wanted(stop, 12, Sampling(1.0), samples)
+    alone = [generate(model, [prompt], wanted)[0] for prompt in prompts]
+    assert len({len(answer) for several in alone for answer in several}) > 5
+    rows, heard = [], [[] for _ in range(17 * samples)]
+
+    def forward(model, ids, *arguments, **more):
+        if not more:  # not of prompts
+            rows.append(len(ids))
+        return llama.forward(model, ids, *arguments, **more)
+
+    monkeypatch.setattr(decode, "FEW", 1)
+    monkeypatch.setattr(decode, "threads", lambda: threads)
+    monkeypatch.setattr(decode, "llama", SimpleNamespace(forward=forward, check_ids=check_ids))
+    in_turn = generate_in_turn(
+        model, prompts, wanted, at_once, lambda i, token: heard[i].append(token)
+    )
+    assert list(in_turn) == alone
+    assert heard == [answer for several in alone for answer in several]
+    lanes = threads if at_once >= threads else 1
+    assert max(rows) <= max(-(-at_once // lanes), samples)
+    if at_once == 7 and lanes == 1:  # the places are filled again and again
+        assert np.mean(rows) > 4
+
+
+def test_the_first_answers_do_not_wait_for_the_last(model):
+    started = []
+    wanted = Wanted(NEVER, 6, Sampling())
+    in_turn = generate_in_turn(model, PROMPTS, wanted, 1, lambda i, _: started.append(i))
+    next(in_turn)
+    assert set(started) == {0}
+
+
+def of_each(cache):
+    """Of each sequence what its cache has: numbers, and arrays."""
+    return [
+        (
+            (cache.positions[i], cache.sample[i]),
+            [of_prompts[:, cache.prompt[i]].copy() for of_prompts in cache.of_prompts],
+            [own[:, i].copy() for own in cache.own],
+        )
+        for i in range(len(cache.lengths))
+    ]
 
 
 def test_what_a_cache_keeps():
-    """Each kept sequence keeps its own, whatever place it moves to."""
+    """Each kept sequence keeps its own and its prompt's, whatever places these move to."""
     rng = np.random.default_rng(0)
     for _ in range(50):
-        B = int(rng.integers(1, 7))
-        cache = KeyValueCache(rng.integers(1, 9, B))
-        cache.keys = [rng.normal(size=(B, 2, 9, 4)) for _ in range(2)]
-        cache.values = [rng.normal(size=(B, 2, 9, 4)) for _ in range(2)]
-        lengths, keys = cache.lengths, [array.copy() for array in cache.keys]
-        values = [array.copy() for array in cache.values]
-        which = rng.random(B) < 0.6
+        P, samples = int(rng.integers(1, 5)), int(rng.integers(1, 4))
+        cache = KeyValueCache(ODD, np.dtype(float), (P + 1, 9), (P * samples + 1, 4))
+        for lengths in (rng.integers(1, 9, 1), rng.integers(1, 9, P - 1)):
+            streams = rng.normal(size=(ODD.num_hidden_layers, 2, lengths.sum(), *HEADS))
+            cache.join(list(streams), lengths, samples)
+        for array in cache.own:
+            array[...] = rng.normal(size=array.shape)
+        cache.lengths = rng.integers(0, 4, P * samples)
+
+        before, which = of_each(cache), rng.random(P * samples) < 0.6
         order = cache.keep(which)
         assert sorted(order.tolist()) == np.flatnonzero(which).tolist()
-        np.testing.assert_array_equal(cache.lengths, lengths[order])
-        for now, before in zip([*cache.keys, *cache.values], [*keys, *values], strict=True):
-            np.testing.assert_array_equal(now[: len(order)], before[order])
+        for now, was in zip(of_each(cache), [before[i] for i in order], strict=True):
+            assert now[0] == was[0]
+            np.testing.assert_array_equal(now[1], was[1])
+            np.testing.assert_array_equal(now[2], was[2])
+        continued = {i // samples for i in np.flatnonzero(which)}
+        assert cache.free_prompts == P + 1 - len(continued)
 
 
 def test_on_token_hears_every_token(model):
@@ -155,9 +215,7 @@ def test_on_token_hears_every_token(model):
     answers = generate(
         model,
         PROMPTS,
-        stop=NEVER,
-        max_new_tokens=5,
-        sampling=Sampling(),
+        Wanted(NEVER, 5, Sampling()),
         on_token=lambda sequence, token: heard[sequence].append(token),
     )
     assert heard == [answer for (answer,) in answers]
@@ -165,7 +223,7 @@ def test_on_token_hears_every_token(model):
 
 def test_context_that_is_too_short(model):
     with pytest.raises(InputError, match="model's context of 64"):
-        generate(model, [np.arange(30)], stop=NEVER, max_new_tokens=35, sampling=Sampling())
+        generate(model, [np.arange(30)], Wanted(NEVER, 35, Sampling()))
 
 
 # -- the command -----------------------------------------------------------------------------------

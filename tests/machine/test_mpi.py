@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT
+from safetensors.numpy import load_file, save_file
 
 from minibule.errors import InputError
 from minibule.files import embedded_folder
@@ -307,15 +308,31 @@ def test_what_one_rank_misses_ends_all(mpiexec, records):
     assert "Traceback" not in err and not Path("run").exists()
 
 
-def test_ranks_of_other_settings_are_refused(mpiexec, records):
-    lines = Path("records.jsonl").read_text().splitlines()
-    Path("fewer.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    mine = ["-m", "minibule.train", *RUN, "--output=run"]
-    other = [*mine, "--lr=2e-3", "--data=fewer.jsonl"]
+@pytest.mark.parametrize("program", ["train", "rounds"])
+def test_ranks_that_were_given_something_else_are_refused(program, mpiexec, records):
+    shutil.copytree(embedded_folder(), "other")
+    tensors = load_file("other/model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.01
+    save_file(tensors, "other/model.safetensors")
+    data = "records.jsonl" if program == "train" else str(embedded_folder() / "questions.jsonl")
+    Path("fewer.jsonl").write_text("".join(Path(data).read_text().splitlines(True)[:-1]))
+    flags = RUN if program == "train" else ["--rounds=1"]
+    mine = ["-m", f"minibule.{program}", *flags, "--output=run"]
+    other = [*mine, "--lr=2e-3", "--data=fewer.jsonl", "--model=other"]
     _, err = finish(start(mpiexec, (2, mine), (1, other)), 2)
-    assert err.count("error:") == 1 and "lr 0.002, 0.0001 on rank 0" in err
-    assert "rank 2 on" in err and "rank 1 on" not in err and "the data " in err
-    assert "the model" not in err and not Path("run").exists()
+    assert err.count("error:") == 1 and "lr 0.002, " in err and "on rank 0" in err
+    assert "rank 2 on" in err and "rank 1 on" not in err
+    assert {"train": "the data ", "rounds": "the questions "}[program] in err
+    assert "the model " in err and "held out" not in err and not Path("run").exists()
+
+
+def test_a_rank_of_another_version_is_refused(mpiexec, records):
+    older = "import minibule, runpy; minibule.__version__ = '0.0.1'; "
+    older += "runpy.run_module('minibule.train', run_name='__main__', alter_sys=True)"
+    mine = ["-m", "minibule.train", *RUN, "--output=run"]
+    _, err = finish(start(mpiexec, (1, mine), (1, ["-c", older, *mine[2:]])), 2)
+    assert err.count("error:") == 1 and "rank 1 on" in err and "minibule 0.0.1 (" in err
+    assert not Path("run").exists()
 
 
 FAILING = """

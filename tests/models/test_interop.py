@@ -16,7 +16,7 @@ from minibule.core.shapes import LoraConfig, module_names
 from minibule.errors import InputError
 from minibule.evaluate.questions import read_questions
 from minibule.files import embedded_folder
-from minibule.generate.decode import generate
+from minibule.generate.decode import Wanted, generate
 from minibule.generate.sampling import Sampling
 from minibule.models import gguf_write as gguf_export
 from minibule.models.chat_files import load_chat
@@ -287,9 +287,7 @@ def test_llama_cpp_answers_as_we_do_before_and_after_training(tmp_path, monkeypa
         engine = llama(tmp_path / file)
         for prompt in prompts:
             ids = chat.encode_prompt(prompt)
-            ((ours,),) = generate(
-                model, [ids], stop=chat.stop, max_new_tokens=40, sampling=Sampling()
-            )
+            ((ours,),) = generate(model, [ids], Wanted(chat.stop, 40, Sampling()))
             assert greedy(engine, ids, chat.stop, 40) == ours, (file, prompt)
             answers[file, prompt] = chat.decode(ours)
     assert answers["base.gguf", "hello"] == "hello"
@@ -344,7 +342,7 @@ def test_llama_cpp_answers_as_we_do_with_the_real_model(tmp_path, smollm2_135m):
     """
     model, chat = load_model(smollm2_135m), load_chat(smollm2_135m)
     prompts = [chat.encode_prompt(question) for question in QUESTIONS]
-    ours = generate(model, prompts, stop=chat.stop, max_new_tokens=NEW_TOKENS, sampling=Sampling())
+    ours = generate(model, prompts, Wanted(chat.stop, NEW_TOKENS, Sampling()))
     export_gguf(model, chat, tmp_path / "f32.gguf", "f32")
     engine = llama(tmp_path / "f32.gguf", **ONE_THREAD)
     assert len(ours) == 20 and sum(len(answer) for (answer,) in ours) > 500
