@@ -1,0 +1,88 @@
+"""`growth`: how a step's cost grows with tokens, answers, layers and ranks."""
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from benches.minibule_step import stepper
+from benches.timing import Step
+from benches.turns import Result, in_turn, print_table, spread
+from benches.work import random_example, untrained
+
+from minibule.core.counts import Example
+from minibule.machine.threads import peak_memory_gb
+from minibule.models.huggingface import load_config
+from minibule.models.load import load_model
+
+GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {
+    "tokens": ("tokens of a sequence, half of them answer", (128, 256, 512, 1024, 2048, 4096)),
+    "answers": ("rejected answers of 64 tokens to a prompt of 384", (1, 2, 4, 8)),
+    "layers": ("layers adapted, from the last down", (1, 2, 4, 8, 16, 32)),
+    "rank": ("rank of the adapter", (4, 8, 16, 32, 64, 128)),
+}
+
+
+def growth_point(args: argparse.Namespace) -> Result:
+    """The best of some steps on one record; for layers and ranks it has 256 + 256 tokens."""
+    table, _, number = args.engine.partition("=")
+    value = int(number)
+    lengths = {"tokens": (value // 2, value // 2), "answers": (384, *[64] * value)}
+    layers, rank = value if table == "layers" else 0, value if table == "rank" else 16
+    model = load_model(args.model, narrow=True)
+    rng, vocab = np.random.default_rng(0), model.config.vocab_size
+    step = stepper(model, untrained(model, rank, layers), "literal")
+    step([random_example(rng, vocab, (32, 32))])
+    example = random_example(rng, vocab, lengths.get(table, (256, 256)))
+    results = [timed_once(step, example) for _ in range(args.steps)]
+    return min(results, key=lambda result: result["s/step"])
+
+
+def timed_once(step: Step, example: Example) -> Result:
+    started = time.perf_counter()
+    step([example])
+    seconds = time.perf_counter() - started
+    tokens = len(example.prompt) + sum(map(len, example.answers))
+    return {"s/step": seconds, "tokens/s": tokens / seconds, "peak GB": peak_memory_gb()}
+
+
+def bench_growth(args: argparse.Namespace, argv: list[str]) -> None:
+    config = load_config(args.model)
+    most = {"tokens": config.max_position_embeddings, "layers": config.num_hidden_layers}
+    most["rank"] = config.hidden_size
+    drawn = {}
+    for table in args.tables or GROWTH:
+        title, values = GROWTH[table]
+        engines = [f"{table}={v}" for v in values if v <= min(args.most, most.get(table, v))]
+        results = in_turn(engines, argv, args.rounds)
+        print(f"\n{title}:\n")
+        print_table(results, ("s/step", "tokens/s", "peak GB"), {"time": (engines[0], "s/step")})
+        if table == "answers":
+            last = int(engines[-1].partition("=")[2])
+            shares = [
+                {"share": m["s/step"] / (last * one["s/step"])}
+                for m, one in zip(results[engines[-1]], results[engines[0]], strict=True)
+            ]
+            print(f"\n{last} answers cost {spread(shares, 'share')} of {last} x the cost of one")
+        drawn[table] = {
+            int(name.partition("=")[2]): median(r["s/step"] for r in rounds)
+            for name, rounds in results.items()
+        }
+    if args.plot:
+        plot_growth(drawn, args.plot)
+
+
+def plot_growth(tables: Mapping[str, Mapping[int, float]], output: Path) -> None:
+    """A panel a table: seconds of a step, both axes logarithmic to the base 2."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(tables), 3), layout="constrained")
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (table, points) in zip(panels, tables.items(), strict=True):
+        axes.loglog(list(points), list(points.values()), "o-", base=2)
+        axes.set_xticks(list(points), [f"{value:,}" for value in points])
+        axes.set(xlabel=table, ylabel="seconds a step")
+        axes.grid(alpha=0.3)
+    figure.savefig(output)

@@ -1,0 +1,55 @@
+"""`dense` and `records`: a training step, beside torch's and minibule's own other ways."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from statistics import median
+
+from benches.minibule_step import run_minibule
+from benches.timing import distances
+from benches.torch_step import run_torch
+from benches.turns import RANKS, Result, in_turn, print_table, spread
+
+from minibule.core.objective import OBJECTIVES
+from minibule.machine.matmul import TERMS
+
+STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "minibule": run_minibule,
+    "minibule-low": run_minibule,
+    "minibule-reference": run_minibule,
+    "minibule-rate": run_minibule,
+    **{f"minibule-{mode}": run_minibule for mode in TERMS},
+    **dict.fromkeys((f"minibule-{name}" for name in RANKS), run_minibule),
+    "torch-float32": run_torch,
+    "torch-bfloat16": run_torch,
+}
+
+
+def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
+    engines = args.engines or ["minibule", "torch-float32", "torch-bfloat16"]
+    results = in_turn(engines, argv, args.rounds)
+    columns = ["s/step", "tokens/s", "peak GB"]
+    columns += ["GB of all"] if any(name.rpartition("-")[2] in RANKS for name in engines) else []
+    print_table(
+        results, columns, {"time": (engines[0], "s/step"), "memory": (engines[0], "peak GB")}
+    )
+    for name in engines:
+        if "share of sgemm" in results[name][0]:
+            rate, share = (
+                spread(results[name], key) for key in ("sgemm GFLOP/s", "share of sgemm")
+            )
+            print(f"\n{name}: share of sgemm {share}, sgemm {rate} GFLOP/s")
+    print_distances(results)
+
+
+def print_distances(results: Mapping[str, list[Result]]) -> None:
+    """A table of the engines that have the first one's loss, where there are others."""
+    first, *others = (n for n in results if n.removeprefix("minibule-") not in OBJECTIVES)
+    if not others:
+        return
+    print(f"\nHow far from {first}, relative to it: the losses at most, and the first gradient\n")
+    print("| engine | losses | gradient |\n|---|---|---|")
+    for name in others:
+        pairs = zip(results[name], results[first], strict=True)
+        far = [distances(result, other) for result, other in pairs]
+        loss, gradient = (median(one[key] for one in far) for key in ("loss", "gradient"))
+        print(f"| {name} | {loss:.1e} | {gradient:.1e} |")
