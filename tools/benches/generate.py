@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from benches.minibule_step import matmul_of
+from benches.names import matmul_of
 from benches.turns import Result, in_turn, print_table
 from benches.work import untrained
 

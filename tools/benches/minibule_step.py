@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from benches.names import matmul_of, objective_of
 from benches.timing import Gradients, Step, timed
 from benches.turns import Result
 from benches.work import LR, batches, untrained
@@ -20,7 +21,6 @@ from minibule.core.optim import AdamW
 from minibule.core.shapes import PROJECTIONS
 from minibule.core.step import gradients
 from minibule.machine.half import widened
-from minibule.machine.matmul import TERMS, Mode
 from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb
 from minibule.methods.table import LOSSES
@@ -45,11 +45,11 @@ def stepper(model: Llama, adapter: Adapter, objective: str, recompute: bool = Fa
 
 
 def run_minibule(args: argparse.Namespace) -> Result:
-    kind = args.engine.removeprefix("minibule").removeprefix("-")
-    objective, low = kind if kind in OBJECTIVES else "literal", kind == "low"
+    objective = objective_of(args.engine)
     load = partial(load_model, args.model, narrow=True, matmul=matmul_of(args.engine))
     model = world().one_a_machine(load, str(args.model))
     work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
+    low = args.engine == "minibule-low"
     result = timed(stepper(model, untrained(model), objective, recompute=low), work)
     result["GB of all"] = sum(world().gather(own_memory_gb()))
     needs_reference = OBJECTIVES[objective].needs_reference
@@ -57,11 +57,6 @@ def run_minibule(args: argparse.Namespace) -> Result:
     rate = sgemm_rate(model)
     share = sum(flops) / rate / (result["s/step"] * len(work))
     return result | {"sgemm GFLOP/s": rate / 1e9, "share of sgemm": share}
-
-
-def matmul_of(engine: str) -> Mode:
-    """ "minibule-bfloat16x2" -> "bfloat16x2": what it multiplies in."""
-    return next((mode for mode in TERMS if engine == f"minibule-{mode}"), "float32")
 
 
 def own_memory_gb() -> float:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from statistics import median
 
 from benches.minibule_step import run_minibule
+from benches.names import RANKS, objective_of, ranks_of
 from benches.timing import distances
 from benches.torch_step import run_torch
-from benches.turns import RANKS, Result, in_turn, print_table, spread
+from benches.turns import Result, in_turn, print_table, spread
 
-from minibule.core.objective import OBJECTIVES
 from minibule.machine.matmul import TERMS
 
 STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
@@ -28,7 +28,7 @@ def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
     engines = args.engines or ["minibule", "torch-float32", "torch-bfloat16"]
     results = in_turn(engines, argv, args.rounds)
     columns = ["s/step", "tokens/s", "peak GB"]
-    columns += ["GB of all"] if any(name.rpartition("-")[2] in RANKS for name in engines) else []
+    columns += ["GB of all"] if any(map(ranks_of, engines)) else []
     print_table(
         results, columns, {"time": (engines[0], "s/step"), "memory": (engines[0], "peak GB")}
     )
@@ -43,7 +43,7 @@ def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
 
 def print_distances(results: Mapping[str, list[Result]]) -> None:
     """A table of the engines that have the first one's loss, where there are others."""
-    first, *others = (n for n in results if n.removeprefix("minibule-") not in OBJECTIVES)
+    first, *others = (name for name in results if objective_of(name) == "literal")
     if not others:
         return
     print(f"\nHow far from {first}, relative to it: the losses at most, and the first gradient\n")

@@ -10,14 +10,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from benches.names import ranks_of
 
 from minibule.errors import InputError
 
 COMMAND = Path(__file__).parents[1] / "bench.py"  # what is run again, for one engine
 Result = dict[str, Any]
-
-# Ranks and the threads of each.
-RANKS = {"1x1": (1, 1), "1x2": (1, 2), "2x1": (2, 1), "4x1": (4, 1)}
 
 
 def in_turn(engines: Sequence[str], argv: list[str], rounds: int) -> dict[str, list[Result]]:
@@ -38,8 +36,8 @@ def in_turn(engines: Sequence[str], argv: list[str], rounds: int) -> dict[str, l
 def measure(engine: str, argv: list[str]) -> Result:
     command = [sys.executable, str(COMMAND), *argv, "--engine", engine]
     environment = dict(os.environ)
-    if engine.rpartition("-")[2] in RANKS:
-        ranks, threads = RANKS[engine.rpartition("-")[2]]
+    if several := ranks_of(engine):
+        ranks, threads = several
         environment["OPENBLAS_NUM_THREADS"] = str(threads)
         beside = Path(sys.executable).with_name("mpiexec")
         command = [str(beside) if beside.exists() else "mpiexec", "-n", str(ranks), *command]
