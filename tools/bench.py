@@ -22,91 +22,54 @@ and its first gradient are from those of the first engine, minibule's in float32
 named, is told under the times. The share of sgemm is the step's arithmetic (matrix products only)
 at the rate that NumPy's own products reach in the same process on the model's shapes. Needs the
 extra `oracle`; generate needs `interop` (llama-cpp-python).
+
+How it is done is in `benches/`.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from benches.export import EXPORTS, bench_export, export_one
-from benches.generate import GENERATE_ENGINES, bench_generate
-from benches.growth import GROWTH, bench_growth, growth_point
-from benches.start import STARTS, bench_start
-from benches.step import STEP_ENGINES, bench_step
+from benches.export import EXPORT
+from benches.flags import add_number
+from benches.generate import GENERATE
+from benches.growth import GROWTH
+from benches.start import START
+from benches.step import DENSE, RECORDS
 
 from minibule.machine.mpi import together
 from minibule.program import run
 
 BENCHES = {
-    "dense": (bench_step, STEP_ENGINES.get),
-    "records": (bench_step, STEP_ENGINES.get),
-    "generate": (bench_generate, GENERATE_ENGINES.get),
-    "export": (bench_export, lambda name: export_one if name in EXPORTS else None),
-    "start": (bench_start, STARTS.get),
-    "growth": (bench_growth, lambda name: growth_point if name.split("=")[0] in GROWTH else None),
+    "dense": DENSE,
+    "records": RECORDS,
+    "generate": GENERATE,
+    "export": EXPORT,
+    "start": START,
+    "growth": GROWTH,
 }
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     cases = parser.add_subparsers(dest="case", required=True)
-
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
-    for case in BENCHES:
+    for case, bench in BENCHES.items():
         sub = cases.add_parser(case)
         sub.add_argument("--model", type=Path, required=True, metavar="DIR")
-        rounds = 1 if case == "growth" else 5
-        sub.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"({rounds})")
-        sub.add_argument("--engine", help=argparse.SUPPRESS)
-        if case in ("dense", "records", "generate", "export"):
-            sub.add_argument("--engines", type=names, metavar="A,B", help="(all that are there)")
-        if case in ("records", "start"):
-            sub.add_argument("--data", type=Path, required=True, metavar="FILE")
-        if case in ("dense", "records", "growth"):
-            steps = 1 if case == "growth" else 2
-            sub.add_argument(
-                "--steps", type=int, default=steps, metavar="N", help=f"counted steps ({steps})"
-            )
-        if case == "generate":
-            for flag, value, text in (
-                ("--prompt", 512, "tokens prefilled"),
-                ("--context", 128, "tokens before those decoded"),
-                ("--new", 64, "tokens decoded of one sequence"),
-                ("--new-batch", 16, "tokens decoded of each of a batch"),
-                ("--batch", 16, "sequences of a batch"),
-                ("--sampled", 64, "sequences of a batch that is sampled, too"),
-            ):
-                sub.add_argument(
-                    flag, type=int, default=value, metavar="N", help=f"{text} ({value})"
-                )
-            sub.add_argument("--gguf", type=Path, help=argparse.SUPPRESS)
-        if case == "growth":
-            sub.add_argument("--tables", type=names, metavar="A,B", help=f"of {','.join(GROWTH)}")
-            sub.add_argument(
-                "--most", type=int, default=4096, metavar="N", help="of anything (4096)"
-            )
-            sub.add_argument("--plot", type=Path, metavar="FILE.svg")
-    args = parser.parse_args(argv)
-    given = [*(getattr(args, "engines", None) or []), *([args.engine] if args.engine else [])]
-    for name in given:
-        if not BENCHES[args.case][1](name):
-            parser.error(f"engine {name}: {args.case} has none of that name")
-    for table in getattr(args, "tables", None) or []:
-        if table not in GROWTH:
-            parser.error(f"--tables {table}: expected some of {','.join(GROWTH)}")
-    return args
+        add_number(sub, "--rounds", bench.rounds, "rounds of all engines")
+        sub.add_argument("--engine", choices=bench.engines, help=argparse.SUPPRESS)
+        bench.add_flags(sub)
+    return parser.parse_args(argv)
 
 
 @together
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    bench, engine = BENCHES[args.case]
+    bench = BENCHES[args.case]
     if args.engine:
-        print(json.dumps(engine(args.engine)(args)))
+        print(json.dumps(bench.engines[args.engine](args)))
     else:
-        bench(args, argv)
+        bench.report(args, argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def bench(monkeypatch):
 
     def measure_here(engine, argv):
         args = bench_tool.parse([*argv, "--engine", engine])
-        return json.loads(json.dumps(bench_tool.BENCHES[args.case][1](engine)(args)))
+        return json.loads(json.dumps(bench_tool.BENCHES[args.case].engines[engine](args)))
 
     monkeypatch.setattr(turns, "measure", measure_here)
     return bench_tool

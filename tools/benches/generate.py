@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from benches.flags import add_names, add_number
 from benches.names import matmul_of
-from benches.turns import Result, in_turn, print_table
+from benches.turns import Bench, Engine, Result, in_turn, print_table
 from benches.work import untrained
 
 from minibule.errors import InputError
@@ -123,7 +124,7 @@ def generate_llama_cpp(args: argparse.Namespace) -> Result:
     return generation_rates(args, tokens)
 
 
-GENERATE_ENGINES = {
+ENGINES: dict[str, Engine] = {
     "llama.cpp": generate_llama_cpp,
     "llama.cpp-flash": generate_llama_cpp,
     "minibule": generate_minibule,
@@ -140,20 +141,33 @@ def needed_by(engine: str) -> str:
 
 
 def bench_generate(args: argparse.Namespace, argv: list[str]) -> None:
-    there = [n for n in GENERATE_ENGINES if find_spec(needed_by(n))]
-    engines = args.engines or there
     with TemporaryDirectory() as folder:
         gguf = Path(folder) / "f32.gguf"
-        if any(name.startswith("llama.cpp") for name in engines):
+        if any(name.startswith("llama.cpp") for name in args.engines):
             export(load_model(args.model), load_chat(args.model), "gguf", "f32", gguf)
-        results = in_turn(engines, [*argv, "--gguf", str(gguf)], args.rounds)
+        results = in_turn(args.engines, [*argv, "--gguf", str(gguf)], args.rounds)
     many = f"{args.batch} at once"
     sampled = (f"{args.sampled} at once", f"{args.sampled} sampled", "sampled / greedy")
     columns = ("prefill", "decode", many, f"{many} / decode", *sampled, "peak GB")
-    against = {name: (engines[0], name) for name in ("prefill", "decode", many)}
+    against = {name: (args.engines[0], name) for name in ("prefill", "decode", many)}
     print_table(results, columns, against)
     print(
         f"\ntokens/s: prefill of {args.prompt} tokens; decode of {args.new} after {args.context}, "
         f"and of {args.new_batch} of each of {args.batch} or {args.sampled} sequences at once, "
         "greedily or sampled at temperature 1"
     )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    there = [name for name in ENGINES if find_spec(needed_by(name))]
+    add_names(parser, "--engines", ENGINES, there)
+    add_number(parser, "--prompt", 512, "tokens prefilled")
+    add_number(parser, "--context", 128, "tokens before those decoded")
+    add_number(parser, "--new", 64, "tokens decoded of one sequence")
+    add_number(parser, "--new-batch", 16, "tokens decoded of each of a batch")
+    add_number(parser, "--batch", 16, "sequences of a batch")
+    add_number(parser, "--sampled", 64, "sequences of a batch that is sampled, too")
+    parser.add_argument("--gguf", type=Path, help=argparse.SUPPRESS)
+
+
+GENERATE = Bench(ENGINES, bench_generate, add_flags)

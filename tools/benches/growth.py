@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from benches.flags import add_names, add_number
 from benches.minibule_step import stepper
 from benches.timing import Step
-from benches.turns import Result, in_turn, print_table, spread
+from benches.turns import Bench, Result, in_turn, print_table, spread
 from benches.work import random_example, untrained
 
 from minibule.core.counts import Example
@@ -17,7 +18,7 @@ from minibule.machine.threads import peak_memory_gb
 from minibule.models.huggingface import load_config
 from minibule.models.load import load_model
 
-GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {
+TABLES: dict[str, tuple[str, tuple[int, ...]]] = {
     "tokens": ("tokens of a sequence, half of them answer", (128, 256, 512, 1024, 2048, 4096)),
     "answers": ("rejected answers of 64 tokens to a prompt of 384", (1, 2, 4, 8)),
     "layers": ("layers adapted, from the last down", (1, 2, 4, 8, 16, 32)),
@@ -48,13 +49,18 @@ def timed_once(step: Step, example: Example) -> Result:
     return {"s/step": seconds, "tokens/s": tokens / seconds, "peak GB": peak_memory_gb()}
 
 
+ENGINES = {
+    f"{table}={value}": growth_point for table, (_, values) in TABLES.items() for value in values
+}
+
+
 def bench_growth(args: argparse.Namespace, argv: list[str]) -> None:
     config = load_config(args.model)
     most = {"tokens": config.max_position_embeddings, "layers": config.num_hidden_layers}
     most["rank"] = config.hidden_size
     drawn = {}
-    for table in args.tables or GROWTH:
-        title, values = GROWTH[table]
+    for table in args.tables:
+        title, values = TABLES[table]
         engines = [f"{table}={v}" for v in values if v <= min(args.most, most.get(table, v))]
         results = in_turn(engines, argv, args.rounds)
         print(f"\n{title}:\n")
@@ -86,3 +92,13 @@ def plot_growth(tables: Mapping[str, Mapping[int, float]], output: Path) -> None
         axes.set(xlabel=table, ylabel="seconds a step")
         axes.grid(alpha=0.3)
     figure.savefig(output)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_names(parser, "--tables", TABLES, TABLES)
+    add_number(parser, "--steps", 1, "counted steps")
+    add_number(parser, "--most", 4096, "of anything")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg")
+
+
+GROWTH = Bench(ENGINES, bench_growth, add_flags, rounds=1)

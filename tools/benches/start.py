@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benches.turns import Result, in_turn, print_table, spread
+from benches.flags import add_data
+from benches.turns import Bench, Engine, Result, in_turn, print_table, spread
 
 from minibule.errors import InputError
 from minibule.models.load import load_model
@@ -70,7 +71,7 @@ def seconds_of(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-STARTS = {
+ENGINES: dict[str, Engine] = {
     "import minibule": start_import,
     "load_model": start_read,
     "command to first step": start_train,
@@ -78,10 +79,13 @@ STARTS = {
 
 
 def bench_start(args: argparse.Namespace, argv: list[str]) -> None:
-    results = in_turn(list(STARTS), argv, args.rounds)
+    results = in_turn(list(ENGINES), argv, args.rounds)
     print_table(results, ("seconds", "of them the file's bytes"), {})
     beyond = [
         {"seconds": whole["seconds"] - read["seconds"]}
         for whole, read in zip(results["command to first step"], results["load_model"], strict=True)
     ]
     print(f"\nto the first step beyond load_model: {spread(beyond, 'seconds')} s")
+
+
+START = Bench(ENGINES, bench_start, add_data)

@@ -1,18 +1,19 @@
 """`dense` and `records`: a training step, beside torch's and minibule's own other ways."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import median
 
+from benches.flags import add_data, add_names, add_number
 from benches.minibule_step import run_minibule
 from benches.names import RANKS, objective_of, ranks_of
 from benches.timing import distances
 from benches.torch_step import run_torch
-from benches.turns import Result, in_turn, print_table, spread
+from benches.turns import Bench, Engine, Result, in_turn, print_table, spread
 
 from minibule.machine.matmul import TERMS
 
-STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
+ENGINES: dict[str, Engine] = {
     "minibule": run_minibule,
     "minibule-low": run_minibule,
     "minibule-reference": run_minibule,
@@ -25,14 +26,12 @@ STEP_ENGINES: dict[str, Callable[[argparse.Namespace], Result]] = {
 
 
 def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
-    engines = args.engines or ["minibule", "torch-float32", "torch-bfloat16"]
-    results = in_turn(engines, argv, args.rounds)
+    results = in_turn(args.engines, argv, args.rounds)
     columns = ["s/step", "tokens/s", "peak GB"]
-    columns += ["GB of all"] if any(map(ranks_of, engines)) else []
-    print_table(
-        results, columns, {"time": (engines[0], "s/step"), "memory": (engines[0], "peak GB")}
-    )
-    for name in engines:
+    columns += ["GB of all"] if any(map(ranks_of, args.engines)) else []
+    first = args.engines[0]
+    print_table(results, columns, {"time": (first, "s/step"), "memory": (first, "peak GB")})
+    for name in args.engines:
         if "share of sgemm" in results[name][0]:
             rate, share = (
                 spread(results[name], key) for key in ("sgemm GFLOP/s", "share of sgemm")
@@ -53,3 +52,17 @@ def print_distances(results: Mapping[str, list[Result]]) -> None:
         far = [distances(result, other) for result, other in pairs]
         loss, gradient = (median(one[key] for one in far) for key in ("loss", "gradient"))
         print(f"| {name} | {loss:.1e} | {gradient:.1e} |")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_names(parser, "--engines", ENGINES, ("minibule", "torch-float32", "torch-bfloat16"))
+    add_number(parser, "--steps", 2, "counted steps")
+
+
+def add_flags_of_records(parser: argparse.ArgumentParser) -> None:
+    add_data(parser)
+    add_flags(parser)
+
+
+DENSE = Bench(ENGINES, bench_step, add_flags)
+RECORDS = Bench(ENGINES, bench_step, add_flags_of_records)

@@ -1,13 +1,14 @@
 """Engines take turns, round after round, each measurement a process of its own; and the tables."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from benches.names import ranks_of
@@ -16,6 +17,19 @@ from minibule.errors import InputError
 
 COMMAND = Path(__file__).parents[1] / "bench.py"  # what is run again, for one engine
 Result = dict[str, Any]
+Engine = Callable[[argparse.Namespace], Result]
+
+
+class Bench(NamedTuple):
+    """A subcommand of tools/bench.py: its engines, and what it prints of their rounds.
+
+    `report` gets the command's arguments as they were parsed, and as they were given.
+    """
+
+    engines: Mapping[str, Engine]
+    report: Callable[[argparse.Namespace, list[str]], None]
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    rounds: int = 5
 
 
 def in_turn(engines: Sequence[str], argv: list[str], rounds: int) -> dict[str, list[Result]]:
