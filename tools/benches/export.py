@@ -18,7 +18,7 @@ from minibule.models.load import load_model
 def export_one(args: argparse.Namespace) -> Result:
     form, _, dtype = args.engine.partition("-")
     model, chat = load_model(args.model), load_chat(args.model)
-    model.adapter = untrained(model)
+    model.adapter = untrained(model.config)
     loaded = memory_gb()
     with TemporaryDirectory() as folder:
         output = Path(folder) / "out"

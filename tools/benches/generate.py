@@ -56,7 +56,7 @@ def generation_rates(args: argparse.Namespace, tokens: Callable[..., list[float]
 def generate_minibule(args: argparse.Namespace) -> Result:
     model = load_model(args.model, matmul=matmul_of(args.engine))
     if args.engine == "minibule-lora":
-        model.adapter = untrained(model)
+        model.adapter = untrained(model.config)
     rng = np.random.default_rng(0)
 
     def tokens(sequences: int, prompt: int, new: int, temperature: float = 0.0) -> list[float]:

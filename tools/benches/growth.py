@@ -34,7 +34,7 @@ def growth_point(args: argparse.Namespace) -> Result:
     layers, rank = value if table == "layers" else 0, value if table == "rank" else 16
     model = load_model(args.model, narrow=True)
     rng, vocab = np.random.default_rng(0), model.config.vocab_size
-    step = stepper(model, untrained(model, rank, layers), "literal")
+    step = stepper(model, untrained(model.config, rank, layers), "literal")
     step([random_example(rng, vocab, (32, 32))])
     example = random_example(rng, vocab, lengths.get(table, (256, 256)))
     results = [timed_once(step, example) for _ in range(args.steps)]

@@ -48,9 +48,9 @@ def run_minibule(args: argparse.Namespace) -> Result:
     objective = objective_of(args.engine)
     load = partial(load_model, args.model, narrow=True, matmul=matmul_of(args.engine))
     model = world().one_a_machine(load, str(args.model))
-    work = batches(args, model.config.vocab_size, model.config.max_position_embeddings)
+    work = batches(args, model.config)
     low = args.engine == "minibule-low"
-    result = timed(stepper(model, untrained(model), objective, recompute=low), work)
+    result = timed(stepper(model, untrained(model.config), objective, recompute=low), work)
     result["GB of all"] = sum(world().gather(own_memory_gb()))
     needs_reference = OBJECTIVES[objective].needs_reference
     flops = [step_flops(model, examples, needs_reference) for examples in work]

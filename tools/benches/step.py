@@ -8,10 +8,16 @@ from benches.flags import add_data, add_names, add_number
 from benches.minibule_step import run_minibule
 from benches.names import RANKS, objective_of, ranks_of
 from benches.timing import distances
-from benches.torch_step import run_torch
 from benches.turns import Bench, Engine, Result, in_turn, print_table, spread
 
 from minibule.machine.matmul import TERMS
+
+
+def run_torch(args: argparse.Namespace) -> Result:
+    from benches import torch_step  # torch takes memory that minibule's steps must not be charged
+
+    return torch_step.run_torch(args)
+
 
 ENGINES: dict[str, Engine] = {
     "minibule": run_minibule,

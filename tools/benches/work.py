@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from minibule.core.counts import Example
-from minibule.core.llama import Llama
 from minibule.core.lora import Adapter, init_adapter
+from minibule.core.shapes import LlamaConfig
 from minibule.models.chat_files import load_chat
 from minibule.records.records import read_records
 from minibule.runs.settings import TrainConfig
@@ -35,15 +35,14 @@ def real_examples(args: argparse.Namespace, context: int) -> list[Example]:
     return tokenize(records, load_chat(args.model), min(512, context), max_rejected=3)
 
 
-def batches(args: argparse.Namespace, vocab: int, context: int) -> list[list[Example]]:
+def batches(args: argparse.Namespace, model: LlamaConfig) -> list[list[Example]]:
     if args.case == "dense":
-        return [dense_examples(vocab)] * args.steps
-    examples = real_examples(args, context)
+        return [dense_examples(model.vocab_size)] * args.steps
+    examples = real_examples(args, model.max_position_embeddings)
     return [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
 
 
-def untrained(model: Llama, r: int = 16, layers: int = 0) -> Adapter:
+def untrained(model: LlamaConfig, r: int = 16, layers: int = 0) -> Adapter:
     """An untrained adapter on all seven projections of the model's last layers (0: of all)."""
     config = TrainConfig(lora_r=r, lora_alpha=2.0 * r, lora_layers=layers)
-    lora = config.resolved_lora(model.config.num_hidden_layers)
-    return init_adapter(lora, model.config, seed=0)
+    return init_adapter(config.resolved_lora(model.num_hidden_layers), model, seed=0)
