@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 from benches.flags import add_names, add_number
 from benches.minibule_step import stepper
-from benches.timing import Step
+from benches.timing import Step, count_tokens
 from benches.turns import Bench, Result, in_turn, print_table, spread
 from benches.work import random_example, untrained
 
@@ -26,27 +26,32 @@ TABLES: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
+def point_of(engine: str) -> tuple[str, int]:
+    """ "rank=4" -> ("rank", 4)"""
+    table, _, value = engine.partition("=")
+    return table, int(value)
+
+
 def growth_point(args: argparse.Namespace) -> Result:
     """The best of some steps on one record; for layers and ranks it has 256 + 256 tokens."""
-    table, _, number = args.engine.partition("=")
-    value = int(number)
+    table, value = point_of(args.engine)
     lengths = {"tokens": (value // 2, value // 2), "answers": (384, *[64] * value)}
     layers, rank = value if table == "layers" else 0, value if table == "rank" else 16
     model = load_model(args.model, narrow=True)
     rng, vocab = np.random.default_rng(0), model.config.vocab_size
     step = stepper(model, untrained(model.config, rank, layers), "literal")
     step([random_example(rng, vocab, (32, 32))])
-    example = random_example(rng, vocab, lengths.get(table, (256, 256)))
-    results = [timed_once(step, example) for _ in range(args.steps)]
+    examples = [random_example(rng, vocab, lengths.get(table, (256, 256)))]
+    results = [timed_once(step, examples) for _ in range(args.steps)]
     return min(results, key=lambda result: result["s/step"])
 
 
-def timed_once(step: Step, example: Example) -> Result:
+def timed_once(step: Step, examples: list[Example]) -> Result:
     started = time.perf_counter()
-    step([example])
+    step(examples)
     seconds = time.perf_counter() - started
-    tokens = len(example.prompt) + sum(map(len, example.answers))
-    return {"s/step": seconds, "tokens/s": tokens / seconds, "peak GB": peak_memory_gb()}
+    rate = count_tokens(examples) / seconds
+    return {"s/step": seconds, "tokens/s": rate, "peak GB": peak_memory_gb()}
 
 
 ENGINES = {
@@ -66,18 +71,25 @@ def bench_growth(args: argparse.Namespace, argv: list[str]) -> None:
         print(f"\n{title}:\n")
         print_table(results, ("s/step", "tokens/s", "peak GB"), {"time": (engines[0], "s/step")})
         if table == "answers":
-            last = int(engines[-1].partition("=")[2])
-            shares = [
-                {"share": m["s/step"] / (last * one["s/step"])}
-                for m, one in zip(results[engines[-1]], results[engines[0]], strict=True)
-            ]
-            print(f"\n{last} answers cost {spread(shares, 'share')} of {last} x the cost of one")
+            print_sharing(results)
         drawn[table] = {
-            int(name.partition("=")[2]): median(r["s/step"] for r in rounds)
+            point_of(name)[1]: median(r["s/step"] for r in rounds)
             for name, rounds in results.items()
         }
     if args.plot:
         plot_growth(drawn, args.plot)
+
+
+def print_sharing(results: Mapping[str, list[Result]]) -> None:
+    """What the most answers to a prompt cost, by what they would if each had a prompt to itself."""
+    engines = list(results)
+    one, most = engines[0], engines[-1]
+    _, answers = point_of(most)
+    shares = [
+        {"share": many["s/step"] / (answers * alone["s/step"])}
+        for many, alone in zip(results[most], results[one], strict=True)
+    ]
+    print(f"\n{answers} answers cost {spread(shares, 'share')} of {answers} x the cost of one")
 
 
 def plot_growth(tables: Mapping[str, Mapping[int, float]], output: Path) -> None:

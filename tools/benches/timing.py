@@ -1,12 +1,12 @@
 """What a step of any engine takes, and how far what it computes is from another engine's."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from benches.turns import Result
 
-from minibule.core.counts import Example
+from minibule.core.counts import Example, total_weight
 from minibule.machine.threads import peak_memory_gb
 
 Gradients = Mapping[str, np.ndarray]
@@ -24,14 +24,18 @@ def timed(step: Step, work: list[list[Example]]) -> Result:
     started = time.perf_counter()
     losses = [first, *(step(examples)[0] for examples in work)]
     seconds = (time.perf_counter() - started) / len(work)
-    tokens = sum(len(e.prompt) + sum(map(len, e.answers)) for batch in work for e in batch)
     return {
         "s/step": seconds,
-        "tokens/s": tokens / len(work) / seconds,  # each prompt counted once, for every engine
+        "tokens/s": sum(map(count_tokens, work)) / len(work) / seconds,
         "peak GB": peak_memory_gb(),
         "losses": losses,
         "gradient": gradient,
     }
+
+
+def count_tokens(examples: Sequence[Example]) -> int:
+    """Each prompt is counted once, for every engine."""
+    return sum(len(example.prompt) for example in examples) + total_weight(examples)
 
 
 def sketch(grads: Gradients, size: int = 4096) -> list[float]:
