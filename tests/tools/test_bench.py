@@ -52,6 +52,7 @@ LITTLE += ["--sampled", "3"]
             "memory / minibule's",
         ),
         (["dense", "--engines", "minibule-1x1", "--steps", "1"], ["minibule-1x1"], "GB of all"),
+        (["dense", "--engines", "minibule-rate", "--steps", "1"], ["minibule-rate"], "tokens/s"),
         (
             ["generate", "--engines", "minibule,minibule-lora", *LITTLE],
             ["minibule", "minibule-lora"],
@@ -141,12 +142,19 @@ def test_a_measurement_is_a_process_of_its_own_and_its_failure_is_told(tmp_path)
         ["records", "--model", TINY],
         ["growth", "--model", TINY, "--tables", "width"],
         ["generate", "--model", TINY, "--engine", "torch-float32"],
+        ["export", "--model", TINY, "--rounds", "0"],
+        ["generate", "--model", TINY, "--new", "1"],
     ],
 )
 def test_a_bench_refuses_what_it_does_not_know(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         bench_tool.main(arguments)
     assert exit.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_growth_up_to_less_than_its_first_point_is_refused(bench):
+    with pytest.raises(InputError, match="rank up to 3, expected at least up to 4"):
+        bench.main(["growth", "--model", TINY, "--tables", "layers,rank", "--most", "3"])
 
 
 def test_a_cell_is_the_median_and_the_range_and_ratios_stay_within_a_round(capsys):

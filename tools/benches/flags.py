@@ -9,8 +9,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FILE")
 
 
-def add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: str) -> None:
-    parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} ({default})")
+def add_number(
+    parser: argparse.ArgumentParser, flag: str, default: int, text: str, least: int = 1
+) -> None:
+    kind, text = at_least(least), f"{text} ({default})"
+    parser.add_argument(flag, type=kind, default=default, metavar="N", help=text)
 
 
 def add_names(
@@ -21,6 +24,18 @@ def add_names(
     text = f"of {', '.join(known)} ({shown})"
     kind = some_of(known)
     parser.add_argument(flag, type=kind, default=list(default), metavar="A,B", help=text)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A `type` of arguments: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        found = int(text)
+        if found < least:
+            raise argparse.ArgumentTypeError(f"found {found}, expected at least {least}")
+        return found
+
+    return number
 
 
 def some_of(known: Collection[str]) -> Callable[[str], list[str]]:

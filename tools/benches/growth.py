@@ -14,6 +14,8 @@ from benches.turns import Bench, Result, in_turn, print_table, spread
 from benches.work import random_example, untrained
 
 from minibule.core.counts import Example
+from minibule.core.shapes import LlamaConfig
+from minibule.errors import InputError
 from minibule.machine.threads import peak_memory_gb
 from minibule.models.huggingface import load_config
 from minibule.models.load import load_model
@@ -59,16 +61,27 @@ ENGINES = {
 }
 
 
+def points(table: str, most: int, model: LlamaConfig) -> list[str]:
+    """The engines of a table up to `most`, and to what the model has."""
+    limits = {
+        "tokens": model.max_position_embeddings,
+        "layers": model.num_hidden_layers,
+        "rank": model.hidden_size,
+    }
+    _, values = TABLES[table]
+    most = min(most, limits.get(table, most))
+    if most < values[0]:
+        raise InputError(f"growth: {table} up to {most}, expected at least up to {values[0]}.")
+    return [f"{table}={value}" for value in values if value <= most]
+
+
 def bench_growth(args: argparse.Namespace, argv: list[str]) -> None:
     config = load_config(args.model)
-    most = {"tokens": config.max_position_embeddings, "layers": config.num_hidden_layers}
-    most["rank"] = config.hidden_size
     drawn = {}
-    for table in args.tables:
-        title, values = TABLES[table]
-        engines = [f"{table}={v}" for v in values if v <= min(args.most, most.get(table, v))]
+    chosen = {table: points(table, args.most, config) for table in args.tables}
+    for table, engines in chosen.items():
         results = in_turn(engines, argv, args.rounds)
-        print(f"\n{title}:\n")
+        print(f"\n{TABLES[table][0]}:\n")
         print_table(results, ("s/step", "tokens/s", "peak GB"), {"time": (engines[0], "s/step")})
         if table == "answers":
             print_sharing(results)

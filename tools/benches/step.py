@@ -48,9 +48,10 @@ def bench_step(args: argparse.Namespace, argv: list[str]) -> None:
 
 def print_distances(results: Mapping[str, list[Result]]) -> None:
     """A table of the engines that have the first one's loss, where there are others."""
-    first, *others = (name for name in results if objective_of(name) == "literal")
-    if not others:
+    engines = [name for name in results if objective_of(name) == "literal"]
+    if len(engines) < 2:
         return
+    first, *others = engines
     print(f"\nHow far from {first}, relative to it: the losses at most, and the first gradient\n")
     print("| engine | losses | gradient |\n|---|---|---|")
     for name in others:
