@@ -1,12 +1,16 @@
 """The benchmarks: a row an engine, a process a measurement, ratios within a round."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import bench as bench_tool
 import numpy as np
 import pytest
 from benches import timing, turns
+from helpers import ROOT
 
 from minibule.errors import InputError
 from minibule.files import embedded_folder
@@ -90,6 +94,29 @@ def test_a_bench_tells_how_far_an_engine_is_from_float32(bench, capsys):
     )
     assert low == {"losses": 0, "gradient": 0}
     assert 1e-3 < rough["gradient"] < 1 and 0 < fine["gradient"] < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # the oracles' own deprecations
+@pytest.mark.parametrize("arguments", [["dense"], ["records", "--data", RECORDS]])
+def test_torch_takes_the_same_step(bench, capsys, monkeypatch, arguments):
+    pytest.importorskip("transformers", reason="needs pip install '.[oracle]'")
+    torch = pytest.importorskip("torch", reason="needs pip install '.[oracle]'")
+    pytest.importorskip("peft", reason="needs pip install '.[oracle]'")
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # for the tests that follow
+    flags = ["--model", TINY, "--rounds", "1", "--steps", "1"]
+    bench.main([*arguments, *flags, "--engines", "minibule,torch-float32"])
+    _, _, far = capsys.readouterr().out.partition("How far from minibule")
+    (row,) = table_rows(far).values()
+    # Torch's log(1 - p) of float32 has few digits where p is near 1; of float64 both are 1e-6.
+    assert 0 < float(row["losses"]) < 1e-4 and 0 < float(row["gradient"]) < 1e-3
+
+
+def test_minibules_engines_are_not_charged_with_torch():
+    code = "import sys, bench; print(*{'torch', 'llama_cpp', 'matplotlib'} & set(sys.modules))"
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_a_sketch_keeps_the_distance():
