@@ -22,6 +22,7 @@ from minibule.explain import picture
 from minibule.generate.__main__ import GenerateConfig
 from minibule.models.gguf_write import GGUF_TYPES
 from minibule.records.formats import FORMATS, parse_row
+from minibule.rounds.settings import RoundsConfig
 from minibule.runs.settings import FIELDS, PRESETS
 from minibule.settings import Parser, settings_of
 
@@ -188,7 +189,7 @@ def test_a_marked_table_shows_its_command():
 
 
 def known_flags() -> set[str]:
-    settings = {*FIELDS, *settings_of(GenerateConfig)}
+    settings = {*FIELDS, *settings_of(GenerateConfig), *settings_of(RoundsConfig)}
     flags = {"--help"} | {"--" + name.replace("_", "-") for name in settings}
     for folder in ("minibule", "tools"):
         for path in (ROOT / folder).rglob("*.py"):

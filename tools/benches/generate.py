@@ -16,7 +16,7 @@ from benches.work import untrained
 
 from minibule.errors import InputError
 from minibule.export import export
-from minibule.generate.decode import generate
+from minibule.generate.decode import Wanted, generate
 from minibule.generate.sampling import Sampling
 from minibule.machine.matmul import TERMS
 from minibule.machine.threads import peak_memory_gb
@@ -65,9 +65,7 @@ def generate_minibule(args: argparse.Namespace) -> Result:
         generate(
             model,
             prompts,
-            stop=frozenset(),
-            max_new_tokens=new,
-            sampling=Sampling(temperature),
+            Wanted(frozenset(), new, Sampling(temperature)),
             on_token=lambda sequence, _: sequence or moments.append(time.perf_counter()),
         )
         return moments
