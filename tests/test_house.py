@@ -47,9 +47,7 @@ PLACE = {folder: i for i, row in enumerate(ORDER) for folder in row.split()}
 
 MODULE_LINES, FUNCTION_LINES = 400, 60
 # What is longer, and why it reads better so.
-LONG = {
-    "generate.decode.generate": "an answer from its prompt to its end, one token at a time",
-}
+LONG: dict[str, str] = {}
 
 
 def folder_of(room):
