@@ -23,14 +23,14 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from minibule.core.llama import Llama
 from minibule.errors import InputError
 from minibule.files import embedded_folder, found_at, writing
-from minibule.generate.decode import Wanted, generate
+from minibule.generate.decode import OnToken, Wanted, generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.generate.stream import Printer
 from minibule.machine.threads import seconds_since
@@ -215,7 +215,7 @@ class Talk:
         self,
         question: list[Message],
         model: Llama,
-        on_token: Callable[[int, int], None] | None = None,
+        on_token: OnToken | None = None,
     ) -> list[int]:
         wanted = Wanted(
             self.chat.stop,

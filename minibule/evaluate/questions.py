@@ -23,6 +23,7 @@ from minibule.core.step import answer_log_probs
 from minibule.errors import InputError, listed
 from minibule.evaluate.sampled import Ids, answered
 from minibule.files import reading
+from minibule.generate.decode import Wanted
 from minibule.generate.sampling import Sampling
 from minibule.machine.ranks import world
 from minibule.machine.threads import threads
@@ -175,7 +176,7 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
 
     room = min(2 * longest, context - longest_prompt)
     greedy, sampled = (
-        _answers(model, chat, questions, sampling, n, room)
+        _answers(model, chat, questions, Wanted(chat.stop, room, sampling, n))
         for sampling, n in ((Sampling(), 1), (Sampling(temperature=1.0), SAMPLES))
     )
     replies = [
@@ -188,15 +189,10 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
 
 
 def _answers(
-    model: Llama,
-    chat: Chat,
-    questions: Sequence[Question],
-    sampling: Sampling,
-    samples: int,
-    max_new_tokens: int,
+    model: Llama, chat: Chat, questions: Sequence[Question], wanted: Wanted
 ) -> list[list[Answer]]:
-    """So many answers to each question."""
-    prompts = [chat.encode_prompt(question.prompt) for question in questions]
+    """The answers to each question, with their styles."""
+    asked = [(question, chat.encode_prompt(question.prompt)) for question in questions]
 
     def styled(some: Sequence[Question], found: Ids) -> list[list[Answer]]:
         return [
@@ -204,9 +200,7 @@ def _answers(
             for question, several in zip(some, found, strict=True)
         ]
 
-    asked = list(zip(questions, prompts, strict=True))
-    in_blocks = answered(model, chat, asked, styled, sampling, samples, max_new_tokens)
-    return [answers for block in in_blocks for answers in block]
+    return [answers for some in answered(model, asked, wanted, styled) for answers in some]
 
 
 def _style(question: Question, text: str) -> str:

@@ -21,11 +21,11 @@ from minibule.text.chat import Chat
 # keys and values may take.
 SEQUENCES, CACHE_BYTES = 256, 2**30
 
+ACCEPTED_FROM = 0.5  # the least reward of an accepted answer
+
 X = TypeVar("X")
 Y = TypeVar("Y")
 Ids = Sequence[Sequence[Sequence[int]]]  # of each question, of each sample
-
-ACCEPTED_FROM = 0.5  # the least reward of an accepted answer
 
 
 class Answer(NamedTuple):
@@ -93,70 +93,51 @@ def ask(
     A sample depends on the seed, the prompt and its number among the samples alone. InputError
     where a prompt and max_new_tokens exceed the model's context.
     """
-    every = (model, chat, rows, judge)
-    greedy = list(answers(*every, Sampling(), 1, max_new_tokens))
-    sampled = answers(*every, Sampling(temperature, seed=seed), samples, max_new_tokens)
+    likeliest = Wanted(chat.stop, max_new_tokens, Sampling())
+    drawn = Wanted(chat.stop, max_new_tokens, Sampling(temperature, seed=seed), samples)
+    greedy = list(answers(model, chat, rows, judge, likeliest))
+    sampled = answers(model, chat, rows, judge, drawn)
     return [Asked(row, g[0], s) for row, g, s in zip(rows, greedy, sampled, strict=True)]
 
 
 def answers(
-    model: Llama,
-    chat: Chat,
-    rows: Sequence[Row],
-    judge: Judge,
-    sampling: Sampling,
-    samples: int,
-    max_new_tokens: int,
-    first: int = 0,
+    model: Llama, chat: Chat, rows: Sequence[Row], judge: Judge, wanted: Wanted
 ) -> Iterator[list[Answer]]:
-    """The answers to each question, in order; some questions are answered at once.
-
-    first: the number of the first sample.
-    """
-    prompts = [chat.encode_prompt(row["prompt"]) for row in rows]
+    """The answers to each question, in order; some questions are answered at once."""
+    asked = [(row, chat.encode_prompt(row["prompt"])) for row in rows]
 
     def judged_of(some: Sequence[Row], found: Ids) -> list[list[Answer]]:
-        return _judged(chat, some, judge, found, max_new_tokens)
+        return _judged(chat, some, judge, found, wanted.max_new_tokens)
 
     started, tokens, accepted, done = time.perf_counter(), 0, 0, 0
-    every = len(rows) * samples
+    every = len(rows) * wanted.samples
     with tqdm(
         total=every, desc="asking", unit=" answers", delay=1, leave=False, disable=None
     ) as bar:
-        asked = list(zip(rows, prompts, strict=True))
-        how = (sampling, samples, max_new_tokens, first)
-        for judged in answered(model, chat, asked, judged_of, *how):
+        for judged in answered(model, asked, wanted, judged_of):
             yield from judged
             tokens += sum(len(answer.ids) for several in judged for answer in several)
             accepted += sum(answer.accepted for several in judged for answer in several)
-            done += len(judged) * samples
+            done += len(judged) * wanted.samples
             rate = tokens / (time.perf_counter() - started)
             bar.set_postfix_str(f"{rate:,.0f} tokens/s, {accepted / done:.2f} accepted")
-            bar.update(len(judged) * samples)
+            bar.update(len(judged) * wanted.samples)
 
 
 def answered(
     model: Llama,
-    chat: Chat,
     asked: Sequence[tuple[X, Array]],
+    wanted: Wanted,
     then: Callable[[Sequence[X], Ids], list[Y]],
-    sampling: Sampling,
-    samples: int,
-    max_new_tokens: int,
-    first: int = 0,
 ) -> Iterator[list[Y]]:
     """What `then` makes of the sampled ids of each question, in order, some questions at a time.
 
     asked: questions of any kind, with the ids of their prompts. Ranks share them out.
     """
-
     prompts = [prompt for _, prompt in asked]
-    at_once = _at_once(model, prompts, samples, max_new_tokens)
-    size = max(1, at_once // samples) * world().size
-    mine = prompts[world().rank :: world().size]
-    found = generate_in_turn(
-        model, mine, Wanted(chat.stop, max_new_tokens, sampling, samples, first), at_once
-    )
+    at_once = _at_once(model, prompts, wanted)
+    size = max(1, at_once // wanted.samples) * world().size
+    found = generate_in_turn(model, prompts[world().rank :: world().size], wanted, at_once)
 
     def share(some: Sequence[tuple[X, Array]]) -> list[Y]:
         return then([question for question, _ in some], list(itertools.islice(found, len(some))))
@@ -165,20 +146,16 @@ def answered(
         yield world().map(share, asked[start : start + size])
 
 
-def _at_once(model: Llama, prompts: Sequence[Array], samples: int, max_new_tokens: int) -> int:
+def _at_once(model: Llama, prompts: Sequence[Array], wanted: Wanted) -> int:
     """How many sequences are decoded at once, whose keys and values take CACHE_BYTES at most."""
     config = model.config
     one_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    one_prompt = one_token * (2 * max(map(len, prompts), default=0) + samples * max_new_tokens)
-    return max(1, min(SEQUENCES, samples * CACHE_BYTES // one_prompt))
+    tokens = 2 * max(map(len, prompts), default=0) + wanted.samples * wanted.max_new_tokens
+    return max(1, min(SEQUENCES, wanted.samples * CACHE_BYTES // (one_token * tokens)))
 
 
 def _judged(
-    chat: Chat,
-    rows: Sequence[Row],
-    judge: Judge,
-    samples: Ids,
-    max_new_tokens: int,
+    chat: Chat, rows: Sequence[Row], judge: Judge, samples: Ids, max_new_tokens: int
 ) -> list[list[Answer]]:
     """The answers to each row, from their ids, judged all at once."""
     texts = [chat.decode(ids) for several in samples for ids in several]

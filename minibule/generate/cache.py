@@ -60,9 +60,7 @@ class KeyValueCache:
         """
         before, more = len(self.prompt_lengths), len(lengths)
         ends = lengths.cumsum()
-        for place, start, end in zip(
-            range(before, before + more), ends - lengths, ends, strict=True
-        ):
+        for place, (start, end) in enumerate(zip(ends - lengths, ends, strict=True), before):
             for arrays, keys_and_values in zip(self.of_prompts, layers, strict=True):
                 for array, stream in zip(arrays, keys_and_values, strict=True):
                     array[place, :, : end - start] = stream[start:end].swapaxes(0, 1)

@@ -21,6 +21,7 @@ from minibule.errors import InputError, shortened
 from minibule.evaluate.judge import Judge, Row
 from minibule.evaluate.sampled import SEQUENCES, Answer, answers, record_row
 from minibule.files import from_json, open_own, reading, whole_file, writing
+from minibule.generate.decode import Wanted
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
@@ -81,7 +82,8 @@ def sample_round(
     sampling = Sampling(config.temperature, seed=1000 * config.seed + number)
 
     def ask(asked: Sequence[Row], first: int, more: int) -> Iterator[list[Answer]]:
-        return answers(model, chat, asked, judge, sampling, more, config.max_new_tokens, first)
+        wanted = Wanted(chat.stop, config.max_new_tokens, sampling, more, first)
+        return answers(model, chat, asked, judge, wanted)
 
     def norms(drawn: Drawn) -> Array:
         return _norms(model, chat, drawn, config, number)

@@ -9,6 +9,8 @@ from minibule.evaluate import sampled
 from minibule.evaluate.judge import JUDGES
 from minibule.evaluate.sampled import Answer, Asked, ask, by_kind, figures, pass_at
 from minibule.files import embedded_folder
+from minibule.generate.decode import Wanted
+from minibule.generate.sampling import Sampling
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 
@@ -94,13 +96,17 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
 def test_only_so_many_are_decoded_at_once(tiny, monkeypatch):
     model, chat = tiny
     prompts = [chat.encode_prompt(row["prompt"]) for row in ROWS * 10]
-    assert sampled._at_once(model, prompts, 8, 32) == sampled.SEQUENCES
+
+    def at_once(samples, max_new_tokens):
+        wanted = Wanted(chat.stop, max_new_tokens, Sampling(), samples)
+        return sampled._at_once(model, prompts, wanted)
+
+    assert at_once(8, 32) == sampled.SEQUENCES
     monkeypatch.setattr(sampled, "CACHE_BYTES", 4e6)
-    few, fewer = (sampled._at_once(model, prompts, 8, tokens) for tokens in (32, 64))
-    assert 1 < fewer < few < sampled.SEQUENCES
-    assert sampled._at_once(model, prompts, 4, 32) < few  # they share less of their prompts
+    assert 1 < at_once(8, 64) < at_once(8, 32) < sampled.SEQUENCES
+    assert at_once(4, 32) < at_once(8, 32)  # they share less of their prompts
     monkeypatch.setattr(sampled, "CACHE_BYTES", 1)
-    assert sampled._at_once(model, prompts, 8, 32) == 1
+    assert at_once(8, 32) == 1
 
 
 def test_an_answer_that_is_cut_has_not_ended(tiny):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,11 +25,11 @@ def asked(monkeypatch):
     """A model that answers by chance alone, and the list of what it was asked."""
     asked = []
 
-    def answers(model, chat, rows, judge, sampling, samples, max_new_tokens, first):
+    def answers(model, chat, rows, judge, wanted):
         for row in rows:
             several = []
-            for number in range(first, first + samples):
-                rng = np.random.default_rng([sampling.seed, number, *row["prompt"].encode()])
+            for number in range(wanted.first, wanted.first + wanted.samples):
+                rng = np.random.default_rng([wanted.sampling.seed, number, *row["prompt"].encode()])
                 right = rng.random() < CHANCES[row["prompt"]]
                 told = rng.random() < 0.9
                 ids = rng.integers(0, 9, 1 + number).tolist()
@@ -44,7 +45,8 @@ def asked(monkeypatch):
 
 def draw(path, number=1, rows=ROWS, **more):
     config = RoundsConfig(**{"samples": 3} | more)
-    sample_round(None, None, rows, JUDGE, config, number, path)
+    chat = SimpleNamespace(stop=frozenset())
+    sample_round(None, chat, rows, JUDGE, config, number, path)
     return path.read_bytes()
 
 
