@@ -5,7 +5,7 @@
     mpiexec -hosts one,two -n 4 python -m minibule.train ...           several; Open MPI: -host
     mpiexec -f HOSTS -n 4 python -m minibule.train ...                 a line a machine, as one:2;
                                                                        Open MPI: --hostfile
-    srun -N 2 --ntasks-per-node 2 --mpi=pmi2 python -m minibule.train ...      Slurm; Open MPI: pmix
+    srun -K -N 2 --ntasks-per-node 2 --mpi=pmi2 python -m minibule.train ...   Slurm; Open MPI: pmix
 
 and in the same way `minibule.rounds`. One rank a machine is the rule: its threads share a step too,
 and need less memory. Several are for a machine of many cores or sockets; each then gets its share
@@ -20,8 +20,10 @@ last digits, some 1e-7 of the loss, as does another kind of machine, or number o
 
 Ctrl-C, or SIGTERM to mpiexec, ends a run after the step, with a checkpoint: with MPICH and Intel
 MPI. Open MPI 5 gives its ranks a quarter of a second: what is lost is what came after the last
-checkpoint, unless `kill -USR1` tells its mpiexec, and all ranks, first. Slurm does that by itself
-with `--signal=USR1@120`, two minutes before the time is up. As root, in a container, Open MPI asks
+checkpoint, unless `kill -USR1` tells its mpiexec, and all ranks, first. Under Slurm that is
+`scancel -s USR1 JOB`, which `--signal=USR1@120` does by itself two minutes before the time is up;
+Ctrl-C at srun kills. Where a rank is killed, mpiexec ends the others at once; srun does so with -K,
+after its KillWait of half a minute, and without it never. As root, in a container, Open MPI asks
 for --allow-run-as-root, and --map-by :OVERSUBSCRIBE for more ranks than cores; the others for
 nothing.
 
@@ -37,6 +39,11 @@ SmolLM2-360M and r = 16, P = 8.7 million, that is 35 MB with 2 ranks and 68 MB w
 at 10. 64 ranks take no less than 12 answers allow, 1.3 and .8 s: to use them, raise --batch-size to
 some 64 records, which then take 2.6 and 2.1 s. Where C / N is below .6 s, 1 Gbit/s takes more
 time than the passes.
+
+Measured, where nothing has to be sent far: 4 records of 256 tokens, that model, two cores. One rank
+of one thread takes 16.6 s a step; for two the formula says 8.5 s, and they take 9.5 (9.0 to 10.4),
+since two busy cores are slower than one; for four, on the same two cores, it says 8.5, and they
+take 10.8 (10.3 to 11.4), as they also change places. See tools/BENCHMARKS.md.
 
 Ranks of one machine share the memory of the base's weights, on Linux; each has its own adapter,
 gradients and passes, and its own of what --matmul packs.
