@@ -255,10 +255,10 @@ def test_training_that_is_interrupted_goes_on(say, monkeypatch, capsys):
     """Ctrl-C in /train: the run says how it goes on, does, and can then be talked to."""
     take_step = loop.take_step
 
-    def interrupted(setup, optimiser, step):
+    def interrupted(setup, optimiser, step, *known):
         if step == 21:
             raise KeyboardInterrupt
-        return take_step(setup, optimiser, step)
+        return take_step(setup, optimiser, step, *known)
 
     monkeypatch.setattr(loop, "take_step", interrupted)
     with pytest.raises(KeyboardInterrupt):

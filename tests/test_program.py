@@ -235,7 +235,8 @@ def left():
 
 @pytest.mark.parametrize("end", ["| head -1", ">&-", "2>&-", ">&- 2>&-", "2>&1 | true"])
 def test_a_run_goes_on_where_nobody_reads(tmp_path, end):
-    flags = "--steps=3 --save-every=1 --export=none --heldout= --eval-fraction=0 --output=run"
+    records = embedded_folder() / "records.jsonl"  # named, so that nothing else is asked
+    flags = f"--steps=3 --save-every=1 --export=none --data={records} --output=run"
     shell = f"set -o pipefail; {sys.executable} -m minibule.train {flags} {end}"
     more = {"cwd": tmp_path, "env": ENV, "capture_output": True, "timeout": 120}
     done = subprocess.run(["bash", "-c", shell], check=False, **more)

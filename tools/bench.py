@@ -14,8 +14,9 @@ taken within a round; a cell is the median of the rounds and, in brackets, their
 dense and records compare with torch + PEFT: same weights, adapter, records and loss. torch's side
 is the strong one: logits at answer positions only, a sparse loss, fused causal attention without a
 mask, no padding beyond the longest answer of its record, nothing recomputed. The loss is that of
-the objective `literal`, but for the engines minibule-reference and minibule-rate; minibule-low is
-training with --memory low; minibule-bfloat16, -bfloat16x2 and -bfloat16x3 multiply as --matmul of
+the objective `literal`, but for the engines minibule-reference, minibule-reference-known (its later
+epochs, where what the base says is known) and minibule-rate; minibule-low is training with --memory
+low; minibule-bfloat16, -bfloat16x2 and -bfloat16x3 multiply as --matmul of
 that name does (extra `fast`), and minibule-2x1 is two ranks of one thread each (extra `mpi`; 1x1,
 1x2 and 4x1 beside it), whose "GB of all" counts once what they share. How far an engine's losses
 and its first gradient are from those of the first engine, minibule's in float32 unless another is

@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     segments                   what each run of tokens attends to
     rows_at (R,) int           where in the stream each row lies
     rows                       what each row's logits are trained on
+    row_answer (R, 2) int      the example's number, and the first answer to pass through each row
     answer (answers, 2)        the example's number and the answer's, for each answer ...
     answer_entry (answers,)    ... and the entry that completes it
     """
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     segments: list[Segment]
     rows_at: Array
     rows: RowCounts
+    row_answer: Array
     answer: Array
     answer_entry: Array
 
@@ -79,6 +81,7 @@ class _Forest:
         self.segments: list[Segment] = []
         self.rows_at: list[int] = []
         self.table = CountTable()
+        self.row_answer: list[tuple[int, int]] = []
         self.answer: list[tuple[int, int]] = []
         self.answer_entry: list[int] = []
 
@@ -101,6 +104,7 @@ class _Forest:
                     v, weight, len(alike), depth, example.total_rounds, parent_entry
                 )
                 self.rows_at.append(first + len(tokens) - 1)
+                self.row_answer.append((number, alike[0]))
 
                 followers: dict[int, list[int]] = {}  # token -> the answers that go on after it
                 for k in alike:
@@ -147,6 +151,7 @@ class _Forest:
             self.segments,
             np.array(self.rows_at),
             self.table.finish(),
+            np.array(self.row_answer),
             np.array(self.answer),
             np.array(self.answer_entry),
         )

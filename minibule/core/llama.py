@@ -203,8 +203,23 @@ def forward(
                 blocks[layer] = block
         x = y
         del y, block  # else they would live on beside the next block's
-    hidden, norm = ops.rms_norm(x, weights["model.norm.weight"][:], config.rms_norm_eps)
+    hidden, norm = final_norm(model, x)
     return hidden, ForwardCache(run, embedding, blocks, inputs, norm)
+
+
+def forward_base(cache: ForwardCache) -> Array:
+    """Final hidden states (R, D) of the model without its adapter, for the same tokens.
+
+    Up to the lowest layer that learns it is the same model: only the layers from there on are
+    computed, from what went into that one.
+    """
+    run = cache.run._replace(model=cache.run.model.base)
+    inputs = cache.inputs | {layer: block.x for layer, block in cache.blocks.items()}
+    lowest = min(inputs)
+    x = inputs[lowest]
+    for layer in range(lowest, run.model.config.num_hidden_layers):
+        x = block_forward(run, layer, x)[0]
+    return final_norm(run.model, x)[0]
 
 
 def backward(dhidden: Array, cache: ForwardCache) -> dict[str, Array]:
@@ -333,6 +348,11 @@ def project_backward(
     dx, dA, dB = lora_linear_backward(dy, (x, W, *pair))
     grads[lora_name(module, "A")], grads[lora_name(module, "B")] = dA, dB
     return dx
+
+
+def final_norm(model: Llama, x: Array) -> tuple[Array, Cache]:
+    """The RMSNorm after the last block, (R, D) -> (R, D), and its cache."""
+    return ops.rms_norm(x, model.weights["model.norm.weight"][:], model.config.rms_norm_eps)
 
 
 def norm(model: Llama, layer: int, name: str, x: Array) -> tuple[Array, Cache]:

@@ -46,6 +46,11 @@ class _Loss(ABC):
         """Whether its method is given what the base model says."""
 
     @property
+    def asks_base(self) -> bool:
+        """Whether its gradients need what the base model says: its method, or its anchor."""
+        return self.needs_reference or self.kl > 0
+
+    @property
     def prior(self) -> Prior | None:
         """What its target distribution P is built on; None: it has no target."""
         return None

@@ -1,7 +1,7 @@
 """A step's gradients: every example forward, its loss, and back."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -20,11 +20,14 @@ from minibule.core.head import (
     head_loss,
     summed,
 )
-from minibule.core.llama import Llama, backward, forward_batch
+from minibule.core.llama import Llama, backward, forward_base, forward_batch
 from minibule.core.loss import AnswerLoss, Answers, LinearLoss, Loss, RowLoss, SeparableLoss
 from minibule.machine.matrix import Array, Matrix
 from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
+
+# The base's final hidden states (R, D) of a batch of the examples, where they are known already.
+Known = Callable[[Batch, Sequence[Example]], Array]
 
 Sums = dict[str, float]
 Share = tuple[dict[str, Array], Sums, int]  # of a pass or a step: gradients, metrics, tokens
@@ -36,27 +39,35 @@ def gradients(
     loss: Loss,
     pass_tokens: int,
     recompute: bool = False,
+    known: Known | None = None,
 ) -> Share:
     """Gradients of the mean loss over all rows or answers, the metrics, and the tokens.
 
     Every pass divides by the rows or answers of the whole step, so however the step is cut into
-    passes, their sum is the same. `recompute` is `llama.forward`'s.
+    passes, their sum is the same. `recompute` is `llama.forward`'s. `known`: what the base says of
+    the examples; None: it is asked here.
     """
     if isinstance(loss, RowLoss):
-        return _row_gradients(model, examples, loss, pass_tokens, recompute)
-    return _answer_gradients(model, examples, loss, pass_tokens, recompute)
+        return _row_gradients(model, examples, loss, pass_tokens, recompute, known)
+    return _answer_gradients(model, examples, loss, pass_tokens, recompute, known)
 
 
 def _row_gradients(
-    model: Llama, examples: Sequence[Example], loss: RowLoss, pass_tokens: int, recompute: bool
+    model: Llama,
+    examples: Sequence[Example],
+    loss: RowLoss,
+    pass_tokens: int,
+    recompute: bool,
+    known: Known | None,
 ) -> Share:
     count = total_weight(examples)
-    asks_base = loss.needs_reference or loss.kl > 0
 
     def one_pass(batch: Batch) -> Share:
         """Forward, loss and backward of one packed stream."""
-        ref_hidden = forward_batch(model.base, batch)[0] if asks_base else None
         hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
+        ref_hidden = None
+        if loss.asks_base:
+            ref_hidden = known(batch, examples) if known else forward_base(cache)
         metrics, dhidden = head_loss(hidden, model.head, batch.rows, loss, ref_hidden, count=count)
         return backward(dhidden, cache), metrics, len(batch.ids)
 
@@ -65,7 +76,12 @@ def _row_gradients(
 
 
 def _answer_gradients(
-    model: Llama, examples: Sequence[Example], loss: AnswerLoss, pass_tokens: int, recompute: bool
+    model: Llama,
+    examples: Sequence[Example],
+    loss: AnswerLoss,
+    pass_tokens: int,
+    recompute: bool,
+    known: Known | None,
 ) -> Share:
     """As `_row_gradients`, each row's dz being c (p - onehot), with the c of its answers."""
     batches = list(pack(examples, "prefix", pass_tokens, threads(), world()))
@@ -77,14 +93,16 @@ def _answer_gradients(
         own = loss
     else:  # answers in other passes count, so forward comes first
         mismatched = _mismatched(model, examples, loss, pass_tokens)
-        logp = _log_probs(model, batches, examples, loss.needs_reference)
+        logp = _log_probs(model, batches, examples, loss.needs_reference, known)
         value, c = loss.answers(answers, logp, mismatched)
     asks_base = loss.kl > 0 or (own is not None and own.needs_reference)
 
     def one_pass(batch: Batch) -> Share:
         """Forward, and back from log p of the answers that this stream completes."""
         hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
-        ref_hidden = forward_batch(model.base, batch)[0] if asks_base else None
+        ref_hidden = None
+        if asks_base:
+            ref_hidden = known(batch, examples) if known else forward_base(cache)
         places = places_of(batch, examples)
         if own:
             base = ref_hidden if own.needs_reference else None
@@ -134,14 +152,21 @@ def _nothing(model: Llama) -> Share:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def answer_log_probs(model: Llama, batches: Sequence[Batch], examples: Sequence[Example]) -> Array:
+def answer_log_probs(
+    model: Llama,
+    batches: Sequence[Batch],
+    examples: Sequence[Example],
+    known: Known | None = None,
+) -> Array:
     """log p of every answer's tokens together, (A,) float64; the examples' answers in order.
 
     batches: the examples as `pack` with counts "prefix" makes them, of each rank its own.
+    known: what the model says of the examples, where that has been computed.
     """
 
     def one_pass(batch: Batch) -> Array:
-        return completed_log_probs(batch, forward_batch(model, batch)[0], model.head)
+        hidden = known(batch, examples) if known else forward_batch(model, batch)[0]
+        return completed_log_probs(batch, hidden, model.head)
 
     logp = np.zeros(sum(len(example.answers) for example in examples))
     for batch, found in zip(batches, side_by_side(one_pass, batches), strict=True):
@@ -178,11 +203,17 @@ def places_of(batch: Batch, examples: Sequence[Example]) -> Array:
 
 
 def _log_probs(
-    model: Llama, batches: Sequence[Batch], examples: Sequence[Example], relative: bool
+    model: Llama,
+    batches: Sequence[Batch],
+    examples: Sequence[Example],
+    relative: bool,
+    known: Known | None = None,
 ) -> Array:
     """`answer_log_probs`, less the base's where they are to be relative."""
     logp = answer_log_probs(model, batches, examples)
-    return logp - answer_log_probs(model.base, batches, examples) if relative else logp
+    if relative:
+        logp -= answer_log_probs(model.base, batches, examples, known)
+    return logp
 
 
 def _mismatched(

@@ -193,6 +193,15 @@ class TrainConfig:
         may_change=True,
         spares="low",
     )
+    reference_memory: float = setting(
+        1.0,
+        "GB for what the base says of the records, computed once where they come several times; "
+        "what is more goes to a file in the output folder; 0 = computed in every step",
+        0,
+        group=MACHINE,
+        may_change=True,
+        spares="0",
+    )
     matmul: Mode = setting("auto", MATMUL_HELP, group=MACHINE)
     threads: int = setting(
         0,

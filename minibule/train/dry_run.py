@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,29 +20,40 @@ from minibule.report import figures
 from minibule.runs.folder import RunFolder
 from minibule.runs.output import check_space, output_folder
 from minibule.runs.settings import TrainConfig
-from minibule.train.loop import take_step
+from minibule.train.loop import reference_of, take_step
 from minibule.train.observe import check_questions, observe
+from minibule.train.reference import most_bytes
 from minibule.train.setup import Setup, check_alike, describe, expected_bytes, prepare
 
 USUAL_STEPS = 3  # tried at most,
 USUAL_SECONDS = 20.0  # and no further one after so long
 
 
-def print_estimate(setup: Setup, folder: RunFolder, take_step: Callable[[int], float]) -> None:
+class Tried(NamedTuple):
+    """Seconds of a step, and of asking the base about its examples before it, if that is kept."""
+
+    step: float
+    asking: float
+
+
+def print_estimate(setup: Setup, folder: RunFolder, try_step: Callable[[int], Tried]) -> None:
     """Try some steps and print the run's rows, tokens, time, memory, and what it would write.
 
-    take_step: takes the step of that number with the set-up's model; returns its seconds.
+    try_step: takes the step of that number with the set-up's model.
     """
     config, loaded = setup.config, memory_gb()
     a_step = config.batch_size * config.grad_accum
     # Of the steps of the first epoch: later ones are like it.
     epoch = min(setup.steps, math.ceil(len(setup.examples) / a_step))
-    tokens, rows, tokens_per_s = _rehearse(setup, epoch, take_step)
+    tokens, rows, a_token = _rehearse(setup, epoch, try_step)
     asking = _snapshot_seconds(setup)
     exporting = max((export.memory(setup.model) for export in config.exports), default=0)
-    seconds = setup.steps * float(np.mean(tokens)) / tokens_per_s
+    seconds = setup.steps * float(np.mean(tokens)) * a_token.step + sum(tokens) * a_token.asking
+    kept = 0.0  # of what the base says
+    if setup.keeps_reference:
+        kept = min(config.reference_memory, most_bytes(setup.model, setup.examples) / 1e9)
     # Exports are made when training is over, in the memory that its arrays have left.
-    peak = max(peak_memory_gb(), loaded + exporting / 1e9)
+    peak = max(peak_memory_gb() + kept, loaded + exporting / 1e9)
     print(f"rows       {rows:,} in the {epoch:,} steps of an epoch")
     print(f"tokens     {np.median(tokens):,.0f} a step (median), {max(tokens):,} (largest)")
     print(f"steps      {setup.steps:,}, {seconds / setup.steps:.2g} s each")
@@ -56,13 +68,13 @@ def print_estimate(setup: Setup, folder: RunFolder, take_step: Callable[[int], f
 
 
 def _rehearse(
-    setup: Setup, steps: int, take_step: Callable[[int], float]
-) -> tuple[Sequence[int], int, float]:
+    setup: Setup, steps: int, try_step: Callable[[int], Tried]
+) -> tuple[Sequence[int], int, Tried]:
     """Try the step with the largest passes, then some about the median.
 
-    Returns the tokens of each step, the rows of all, and how many tokens the usual steps compute a
-    second. The largest step is tried for the memory it takes, and first, so that the others, tried
-    for the time they take, find the process warm.
+    Returns the tokens of each step, the rows of all, and how long the usual steps take a token. The
+    largest step is tried for the memory it takes, and first, so that the others, tried for the time
+    they take, find the process warm.
     """
     at_once = threads()  # passes, see `threads.side_by_side`
     counts, pass_tokens = setup.loss.counts, setup.config.pass_tokens
@@ -75,15 +87,15 @@ def _rehearse(
         tokens.append(sum(passes))
         largest.append(sum(sorted(passes)[-at_once:]))
         rows += total_weight(examples)
-    take_step(1 + int(np.argmax(largest)))
+    try_step(1 + int(np.argmax(largest)))
     usual = np.argsort(np.abs(np.array(tokens) - np.median(tokens)), kind="stable")[:USUAL_STEPS]
-    seconds, computed, started = 0.0, 0, time.perf_counter()
+    tried, computed, started = list[Tried](), 0, time.perf_counter()
     for index in usual:
-        seconds += take_step(1 + int(index))
+        tried.append(try_step(1 + int(index)))
         computed += tokens[index]
         if world().first(seconds_since, started) > USUAL_SECONDS:
             break
-    return tokens, rows, computed / seconds
+    return tokens, rows, Tried(*(sum(seconds) / computed for seconds in zip(*tried, strict=True)))
 
 
 def _snapshot_seconds(setup: Setup) -> float:
@@ -114,4 +126,13 @@ def dry_run(config: TrainConfig, settings_file: str | Path | None = None) -> Non
     world().first(check_space, folder.path, expected_bytes(setup))
     describe(setup)
     optimiser = AdamW(setup.adapter.params, config.weight_decay)
-    print_estimate(setup, folder, lambda step: take_step(setup, optimiser, step)["seconds"])
+
+    def try_step(step: int) -> Tried:
+        if not setup.keeps_reference:
+            return Tried(take_step(setup, optimiser, step)["seconds"], 0.0)
+        started = time.perf_counter()
+        with reference_of(setup, setup.examples_of(step), folder=None) as reference:
+            asking = seconds_since(started)
+            return Tried(take_step(setup, optimiser, step, reference)["seconds"], asking)
+
+    print_estimate(setup, folder, try_step)

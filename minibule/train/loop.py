@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +43,7 @@ from minibule.runs.snapshot import save_snapshot
 from minibule.runs.starts import this_start
 from minibule.settings import to_toml
 from minibule.train.observe import check_questions, observe
+from minibule.train.reference import Reference
 from minibule.train.resume import find_checkpoint, resume_hint
 from minibule.train.setup import Setup, check_alike, describe, expected_bytes, prepare
 
@@ -106,8 +108,9 @@ def train(
 def _take_part(setup: Setup, folder: RunFolder) -> None:
     """What the other ranks do of a run: they compute all that the first does, and write nothing."""
     checkpoint = world().first(lambda: None)
-    with stop_after_step() as stop:
-        for _ in _steps(setup, folder, *_begin(setup, checkpoint), stop):
+    optimiser, progress = _begin(setup, checkpoint)
+    with _kept_reference(setup, folder, progress) as reference, stop_after_step() as stop:
+        for _ in _steps(setup, folder, optimiser, progress, reference, stop):
             pass
     observe(setup, setup.start)
     observe(setup, setup.adapter)
@@ -133,16 +136,23 @@ def run_steps(setup: Setup, folder: RunFolder, checkpoint: Checkpoint | None = N
     when asked to by a signal, or when MAX_SKIPPED steps in a row were not finite. Returns the
     seconds that all steps took.
     """
+    started = time.perf_counter()
     optimiser, progress = _begin(setup, checkpoint)
     manifest = Manifest(folder.path)
     manifest.claim(folder.metrics)
-    bar = tqdm(total=setup.steps, initial=progress.step, desc="training", unit="step", disable=None)
     with (
-        bar,
+        _kept_reference(setup, folder, progress) as reference,
+        tqdm(
+            total=setup.steps, initial=progress.step, desc="training", unit="step", disable=None
+        ) as bar,
         stop_after_step() as stop,
         open_metrics(folder.metrics, progress.metrics_bytes) as log,
     ):
-        for line, skipped, is_due in _steps(setup, folder, optimiser, progress, stop):
+        if reference:  # asking the base has taken its time
+            seconds = progress.seconds + seconds_since(started)
+            progress = dataclasses.replace(progress, seconds=seconds)
+        steps = _steps(setup, folder, optimiser, progress, reference, stop)
+        for line, skipped, is_due in steps:
             write_line(log, line)
             _show(bar, line, setup.steps)
             seconds = progress.seconds + line["seconds"]
@@ -165,8 +175,53 @@ def _begin(setup: Setup, checkpoint: Checkpoint | None) -> tuple[AdamW, Progress
     return optimiser, checkpoint.progress
 
 
+@contextmanager
+def _kept_reference(
+    setup: Setup, folder: RunFolder, progress: Progress
+) -> Iterator[Reference | None]:
+    """What the base says of all examples, if that is to be kept and there are steps to take."""
+    if not setup.keeps_reference or progress.step >= setup.steps:
+        yield None
+        return
+    place = folder.path if world().leads else None  # another machine need not have the folder
+    with reference_of(setup, setup.examples, place) as reference:
+        yield reference
+
+
+@contextmanager
+def reference_of(
+    setup: Setup, examples: Sequence[Example], folder: Path | None
+) -> Iterator[Reference]:
+    """What the base says of the examples.
+
+    What memory has no room for lies in the folder, or without one where temporary files do.
+    """
+    limit = 1e9 * setup.config.reference_memory
+    with (
+        Reference(setup.model, examples, folder, limit) as reference,
+        tqdm(
+            total=len(examples),
+            desc="asking the base",
+            unit=" records",
+            delay=1,
+            leave=False,
+            disable=None,
+        ) as bar,
+    ):
+        with np.errstate(all="ignore"):  # what comes of it is looked at in the steps
+            for done in reference.sweep(setup.config.pass_tokens):
+                bar.update(done - bar.n)
+        bar.close()
+        yield reference
+
+
 def _steps(
-    setup: Setup, folder: RunFolder, optimiser: AdamW, progress: Progress, stop: Stop
+    setup: Setup,
+    folder: RunFolder,
+    optimiser: AdamW,
+    progress: Progress,
+    reference: Reference | None,
+    stop: Stop,
 ) -> Iterator[tuple[dict[str, Any], int, bool]]:
     """Take the steps that are left, on all ranks alike.
 
@@ -175,7 +230,7 @@ def _steps(
     """
     config, skipped = setup.config, progress.skipped
     for step in range(progress.step + 1, setup.steps + 1):
-        line = take_step(setup, optimiser, step)
+        line = take_step(setup, optimiser, step, reference)
         if config.eval_every and step % config.eval_every == 0 and setup.heldout:
             measured = evaluate(setup.model, setup.heldout, setup.loss, config.pass_tokens)
             line |= {f"eval_{name}": value for name, value in measured.items()}
@@ -207,9 +262,12 @@ def _show(bar: "tqdm[NoReturn]", line: Mapping[str, Any], steps: int) -> None:
         print(f"step {step:,} of {steps:,}: {shown}", file=sys.stderr, flush=True)
 
 
-def take_step(setup: Setup, optimiser: AdamW, step: int) -> dict[str, Any]:
+def take_step(
+    setup: Setup, optimiser: AdamW, step: int, reference: Reference | None = None
+) -> dict[str, Any]:
     """Step 1, 2, ...: one update of the adapter; returns its line of metrics.
 
+    reference: what the base says of the step's examples, where it has been asked before.
     Where the loss or the gradient is not finite, nothing is updated: the line says "skipped".
     """
     config = setup.config
@@ -222,6 +280,7 @@ def take_step(setup: Setup, optimiser: AdamW, step: int) -> dict[str, Any]:
             setup.loss,
             config.pass_tokens,
             recompute=config.memory == "low",
+            known=reference.hidden if reference else None,
         )
         norm = clip_gradients(grads, config.max_grad_norm)
         lr = learning_rate(step, setup.steps, config.lr, config.warmup_steps, config.schedule)

@@ -28,6 +28,7 @@ from minibule.runs.checkpoint import Identity, digest_of, identity
 from minibule.runs.settings import FIELDS, TrainConfig
 from minibule.text.chat import Chat
 from minibule.text.examples import NEEDED, record_order, split_by_prompt, tokenize
+from minibule.train.reference import most_bytes
 
 # Settings that say where something lies, which may be elsewhere on another machine.
 PLACES = ("model", "data", "heldout", "output", "init_adapter")
@@ -65,6 +66,13 @@ class Setup:
     @property
     def steps(self) -> int:
         return planned_steps(self.config, len(self.examples))
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether what the base says is kept: it is asked for, of some examples more than once."""
+        taken = self.steps * self.config.batch_size * self.config.grad_accum
+        wanted = self.loss.asks_base and taken > len(self.examples)
+        return wanted and self.config.reference_memory > 0
 
     @property
     def adapter(self) -> Adapter:
@@ -253,9 +261,12 @@ def describe(setup: Setup) -> None:
 
 
 def expected_bytes(setup: Setup) -> int:
-    """About how much the run will write: checkpoints, adapter, exports."""
+    """About how much the run will write: checkpoints, adapter, exports, what the base says."""
     config = setup.config
     adapter = 4 * sum(p.size for p in setup.adapter.params.values())
     saved = 1 + (setup.steps // config.save_every if config.save_every else 0)
     total = adapter + 3 * adapter * (min(saved, config.keep) + 1)  # one is there before one goes
+    if setup.keeps_reference:
+        kept = int(1e9 * config.reference_memory)
+        total += max(0, most_bytes(setup.model, setup.examples) - kept)
     return total + sum(export.size(setup.model) for export in config.exports)

