@@ -19,6 +19,7 @@ from helpers import ROOT
 import minibule
 from minibule.core import llama
 from minibule.explain import picture
+from minibule.files import embedded_folder
 from minibule.generate.__main__ import GenerateConfig
 from minibule.models.gguf_write import GGUF_TYPES
 from minibule.records.formats import FORMATS, parse_row
@@ -218,7 +219,16 @@ def labels(lines: list[str]) -> list[str]:
     return [" ".join(re.sub(r"[+-]?[\d.,]*\d", "#", line).split()) for line in kept]
 
 
-def test_a_run_prints_and_leaves_what_the_readme_says(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def few_questions(tmp_path):
+    """Some of the questions of the demo, of all kinds."""
+    lines = (embedded_folder() / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    path = tmp_path / "few.jsonl"
+    path.write_text("\n".join(lines[::8]), encoding="utf-8")
+    return path
+
+
+def test_a_run_prints_and_leaves_what_the_readme_says(tmp_path, monkeypatch, capsys, few_questions):
     """The demo with fewer steps, and on its results the cheap commands of the README."""
     monkeypatch.chdir(tmp_path)
 
@@ -227,7 +237,7 @@ def test_a_run_prints_and_leaves_what_the_readme_says(tmp_path, monkeypatch, cap
         main(argv)
         return capsys.readouterr().out.splitlines()
 
-    demo = run("-m minibule.train --steps 3")
+    demo = run(f"-m minibule.train --steps 3 --heldout {few_questions}")
     assert labels(demo) == labels(shown(README, "python -m minibule.train"))
     for place in re.findall(r"runs/tiny\S*", "\n".join(demo)):
         assert (tmp_path / place).exists()
@@ -241,7 +251,7 @@ def test_a_run_prints_and_leaves_what_the_readme_says(tmp_path, monkeypatch, cap
     assert named == found | {"merged"}
 
 
-def test_a_training_run_proves_nothing(tmp_path, monkeypatch, capsys):
+def test_a_training_run_proves_nothing(tmp_path, monkeypatch, capsys, few_questions):
     """As README and lesson say: with half the gradient of B a run prints the same numbers."""
     monkeypatch.chdir(tmp_path)
     right = llama.lora_linear_backward
@@ -254,7 +264,8 @@ def test_a_training_run_proves_nothing(tmp_path, monkeypatch, capsys):
     tables = []
     for backward in (right, halved):
         monkeypatch.setattr(llama, "lora_linear_backward", backward)
-        main(["--steps", "20", "--export", "none", "--output", f"runs/{backward.__name__}"])
+        common = ["--steps", "20", "--export", "none", "--heldout", str(few_questions)]
+        main([*common, "--output", f"runs/{backward.__name__}"])
         tables.append(capsys.readouterr().out.partition("\n20 steps in")[0])
     assert labels(tables[0].splitlines()) == labels(tables[1].splitlines())
     figures = [[float(number) for number in re.findall(r"-?\d+\.\d{4}", t)] for t in tables]

@@ -90,19 +90,19 @@ def test_other_prompts_get_other_draws(model):
 def test_sampling_follows_the_distribution():
     logits = np.array([[1.0, 3.0, 2.0, -1.0]], np.float32)
     p = np.exp(logits[0]) / np.exp(logits[0]).sum()
-    u = (np.arange(100_000) + 0.5) / 100_000  # every quantile once: no chance involved
+    u = (np.arange(20_000) + 0.5) / 20_000  # every quantile once: no chance involved
 
     def shares(sampling):
         drawn = choose(logits.repeat(len(u), axis=0), sampling, u)
         return np.bincount(drawn, minlength=4) / len(u)
 
-    np.testing.assert_allclose(shares(Sampling(1.0)), p, atol=2e-5)
+    np.testing.assert_allclose(shares(Sampling(1.0)), p, atol=1e-4)
     p2 = p**0.5 / (p**0.5).sum()
-    np.testing.assert_allclose(shares(Sampling(2.0)), p2, atol=2e-5)
+    np.testing.assert_allclose(shares(Sampling(2.0)), p2, atol=1e-4)
     k2 = np.array([0, p[1], p[2], 0]) / (p[1] + p[2])
-    np.testing.assert_allclose(shares(Sampling(1.0, top_k=2)), k2, atol=2e-5)
+    np.testing.assert_allclose(shares(Sampling(1.0, top_k=2)), k2, atol=1e-4)
     # p[1] = .66 alone is short of .8, with p[2] = .24 it is enough.
-    np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.8)), k2, atol=2e-5)
+    np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.8)), k2, atol=1e-4)
     np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.5)), [0, 1, 0, 0])
     np.testing.assert_allclose(shares(Sampling(0.0)), [0, 1, 0, 0])
 
