@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+# Before NumPy is imported, here and in the programs that tests start: for the small models of the
+# tests threads are no gain, and beside other work they wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Of a skip's reason: what the machine lacks, and no extra brings.
 OF_THE_MACHINE = (
     "MINIBULE_SHARED",

@@ -147,10 +147,11 @@ class _Product:
         """y (T, n) from the terms of some rows, (terms, T, depth)."""
 
         def one_part(item: tuple[slice, list[Any]]) -> None:
-            part, (first, *rest) = item
-            np.sum(_dots(x, first), axis=0, out=y[:, part])
-            for i, pack in enumerate(rest, start=1):
-                y[:, part] += _dots(x[: self.terms - i], pack).sum(axis=0)
+            part, packs = item
+            products = [p for i, pack in enumerate(packs) for p in _dots(x[: self.terms - i], pack)]
+            np.copyto(y[:, part], products[0])
+            for product in products[1:]:
+                y[:, part] += product
 
         at_once(one_part, self.parts)
 
