@@ -7,6 +7,7 @@ turned the wrong way it still learns.
 """
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import mistakes
 import pytest
@@ -27,9 +28,12 @@ def clone(tmp_path):
 @each_mistake
 def test_a_mistake_is_noticed(clone, mistake):
     plant(clone, mistake.code)
-    status, out = mistakes.tests(clone, mistake.noticed_by)
+    with ThreadPoolExecutor() as pool:  # each is a program of its own
+        tested = pool.submit(mistakes.tests, clone, mistake.noticed_by)
+        explained = pool.submit(mistakes.explain, clone)
+    status, out = tested.result()
     assert status == 1 and f"FAILED {mistake.noticed_by}" in out, out
-    disagree, out = mistakes.explain(clone)
+    disagree, out = explained.result()
     assert disagree, out
 
 

@@ -264,9 +264,9 @@ def test_a_training_run_proves_nothing(tmp_path, monkeypatch, capsys, few_questi
     tables = []
     for backward in (right, halved):
         monkeypatch.setattr(llama, "lora_linear_backward", backward)
-        common = ["--steps", "20", "--export", "none", "--heldout", str(few_questions)]
+        common = ["--steps", "10", "--export", "none", "--heldout", str(few_questions)]
         main([*common, "--output", f"runs/{backward.__name__}"])
-        tables.append(capsys.readouterr().out.partition("\n20 steps in")[0])
+        tables.append(capsys.readouterr().out.partition("\n10 steps in")[0])
     assert labels(tables[0].splitlines()) == labels(tables[1].splitlines())
     figures = [[float(number) for number in re.findall(r"-?\d+\.\d{4}", t)] for t in tables]
     assert len(figures[0]) > 30

@@ -1,5 +1,6 @@
 """`python -m minibule.generate`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from minibule.generate.decode import Wanted, generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.generate.stream import Printer
 from minibule.machine.matmul import HELP as MATMUL_HELP
-from minibule.machine.matmul import Mode
+from minibule.machine.matmul import Mode, mode_of
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.models.named import MODEL_HELP
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> None:
         )
     source = config.model or embedded_folder()
     model = load_model(source, config.adapter, matmul=config.matmul, rows=config.n)
+    if mode_of(model.head) != "float32":
+        print(f"products   {mode_of(model.head)}", file=sys.stderr)  # stdout is the answer's alone
     chat = load_chat(source)
     prompt = chat.encode_raw(config.prompt) if config.raw else chat.encode_prompt(config.prompt)
     if not len(prompt):

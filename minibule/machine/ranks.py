@@ -46,7 +46,7 @@ since two busy cores are slower than one; for four, on the same two cores, it sa
 take 10.8 (10.3 to 11.4), as they also change places. See tools/BENCHMARKS.md.
 
 Ranks of one machine share the memory of the base's weights, on Linux; each has its own adapter,
-gradients and passes, and its own of what --matmul packs.
+gradients and passes, its own of what --matmul packs, and of what --reference-memory keeps.
 """
 
 import pickle

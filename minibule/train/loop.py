@@ -197,21 +197,20 @@ def reference_of(
     What memory has no room for lies in the folder, or without one where temporary files do.
     """
     limit = 1e9 * setup.config.reference_memory
-    with (
-        Reference(setup.model, examples, folder, limit) as reference,
-        tqdm(
-            total=len(examples),
-            desc="asking the base",
-            unit=" records",
-            delay=1,
-            leave=False,
-            disable=None,
-        ) as bar,
-    ):
-        with np.errstate(all="ignore"):  # what comes of it is looked at in the steps
+    with Reference(setup.model, examples, folder, limit) as reference:
+        with (
+            tqdm(
+                total=len(examples),
+                desc="asking the base",
+                unit=" records",
+                delay=1,
+                leave=False,
+                disable=None,
+            ) as bar,
+            np.errstate(all="ignore"),  # what comes of it is looked at in the steps
+        ):
             for done in reference.sweep(setup.config.pass_tokens):
                 bar.update(done - bar.n)
-        bar.close()
         yield reference
 
 

@@ -32,7 +32,8 @@ class Reference:
 
     A row is found by the first answer that passes through it and its depth there. In memory are as
     many rows as fit into `limit` bytes, the others in a file of `folder` that has no name: it is
-    gone with the process, however that ends.
+    gone with the process, however that ends. A run that goes on asks the base again, which says the
+    same.
     """
 
     def __init__(

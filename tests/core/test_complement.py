@@ -156,7 +156,7 @@ def test_bad_arguments(call, message):
 
 @pytest.mark.parametrize("contrast", ["plain", "ratio"])
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("vocab", [2, 3, 11])
+@pytest.mark.parametrize("vocab", [2, 11])
 def test_the_optimum_minimises_the_objective(alpha, vocab, contrast):
     """Against mirror descent on the same objective: a general minimiser on the simplex."""
     rng = np.random.default_rng(vocab)

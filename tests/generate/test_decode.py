@@ -132,9 +132,9 @@ def test_an_error_in_one_chunk_ends_the_others(model, monkeypatch):
         generate(model, [np.arange(30)], Wanted(NEVER, 1, Sampling()))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("at_once", [1, 4, 7, 100])
+@pytest.mark.parametrize("at_once", [1, 7, 100])
 def test_waiting_prompts_take_the_places_of_those_that_ended(
     model, monkeypatch, threads, samples, at_once
 ):
