@@ -12,6 +12,7 @@ from minibule.core.llama import Llama
 from minibule.core.step import gradients
 from minibule.errors import InputError
 from minibule.files import embedded_folder, write_json
+from minibule.generate.__main__ import main as generate_main
 from minibule.machine import matmul
 from minibule.machine import threads as machine
 from minibule.machine.half import Narrow, widened
@@ -275,3 +276,11 @@ def test_a_run_and_its_settings(numkong, tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match="matmul: 'bfloat16x2' there, 'float32' now"):
         main(["--resume", "--output", "packed", "--matmul", "float32"])
     main(["--resume", "--output", "packed"])
+
+
+def test_an_answer_by_itself_and_how_it_was_multiplied_beside_it(numkong, capsys):
+    generate_main(["--prompt=hello", "--matmul=float32"])
+    usual = capsys.readouterr()
+    assert not usual.err
+    generate_main(["--prompt=hello", "--matmul=bfloat16x2"])
+    assert capsys.readouterr() == (usual.out, "products   bfloat16x2\n")
