@@ -11,7 +11,7 @@ from helpers import ODD, ROOT, random_adapter, random_llama
 from minibule.core import llama
 from minibule.core.llama import check_ids
 from minibule.errors import InputError
-from minibule.generate import decode, prefill
+from minibule.generate import decode, prefill, sampling
 from minibule.generate.__main__ import main
 from minibule.generate.cache import KeyValueCache
 from minibule.generate.decode import Wanted, generate, generate_in_turn
@@ -105,6 +105,18 @@ def test_sampling_follows_the_distribution():
     np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.8)), k2, atol=1e-4)
     np.testing.assert_allclose(shares(Sampling(1.0, top_p=0.5)), [0, 1, 0, 0])
     np.testing.assert_allclose(shares(Sampling(0.0)), [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_of_many_tokens_only_some_are_sorted(monkeypatch, spread, temperature):
+    """The draws are those of sorting all, but where a quantile falls between two by rounding."""
+    rng = np.random.default_rng(0)
+    logits = (spread * rng.standard_normal((1, 5000))).astype(np.float32).repeat(400, axis=0)
+    u = np.append(rng.random(397), [0.0, 0.5, np.nextafter(1.0, 0.0)])
+    some = choose(logits, Sampling(temperature), u)
+    monkeypatch.setattr(sampling, "MANY", 10**6)
+    assert np.mean(some == choose(logits, Sampling(temperature), u)) > 0.99
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 100])
