@@ -568,7 +568,7 @@ def test_survive(tmp_path, capsys):
     with (tmp_path / "run-1" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5}\n')
     assert survive.differences(tmp_path / "run-1", tmp_path / "never-killed") == ["metrics.jsonl"]
-    assert survive.long(60, 40_000.0, tmp_path) is True
+    assert survive.long(120, 20_000.0, tmp_path) is True
     assert "bytes a step" in capsys.readouterr().out
 
 
