@@ -16,11 +16,11 @@ is the strong one: logits at answer positions only, a sparse loss, fused causal 
 mask, no padding beyond the longest answer of its record, nothing recomputed. The loss is that of
 the objective `literal`, but for the engines minibule-reference, minibule-reference-known (its later
 epochs, where what the base says is known) and minibule-rate; minibule-low is training with --memory
-low; minibule-bfloat16, -bfloat16x2 and -bfloat16x3 multiply as --matmul of
-that name does (extra `fast`), and minibule-2x1 is two ranks of one thread each (extra `mpi`; 1x1,
-1x2 and 4x1 beside it), whose "GB of all" counts once what they share. How far an engine's losses
-and its first gradient are from those of the first engine, minibule's in float32 unless another is
-named, is told under the times. The share of sgemm is the step's arithmetic (matrix products only)
+low; minibule-bfloat16, -bfloat16x2 and -bfloat16x3 multiply as --matmul of that name does (extra
+`fast`), and minibule-2x1 is two ranks of one thread each (extra `mpi`; 1x1, 1x2 and 4x1 beside it),
+whose "GB of all" counts once what they share. How far an engine's losses and its first gradient are
+from those of the first engine, minibule's in float32 unless another is named, is told under the
+times. The share of sgemm is the step's arithmetic (matrix products only)
 at the rate that NumPy's own products reach in the same process on the model's shapes. Needs the
 extra `oracle`; generate needs `interop` (llama-cpp-python).
 

@@ -95,13 +95,14 @@ def _answer_gradients(
         mismatched = _mismatched(model, examples, loss, pass_tokens)
         logp = _log_probs(model, batches, examples, loss.needs_reference, known)
         value, c = loss.answers(answers, logp, mismatched)
-    asks_base = loss.kl > 0 or (own is not None and own.needs_reference)
+    # With `c` given, the base has been asked before: here only the anchor asks it.
+    in_passes = loss.asks_base if own else loss.kl > 0
 
     def one_pass(batch: Batch) -> Share:
         """Forward, and back from log p of the answers that this stream completes."""
         hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
         ref_hidden = None
-        if asks_base:
+        if in_passes:
             ref_hidden = known(batch, examples) if known else forward_base(cache)
         places = places_of(batch, examples)
         if own:

@@ -78,7 +78,7 @@ def _at_quantile(z: Array, p: Array, mass: float) -> int:
 
     Only tokens about as likely as that one are sorted; z (V,): log p, at most 0.
     """
-    bucket = np.minimum(-16 * z, 4096).astype(np.int64)
+    bucket = np.minimum(-16 * z, 4096).astype(np.int64)  # of a sixteenth of a nat each
     up_to = np.bincount(bucket, weights=p).cumsum()
     mass = min(mass, float(np.nextafter(up_to[-1], 0)))
     there = int(up_to.searchsorted(mass, side="right"))

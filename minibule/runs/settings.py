@@ -195,8 +195,8 @@ class TrainConfig:
     )
     reference_memory: float = setting(
         1.0,
-        "GB for what the base says of the records, computed once where they come several times; "
-        "what is more goes to a file in the output folder; 0 = computed in every step",
+        "GB of memory for what the base says of the records, computed once where they come several "
+        "times; what is more goes to a file in the output folder; 0 = computed in every step",
         0,
         group=MACHINE,
         may_change=True,

@@ -135,9 +135,9 @@ def test_each_experiment_prints_a_table_with_its_rows(
 
 @pytest.mark.parametrize("table", experiments.TABLES)
 def test_the_settings_of_every_row_can_be_trained_with(table):
+    """Each known and in its range, and those of the loss of one kind: else an InputError."""
     for row in experiments.TABLES[table].rows.values():
-        config = resolve(row.settings)
-        assert config.resolved_loss() and set(row.settings) <= set(vars(config))
+        resolve(row.settings).resolved_loss()
 
 
 def test_an_experiments_seeds_and_data_are_runs_of_their_own_in_worker_processes(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import random_adapter, random_examples, random_llama
 
+from minibule.core import llama
 from minibule.core.forest import pack
 from minibule.core.llama import forward_base, forward_batch
 from minibule.core.lora import init_adapter
@@ -112,10 +113,7 @@ def test_the_base_goes_on_from_the_lowest_layer_that_learns(
     (batch,) = pack(examples, "prefix", 10**6)
     expected = forward_batch(model.base, batch)[0]
     hidden, cache = forward_batch(model, batch, keep=True, recompute=recompute)
-    computed = []
-    from minibule.core import llama
-
-    block_forward = llama.block_forward
+    computed, block_forward = [], llama.block_forward
     monkeypatch.setattr(
         llama,
         "block_forward",
@@ -166,21 +164,17 @@ def test_no_run_asks_beforehand_what_is_asked_once_or_never(more, monkeypatch):
 def test_a_run_that_was_stopped_asks_again_and_goes_on_to_the_same_bytes(monkeypatch):
     common = (*QUICK, "--steps=6", "--reference-memory=1e-6")
     main([*common, "--output=whole"])
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module, "write_line", None)
-        with pytest.raises(TypeError):
-            main([*common, "--output=parts"])
     take_step = train_module.take_step
 
-    def four(setup, optimiser, step, reference=None):
+    def interrupted(setup, optimiser, step, reference):
         if step == 5:
             raise KeyboardInterrupt
         return take_step(setup, optimiser, step, reference)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "take_step", four)
+        patched.setattr(train_module, "take_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            main([*common, "--overwrite", "--output=parts"])
+            main([*common, "--output=parts"])
     main([*common, "--resume", "--output=parts"])
     weights = "adapter/adapter_model.safetensors"
     assert Path("parts", weights).read_bytes() == Path("whole", weights).read_bytes()

@@ -2,8 +2,6 @@
 
 import argparse
 import time
-from collections import deque
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -59,12 +57,12 @@ def run_minibule(args: argparse.Namespace) -> Result:
     model = world().one_a_machine(load, str(args.model))
     work = batches(args, model.config)
     low = args.engine == "minibule-low"
-    with ExitStack() as stack:
+    examples = [example for batch in work for example in batch]
+    with Reference(model, examples, None, limit=1e9) as reference:
         known = None
         if args.engine.endswith(KNOWN):  # asked here, and not in the steps that are timed
-            examples = [example for batch in work for example in batch]
-            reference = stack.enter_context(Reference(model, examples, None, limit=1e9))
-            deque(reference.sweep(TrainConfig().pass_tokens), maxlen=0)
+            for _ in reference.sweep(TrainConfig().pass_tokens):
+                pass
             known = reference.hidden
         result = timed(stepper(model, untrained(model.config), objective, low, known), work)
     result["GB of all"] = sum(world().gather(own_memory_gb()))
