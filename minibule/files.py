@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
@@ -106,7 +107,7 @@ def from_json(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is UnionType:  # ... | None
         return None if value is None else from_json(get_args(hint)[0], value, where)
     if isinstance(hint, type) and (hasattr(hint, "_fields") or dataclasses.is_dataclass(hint)):
-        hints = get_type_hints(hint)
+        hints = _hints_of(hint)
         if isinstance(value, dict) and set(value) == set(hints):
             return hint(**{name: from_json(hints[name], value[name], name) for name in hints})
         hint = f"an object of {', '.join(hints)}"
@@ -119,6 +120,11 @@ def from_json(hint: Any, value: Any, where: str) -> Any:
     elif hint is Any or type(value) is hint:
         return value
     raise ValueError(f"{where}: found a {type(value).__name__}, expected {hint}")
+
+
+@cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

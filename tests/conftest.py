@@ -33,6 +33,14 @@ def matplotlib_in_tmp(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """No test takes the power away, and of thousands of small files each would be waited for."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def ctrl_c_reaches_the_programs_that_tests_start():
     """Also where the tests are a job in the background, whose programs would ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

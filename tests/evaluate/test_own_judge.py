@@ -138,7 +138,7 @@ def test_a_program_in_another_language(tmp_path):
 BAD_FUNCTIONS = {  # what a function does where an answer is bad, and what is said of it
     "1 / 0": r"it raised ZeroDivisionError: division by zero \(.*mine.py, line 4\)",
     "exit()": "it broke off",
-    "__import__('time').sleep(600)": "it took more than 1 seconds",
+    "__import__('time').sleep(600)": "it took more than 0.3 seconds",
     "rewards = [1 for b in bad if not b]": "found 0 rewards for 1 answer",
     "rewards += [1]": "found 2 rewards for 1 answer",
     "rewards = [float('nan' if b else 1) for b in bad]": "found nan",
@@ -160,7 +160,7 @@ def test_a_function_that_fails_is_told_with_the_sample(named, body):
         "    rewards = [1] * len(bad)\n"
         f"    if any(bad): {body}\n"
         "    return rewards\n",
-        seconds=1.0 if "sleep" in body else 60,
+        seconds=0.3 if "sleep" in body else 60,
     )
     with pytest.raises(InputError, match=BAD_FUNCTIONS[body]) as error:
         judge.rewards(ANSWERS, ROWS)
@@ -172,7 +172,7 @@ def test_a_function_that_fails_is_told_with_the_sample(named, body):
 BAD_PROGRAMS = {  # what a program does for a bad answer, and what is said of it
     "sys.exit('I am full')": r"it exited with status 1 \(I am full\)",
     "os.kill(os.getpid(), 9)": r"it exited with status -9 \(no words\)",
-    "time.sleep(600)": "it took more than 1 seconds",
+    "time.sleep(600)": "it took more than 0.5 seconds",
     "pass": "found 0 rewards for 1 answer",
     "print('1\\n\\n1')": "found 2 rewards for 1 answer",
     "print('NaN')": "found nan",
@@ -189,7 +189,7 @@ def test_a_program_that_fails_is_told_with_the_sample(named, body):
     judge = named(
         program(f"exec({body!r} if row['completion'] == 'It is 5' else 'print(1, flush=True)')"),
         program=True,
-        seconds=1.0 if "sleep" in body else 60,
+        seconds=0.5 if "sleep" in body else 60,
     )
     with pytest.raises(InputError, match=BAD_PROGRAMS[body]) as error:
         judge.rewards(ANSWERS, ROWS)

@@ -1,5 +1,6 @@
 """Generation from the cache against recomputing everything, and the command."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -325,6 +326,7 @@ def test_no_output_brings_a_traceback(shell):
         env={
             "PYTHONPATH": str(ROOT),
             "PATH": "/bin:/usr/bin",
+            "OPENBLAS_NUM_THREADS": os.environ["OPENBLAS_NUM_THREADS"],
         },
     )
     assert not done.stderr and done.returncode == 0

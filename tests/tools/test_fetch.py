@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         hub, path = self.server, self.path
         hub.asked.append((self.command, path, self.headers["Range"]))
         if hub.silent:
-            time.sleep(3)
+            time.sleep(1.5)  # longer than it is waited for
             return
         at_home = not path.startswith("/cdn")
         content = hub.files.get(path.removeprefix("/cdn"))

@@ -562,12 +562,12 @@ def test_training_opens_no_socket(settings, monkeypatch):
 def test_survive(tmp_path, capsys):
     import survive
 
-    assert survive.kill(2, 4, 2, tmp_path / "") is True
+    assert survive.kill(1, 4, 2, tmp_path / "") is True
     out = capsys.readouterr().out
     assert "checkpoints unreadable                  0" in out
-    with (tmp_path / "run-1" / "metrics.jsonl").open("a") as file:
+    with (tmp_path / "run-0" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5}\n')
-    assert survive.differences(tmp_path / "run-1", tmp_path / "never-killed") == ["metrics.jsonl"]
+    assert survive.differences(tmp_path / "run-0", tmp_path / "never-killed") == ["metrics.jsonl"]
     assert survive.long(120, 20_000.0, tmp_path) is True
     assert "bytes a step" in capsys.readouterr().out
 
