@@ -1,6 +1,8 @@
 """What several test files need: small random models, and where optional material lies."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,18 @@ ODD = LlamaConfig(
     rope_theta=10000.0,
     tie_word_embeddings=False,
 )
+
+
+def printed_by(code: str) -> str:
+    """What Python prints that runs `code` with this tree's minibule."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    return done.stdout
 
 
 def random_llama(

@@ -7,7 +7,7 @@ import sys
 import tomllib
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, printed_by
 
 import minibule
 from minibule.__main__ import main
@@ -105,14 +105,7 @@ def test_a_command_loads_only_what_it_needs():
     code = (
         "import sys; from minibule.__main__ import main; main(['--version']); print(*sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(ROOT)},
-    )
-    loaded = done.stdout.split()
+    loaded = printed_by(code).split()
     assert "minibule.program" in loaded
     assert not {"numpy", "tqdm", "tokenizers", "minibule.settings"} & set(loaded)
 

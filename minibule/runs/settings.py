@@ -237,6 +237,11 @@ class TrainConfig:
         )
 
     @property
+    def records_a_step(self) -> int:
+        """How many records an optimiser step is taken on."""
+        return self.batch_size * self.grad_accum
+
+    @property
     def exports(self) -> list[Export]:
         """What `export` names."""
         return [EXPORTS[name] for name in self.export if name != "none"]

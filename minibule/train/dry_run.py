@@ -42,9 +42,8 @@ def print_estimate(setup: Setup, folder: RunFolder, try_step: Callable[[int], Tr
     try_step: takes the step of that number with the set-up's model.
     """
     config, loaded = setup.config, memory_gb()
-    a_step = config.batch_size * config.grad_accum
     # Of the steps of the first epoch: later ones are like it.
-    epoch = min(setup.steps, math.ceil(len(setup.examples) / a_step))
+    epoch = min(setup.steps, math.ceil(len(setup.examples) / config.records_a_step))
     tokens, rows, a_token = _rehearse(setup, epoch, try_step)
     asking = _snapshot_seconds(setup)
     exporting = max((export.memory(setup.model) for export in config.exports), default=0)

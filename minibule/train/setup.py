@@ -36,8 +36,7 @@ PLACES = ("model", "data", "heldout", "output", "init_adapter")
 
 def planned_steps(config: TrainConfig, examples: int) -> int:
     """Steps of the run: as set, or as many as the epochs take (a last, short one rounded up)."""
-    a_step = config.batch_size * config.grad_accum
-    return config.steps or max(1, math.ceil(config.epochs * examples / a_step))
+    return config.steps or max(1, math.ceil(config.epochs * examples / config.records_a_step))
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Setup:
     @property
     def keeps_reference(self) -> bool:
         """Whether what the base says is kept: it is asked for, of some examples more than once."""
-        taken = self.steps * self.config.batch_size * self.config.grad_accum
+        taken = self.steps * self.config.records_a_step
         wanted = self.loss.asks_base and taken > len(self.examples)
         return wanted and self.config.reference_memory > 0
 
@@ -98,12 +97,12 @@ class Setup:
         return record_order(self.config.order, self.config.seed, self.examples)
 
     def examples_of(self, step: int) -> list[Example]:
-        """The examples of step 1, 2, ...: batch_size times grad_accum.
+        """The examples of step 1, 2, ...
 
         Which records a step takes, and in which order, follows from its number and the seed: there
         is no state of a random generator to save.
         """
-        size = self.config.batch_size * self.config.grad_accum
+        size = self.config.records_a_step
         return [
             self.examples[self._order(place)] for place in range((step - 1) * size, step * size)
         ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, printed_by
 from safetensors.numpy import load_file
 
 from minibule.core.counts import total_weight
@@ -345,14 +345,7 @@ def test_minibule_imports_no_torch():
         "            'numkong', 'mpi4py'}\n"
         "print(optional & set(sys.modules))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(ROOT)},
-    )
-    assert done.stdout.strip() == "set()"
+    assert printed_by(code).strip() == "set()"
 
 
 def test_examples_of_the_caller_s_are_trained_on_as_they_are(data, tmp_path):
