@@ -28,7 +28,7 @@ ROOMS = {
 # the row of the machine also what stands beside it. Tools and tests import whatever they like.
 BESIDE_EACH_OTHER = "machine files program settings"
 ORDER = f"""
-    errors wording
+    errors wording progress
     {BESIDE_EACH_OTHER}
     core
     records

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from minibule.core.counts import Example, total_weight
 from minibule.core.forest import Batch, pack
@@ -15,6 +14,7 @@ from minibule.core.objective import OBJECTIVES
 from minibule.core.step import answers_of, completed_log_probs, places_of
 from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
+from minibule.progress import passing_bar
 
 # Measures of a complement objective's two parts, and of the p* that minimises them.
 OF_THE_OBJECTIVE = ("kl", "contrast", "optimal_rejected_mass", "optimality_gap")
@@ -59,14 +59,7 @@ def evaluate(
     metrics: dict[str, float] = {}
     batches = pack(examples, objective.counts, pass_tokens, threads(), world())
     passes = side_by_side(one_pass, batches)
-    with tqdm(
-        total=len(answers.length),
-        desc="evaluating",
-        unit=" answers",
-        delay=1,
-        leave=False,
-        disable=None,
-    ) as bar:
+    with passing_bar(total=len(answers.length), desc="evaluating", unit=" answers") as bar:
         for more, size in passes:
             add_metrics(metrics, more)
             bar.update(size)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from minibule.core.llama import Llama
 from minibule.evaluate.judge import Judge, Row
@@ -15,6 +14,7 @@ from minibule.generate.decode import Wanted, generate_in_turn
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
+from minibule.progress import passing_bar
 from minibule.text.chat import Chat
 
 # Sequences decoded at once: fewer would read the weights too often. And the most bytes that their
@@ -111,9 +111,7 @@ def answers(
 
     started, tokens, accepted, done = time.perf_counter(), 0, 0, 0
     every = len(rows) * wanted.samples
-    with tqdm(
-        total=every, desc="asking", unit=" answers", delay=1, leave=False, disable=None
-    ) as bar:
+    with passing_bar(total=every, desc="asking", unit=" answers") as bar:
         for judged in answered(model, asked, wanted, judged_of):
             yield from judged
             tokens += sum(len(answer.ids) for several in judged for answer in several)

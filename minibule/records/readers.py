@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from minibule.errors import InputError
 from minibule.files import no_file
+from minibule.progress import passing_bar
 from minibule.records.formats import fields_read
 from minibule.wording import printable
 
@@ -218,14 +217,12 @@ def read_items(path: Path, progress: bool) -> Items:
             raise InputError(no_file(path))
         if read is None:
             raise InputError("unknown extension, expected .jsonl, .json, .parquet or .gz of a JSON")
-        bar = tqdm(
+        bar = passing_bar(
             total=path.stat().st_size,
             desc=printable(path.name),
             unit="B",
             unit_scale=True,
-            delay=1.0,  # seconds: a small file needs no bar
-            leave=False,
-            disable=None if progress else True,  # None: shown on a terminal only
+            disable=None if progress else True,
         )
         with path.open("rb") as raw, bar:
             for where, value in read(_Unzipped(raw) if zipped else raw):

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from minibule.core.counts import Example
 from minibule.core.llama import Llama
@@ -12,6 +11,7 @@ from minibule.core.step import gradients
 from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
 from minibule.methods.rewarded import SFT
+from minibule.progress import passing_bar
 
 
 def gradient_norms(
@@ -28,7 +28,7 @@ def gradient_norms(
     """
 
     def means(items: Sequence[tuple[Array, Sequence[Sequence[int]]]]) -> list[float]:
-        bar = tqdm(items, desc="weighing", unit=" prompts", delay=1, leave=False, disable=None)
+        bar = passing_bar(items, desc="weighing", unit=" prompts")
         return [_mean_norm(model, prompt, several) for prompt, several in bar]
 
     return np.array(world().map(means, list(zip(prompts, answers, strict=True))))

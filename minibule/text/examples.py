@@ -13,6 +13,7 @@ from minibule.core.counts import Example
 from minibule.core.loss import Uses
 from minibule.errors import InputError, listed
 from minibule.machine.matrix import Array
+from minibule.progress import passing_bar
 from minibule.records.records import Record
 from minibule.text.chat import Chat
 
@@ -58,7 +59,7 @@ def tokenize(
     are not cut.
     """
     examples, too_long, lost, lacking = [], [], [], 0
-    bar = tqdm(records, desc="tokenising", unit=" records", delay=1, leave=False, disable=None)
+    bar = passing_bar(records, desc="tokenising", unit=" records")
     for number, record in zip(numbers or itertools.count(1), bar, strict=False):
         prompt = chat.encode_prompt(record.prompt)
         room = limit - len(prompt)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from minibule.core.counts import total_weight
 from minibule.core.forest import pack
@@ -16,6 +15,7 @@ from minibule.core.optim import AdamW
 from minibule.evaluate.heldout import evaluate
 from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since, threads
+from minibule.progress import passing_bar
 from minibule.report import figures
 from minibule.runs.folder import RunFolder
 from minibule.runs.output import check_space, output_folder
@@ -78,9 +78,7 @@ def _rehearse(
     at_once = threads()  # passes, see `threads.side_by_side`
     counts, pass_tokens = setup.loss.counts, setup.config.pass_tokens
     tokens, largest, rows = [], [], 0
-    for step in tqdm(
-        range(1, steps + 1), desc="packing", unit="step", delay=1, leave=False, disable=None
-    ):
+    for step in passing_bar(range(1, steps + 1), desc="packing", unit="step"):
         examples = setup.examples_of(step)
         passes = [len(batch.ids) for batch in pack(examples, counts, pass_tokens, at_once)]
         tokens.append(sum(passes))

@@ -30,6 +30,7 @@ from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since
 from minibule.models.named import base_name
 from minibule.models.peft import save_adapter
 from minibule.program import Stop, leave, stop_after_step
+from minibule.progress import passing_bar
 from minibule.report.sections import write_report
 from minibule.runs.checkpoint import Checkpoint, Progress, checkpoint_path, save_checkpoint
 from minibule.runs.comparison import print_comparison
@@ -199,14 +200,7 @@ def reference_of(
     limit = 1e9 * setup.config.reference_memory
     with Reference(setup.model, examples, folder, limit) as reference:
         with (
-            tqdm(
-                total=len(examples),
-                desc="asking the base",
-                unit=" records",
-                delay=1,
-                leave=False,
-                disable=None,
-            ) as bar,
+            passing_bar(total=len(examples), desc="asking the base", unit=" records") as bar,
             np.errstate(all="ignore"),  # what comes of it is looked at in the steps
         ):
             for done in reference.sweep(setup.config.pass_tokens):
