@@ -21,6 +21,10 @@ from minibule.text.chat import Chat
 # keys and values may take.
 SEQUENCES, CACHE_BYTES = 256, 2**30
 
+# Answers of a rank's that are asked for in one go: places that become free in it are filled, but
+# where one ends all of them are waited for.
+GO = 2 * SEQUENCES
+
 ACCEPTED_FROM = 0.5  # the least reward of an accepted answer
 
 X = TypeVar("X")
@@ -90,8 +94,8 @@ def ask(
 ) -> list[Asked]:
     """Put every question to the model, once greedily and `samples` times at the temperature.
 
-    A sample depends on the seed, the prompt and its number among the samples alone. InputError
-    where a prompt and max_new_tokens exceed the model's context.
+    What is drawn for a sample depends on the seed, the prompt and its number among the samples
+    alone. InputError where a prompt and max_new_tokens exceed the model's context.
     """
     likeliest = Wanted(chat.stop, max_new_tokens, Sampling())
     drawn = Wanted(chat.stop, max_new_tokens, Sampling(temperature, seed=seed), samples)
@@ -132,6 +136,26 @@ def answered(
 
     asked: questions of any kind, with the ids of their prompts. Ranks share them out.
     """
+    size = in_one_go(wanted.samples)
+    for start in range(0, len(asked), size):
+        yield from _in_one_go(model, asked[start : start + size], wanted, then)
+
+
+def in_one_go(samples: int) -> int:
+    """How many questions are put together to the model, where each gets so many samples.
+
+    What is computed for a sequence differs in its last digits with those beside it, and so, now and
+    then, does the token that is drawn: an answer is the same again only among the same questions.
+    """
+    return max(1, GO * world().size // samples)
+
+
+def _in_one_go(
+    model: Llama,
+    asked: Sequence[tuple[X, Array]],
+    wanted: Wanted,
+    then: Callable[[Sequence[X], Ids], list[Y]],
+) -> Iterator[list[Y]]:
     prompts = [prompt for _, prompt in asked]
     at_once = _at_once(model, prompts, wanted)
     size = max(1, at_once // wanted.samples) * world().size

@@ -28,10 +28,7 @@ class KeyValueCache:
         prompts: tuple[int, int],
         sequences: tuple[int, int],
     ) -> None:
-        """prompts, sequences: how many there may be, and how many tokens of each.
-
-        Memory is taken only for what is written.
-        """
+        """prompts, sequences: how many there may be, and how many tokens of each."""
         K, hd = config.num_key_value_heads, config.head_dim
         self.most_prompts, longest = prompts
         most, new = sequences
@@ -75,11 +72,11 @@ class KeyValueCache:
         The last ones move into the places of the dropped, so that little is copied. Returns the
         new order: the numbers the sequences had before.
         """
-        order = _moved(which, self.own)
+        order = _moved(which, self.own, self.lengths)
         self.prompt, self.sample = self.prompt[order], self.sample[order]
         self.lengths = self.lengths[order]
         continued = np.bincount(self.prompt, minlength=len(self.prompt_lengths)) > 0
-        prompts = _moved(continued, self.of_prompts)
+        prompts = _moved(continued, self.of_prompts, self.prompt_lengths)
         numbers = np.zeros(len(continued), int)
         numbers[prompts] = np.arange(len(prompts))
         self.prompt, self.prompt_lengths = numbers[self.prompt], self.prompt_lengths[prompts]
@@ -130,16 +127,18 @@ class KeyValueCache:
         return attend
 
 
-def _moved(which: Array, layers: Sequence[Array]) -> Array:
+def _moved(which: Array, layers: Sequence[Array], lengths: Array) -> Array:
     """Move the last of the entries that are kept, where `which`, into the places of the dropped.
 
-    layers: arrays (2, entries, ...). Returns the numbers that the kept ones had before, in order.
+    layers: arrays (2, entries, K, tokens, hd), in which each entry has as many tokens as `lengths`
+    say. Returns the numbers that the kept ones had before, in order.
     """
     kept = np.flatnonzero(which)
     order = np.arange(len(kept))
     holes, movers = np.flatnonzero(~which[: len(kept)]), kept[kept >= len(kept)]
     order[holes] = movers
     if len(holes):
+        used = int(lengths[movers].max())
         for arrays in layers:
-            arrays[:, holes] = arrays[:, movers]
+            arrays[:, holes, :, :used] = arrays[:, movers, :, :used]
     return order

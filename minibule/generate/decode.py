@@ -92,7 +92,7 @@ def generate_in_turn(
             f"prompt of {longest:,} tokens: with {wanted.max_new_tokens:,} new ones it exceeds the "
             f"model's context of {context:,}. Shorten it, or ask for fewer new tokens."
         )
-    number = _lanes(len(prompts), at_once)
+    number = _lanes(len(prompts), at_once, wanted.samples)
     numbered, places = list(enumerate(prompts)), math.ceil(at_once / number)
     lanes = [_Lane(model, numbered[i::number], wanted, places) for i in range(number)]
     answers: list[list[list[int]]] = [[[] for _ in range(wanted.samples)] for _ in prompts]
@@ -108,18 +108,19 @@ def generate_in_turn(
                     if on_token:
                         on_token(sequence, token)
         while given < len(prompts) and not unfinished[given]:
-            yield answers[given]
+            done, answers[given] = answers[given], []
+            yield done
             given += 1
 
 
-def _lanes(prompts: int, sequences: int) -> int:
+def _lanes(prompts: int, sequences: int, samples: int) -> int:
     """How many lanes decode so many sequences: one a thread, unless they are few.
 
     The fewer rows a product has, the more of its time is spent on reading the weights, and the
     better it is if all threads share it.
     """
     number = threads()
-    return number if prompts >= number and sequences >= FEW * number else 1
+    return number if prompts >= number and sequences >= max(FEW, samples) * number else 1
 
 
 class _Lane:
@@ -170,6 +171,8 @@ class _Lane:
         full = self.cache.lengths[old:] + 1 == self.wanted.max_new_tokens
         ends = full | np.isin(chosen, list(self.wanted.stop))
         self.tokens = np.append(self.tokens[:old], chosen)
+        for sequence in np.array(sequences)[ends]:
+            del self.draws[sequence]
         order = self.cache.keep(np.append(np.ones(old, bool), ~ends))
         self.sequences, self.tokens = self.sequences[order], self.tokens[order]
         return list(zip(sequences, chosen.tolist(), ends.tolist(), strict=True))

@@ -8,6 +8,7 @@ from minibule.core.shapes import PROJECTIONS, LlamaConfig
 from minibule.errors import InputError
 from minibule.machine.matmul import Mode, Packed, check_installed, faster, is_installed, mode_of
 from minibule.machine.matrix import Array, Matrix
+from minibule.machine.threads import set_threads, threads
 from minibule.models.gguf_read import GgufModel
 from minibule.models.huggingface import HuggingFaceFolder
 from minibule.models.peft import fingerprint, load_adapter
@@ -76,6 +77,13 @@ def load_model(
                 "Leave it out, or name the model it was trained on."
             )
     return model
+
+
+def settle_threads(number: int, config: LlamaConfig) -> None:
+    """Let NumPy's products use so many threads; 0: as many as they do, or one for a small model."""
+    set_threads(number)
+    if not number and threads() > 1 and config.parameters < SMALL_MODEL:
+        set_threads(1)
 
 
 def settled(matmul: Mode, path: str | Path) -> Mode:

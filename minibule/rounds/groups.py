@@ -61,11 +61,14 @@ class Selection(ABC):
     keeps        of which sorts: for a loss that needs another there is nothing in what is kept
     needs_usual  whether groups must say what is `usual`
     pools        whether a group is to have the samples of all rounds so far, and not of this alone
+    shapes       whether the rewards it gives are its own, whose sign is not what was accepted: for
+                 losses alone that take a reward as it is
     """
 
     keeps: ClassVar[Uses] = "any"
     needs_usual: ClassVar[bool] = False
     pools: ClassVar[bool] = False
+    shapes: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, groups: Sequence[Group], rng: Rng, progress: float = 0.0) -> list[Kept]:

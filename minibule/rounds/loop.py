@@ -43,12 +43,13 @@ from minibule.files import whole_file
 from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
-from minibule.models.load import load_model, settled
+from minibule.models.load import load_model, settle_threads, settled
+from minibule.models.source import open_source
 from minibule.report.rounds import write_rounds_report
 from minibule.rounds.examples import examples_of, groups_of
 from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
 from minibule.rounds.select import SELECTIONS
-from minibule.rounds.settings import RoundsConfig
+from minibule.rounds.settings import HELD, RoundsConfig
 from minibule.runs.checkpoint import digest_of_model
 from minibule.runs.lock import locked
 from minibule.runs.output import free_path
@@ -61,7 +62,6 @@ from minibule.train.resume import resume_hint
 
 Rewards = list[float | None]
 
-HELD_SEED = 999  # of the held-out answers' draws: no round's
 HELD_SAMPLES = 8  # of each held-out question, at temperature 1, however many a round draws
 
 
@@ -73,6 +73,7 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     set_threads(config.threads)
     config.check()
     source, data, heldout = config.resolved_files()
+    settle_threads(config.threads, open_source(source).config())
     config = dataclasses.replace(config, matmul=world().first(settled, config.matmul, source))
     judge = named_judge(config.judge, config.judge_seconds)
     clock = _Timed(judge.rewards)
@@ -86,8 +87,11 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
         log = world().first(_Log, folder.log)
         _print_head(config, rows, held_rows)
         if 0 not in log.lines:
-            base = _model(config, source)
-            log.add({"round": 0} | _held(base, asked, config, folder.answers(0)))
+            seconds: dict[str, float] = {}
+            with _spent(seconds, "evaluation", asked.clock):
+                base = _model(config, source)
+                measured = _held(base, asked, config, folder.answers(0))
+            log.add({"round": 0} | measured | seconds)
         print(_line(log.lines[0]))
         start: Path | None = None
         for number in range(1, config.rounds + 1):
@@ -245,9 +249,10 @@ WHAT_TO_DO = "Ask easier or harder questions, or for more --samples."
 def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) -> None:
     """NothingToLearnError where the judge leaves nothing that the objective learns from."""
     labels = {sample.label for several in drawn for sample in several}
-    if not labels:
+    if not any(sample.sample < config.samples for several in drawn for sample in several):
+        first = " drawn first" if labels else ""
         raise NothingToLearnError(
-            f"round {number}: the judge could tell about none of the samples."
+            f"round {number}: the judge could tell about none of the samples{first}."
         )
     for uses, label, word in (("rejected", False, "rejected"), ("accepted", True, "accepted")):
         if loss.uses in (uses, "both") and not loss.graded and label not in labels:
@@ -271,7 +276,7 @@ def _held(model: Llama, asked: _Given, config: RoundsConfig, place: Path) -> dic
         samples=HELD_SAMPLES,
         temperature=1.0,
         max_new_tokens=config.max_new_tokens,
-        seed=1000 * config.seed + HELD_SEED,
+        seed=config.seed_of(HELD),
     )
     world().first(write_asked, place, answered)
     found: Figures = figures(answered)

@@ -1,14 +1,14 @@
 """A round's samples: the questions put to the model, judged, and written as records.
 
-Samples of a question depend on the seed, the round, the prompt and the sample's number alone, and
-are appended question by question, in the stages that the budget asks for: sampling that stopped in
-the middle is gone through again up to where it was, and goes on to the same bytes.
+What is drawn for a sample depends on the seed, the round, the prompt and the sample's number alone.
+Samples are appended question by question, in the stages that the budget asks for: sampling that
+stopped in the middle is gone through again up to where it was, and goes on to the same bytes. For
+that, the questions that were put to the model together are put to it together again.
 """
 
 import dataclasses
 import io
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,7 +19,7 @@ from minibule.core.llama import Llama
 from minibule.core.lora import init_adapter
 from minibule.errors import InputError, shortened
 from minibule.evaluate.judge import Judge, Row
-from minibule.evaluate.sampled import SEQUENCES, Answer, answers, record_row
+from minibule.evaluate.sampled import SEQUENCES, Answer, answers, in_one_go, record_row
 from minibule.files import from_json, open_own, reading, whole_file, writing
 from minibule.generate.decode import Wanted
 from minibule.generate.sampling import Sampling
@@ -79,7 +79,7 @@ def sample_round(
         if world().leads:
             part.unlink(missing_ok=True)
         return
-    sampling = Sampling(config.temperature, seed=1000 * config.seed + number)
+    sampling = Sampling(config.temperature, seed=config.seed_of(number))
 
     def ask(asked: Sequence[Row], first: int, more: int) -> Iterator[list[Answer]]:
         wanted = Wanted(chat.stop, config.max_new_tokens, sampling, more, first)
@@ -128,12 +128,13 @@ def _draw(
         if not stage.any():
             return
         for (first, more), which in _alike(drawn, stage).items():
-            left = deque(which)
-            while left and (found := _next_lines(file, path, rows[left[0]], first, more)):
-                drawn[left.popleft()] += found
+            there = _there(file, path, [rows[i] for i in which], first, more)
+            for i, samples in zip(which, there, strict=False):
+                drawn[i] += samples
+            left = which[len(there) :]
             if not left:
                 continue
-            file.truncate()  # a question that was not answered to its end
+            file.truncate()  # questions that were not answered to their end
             answered = ask([rows[i] for i in left], first, more)
             for i, several in zip(left, answered, strict=True):
                 lines = [
@@ -159,12 +160,27 @@ def _alike(drawn: Drawn, stage: Array) -> dict[tuple[int, int], list[int]]:
     return alike
 
 
+def _there(
+    file: BinaryIO, path: Path, rows: Sequence[Row], first: int, more: int
+) -> list[list[Sample]]:
+    """The next samples in the file, of all questions or of those at the beginning that were put to
+    the model without the others; the place is behind them."""
+    there, places = list[list[Sample]](), [file.tell()]
+    for row in rows:
+        samples = _next_lines(file, path, row, first, more)
+        if samples is None:
+            del there[len(there) // in_one_go(more) * in_one_go(more) :]
+            break
+        there.append(samples)
+        places.append(file.tell())
+    file.seek(places[len(there)])
+    return there
+
+
 def _next_lines(file: BinaryIO, path: Path, row: Row, first: int, more: int) -> list[Sample] | None:
-    """The next samples in the file, all of a question; None, the place unchanged: not all there."""
-    start = file.tell()
+    """The next samples in the file, all of a question; None where they are not all there."""
     lines = [file.readline() for _ in range(more)]
     if not all(line.endswith(b"\n") for line in lines):
-        file.seek(start)
         return None
     return [
         _checked(path, value, row["prompt"], sample)

@@ -1,9 +1,9 @@
 """Which of a round's samples are trained on, and with what reward: the published choices by name.
 
 Every choice is a function (groups, rng, progress) -> what is kept. A group is the samples of one
-prompt; rewards above 0 are those of accepted answers, as all losses take them. Where rewards are
-tied, and with a judge that says yes or no nearly all are, the choice between them is drawn from
-`rng`, never made by position.
+prompt; rewards above 0 are those of accepted answers, as all losses take them, but for the choices
+that give rewards of their own (`shapes`). Where rewards are tied, and with a judge that says yes or
+no nearly all are, the choice between them is drawn from `rng`, never made by position.
 
     all              every sample with its reward: NSR, W-REINFORCE and GRPO
     pooled           the same, with the samples of all rounds so far: our own
@@ -247,6 +247,7 @@ class D3S(Selection):
     """
 
     share: float = 0.5
+    shapes = True
 
     def __call__(self, groups: Sequence[Group], rng: Rng, progress: float = 0.0) -> list[Kept]:
         sizes = [len(group.rewards) for group in groups]
@@ -289,11 +290,12 @@ class PAR(OfEach):
     The mean of sigmoid(k (r - r_usual)) over the base's own samples. With a judge of yes and no it
     is a number for each, which a division by the deviation takes away again.
     Source: Fu et al. 2025, "Reward Shaping to Mitigate Reward Hacking in RLHF", without the 1/2:
-    here the sign is to say what was accepted, and advantages do not see it.
+    here what is as good as the base's is worth 0, and advantages do not see it.
     """
 
     k: float = 1.0
     needs_usual = True
+    shapes = True
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         if group.usual is None or not len(group.usual):
@@ -312,6 +314,7 @@ class Balanced(OfEach):
     """
 
     keep: int = 4
+    shapes = True
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         right, wrong = np.flatnonzero(group.rewards > 0), np.flatnonzero(group.rewards <= 0)

@@ -26,6 +26,10 @@ TRAINED = ("objective", "kl", "beta", "lr", "epochs", "batch_size", "lora_r", "l
 
 USUAL = PRESETS[DEFAULT]
 
+# Seeds that the rounds of one seed may use: each its number, and what is held out the last.
+SEEDS = 1000
+HELD = SEEDS - 1
+
 # What suits the embedded model, where nothing else is asked for.
 TINY_LR = 5e-4
 DEFAULTS = {
@@ -78,7 +82,7 @@ class RoundsConfig:
         may_change=True,
     )
 
-    rounds: int = setting(3, "how many rounds", 1, 999, group=ROUND, may_change=True)
+    rounds: int = setting(3, "how many rounds", 1, SEEDS - 2, group=ROUND, may_change=True)
     samples: int = setting(
         USUAL.samples,
         "answers sampled to each question, or at a time with a budget that asks again",
@@ -111,7 +115,7 @@ class RoundsConfig:
     )
     kl: float | None = _as_in_training("kl")
     beta: float | None = _as_in_training("beta")
-    lr: float = _as_in_training("lr")
+    lr: float | None = setting(None, FIELDS["lr"].about.help, 0, group=TRAINING)
     epochs: float = _as_in_training("epochs")
     batch_size: int = _as_in_training("batch_size")
     lora_r: int = _as_in_training("lora_r")
@@ -145,20 +149,31 @@ class RoundsConfig:
         return dataclasses.replace(BUDGETS[self.budget], samples=self.samples)
 
     def check(self) -> None:
-        """InputError where nothing that the selection keeps is of use to the objective."""
-        uses = LOSSES[self.objective].uses
-        if SELECTIONS[self.selection].keeps == "accepted" and uses in ("rejected", "both"):
+        """InputError where what the selection keeps is of no use to the objective."""
+        loss, selection = LOSSES[self.objective], SELECTIONS[self.selection]
+        if selection.shapes and not loss.graded:
+            takers = ", ".join(name for name, one in LOSSES.items() if one.graded)
+            raise InputError(
+                f"--selection {self.selection}: gives rewards of its own, and --objective "
+                f"{self.objective} goes by what was accepted. Expected one of {takers}, or another "
+                "selection."
+            )
+        if selection.keeps == "accepted" and loss.uses in ("rejected", "both"):
             raise InputError(
                 f"--selection {self.selection}: keeps accepted answers only, and --objective "
                 f"{self.objective} learns from rejected ones. Expected sft or reinforce, or "
                 "another selection."
             )
 
+    def seed_of(self, number: int) -> int:
+        """The seed of a round's draws and of its training: another one in each, of each seed."""
+        return SEEDS * self.seed + number
+
     def round_config(self, number: int, place: Path, start: Path | None) -> TrainConfig:
         """The settings of the training run of a round: 1, 2, ..."""
         own = {name: getattr(self, name) for name in TRAINED}
-        if not self.model and self.lr == FIELDS["lr"].default:
-            own["lr"] = TINY_LR
+        if self.lr is None:
+            own["lr"] = FIELDS["lr"].default if self.model else TINY_LR
         return TrainConfig(
             model=self.model or str(embedded_folder()),
             data=str(place / SAMPLES),
@@ -168,7 +183,7 @@ class RoundsConfig:
             probe="",
             eval_fraction=0.0,
             order="shuffle",
-            seed=self.seed + number,
+            seed=self.seed_of(number),
             threads=self.threads,
             matmul=self.matmul,
             **own,

@@ -297,7 +297,8 @@ def take_step(
         line |= {"skipped": True, "records": numbers}
         tqdm.write(
             f"step {step} skipped: its loss is {metrics['loss']:.4g}, its gradient's norm "
-            f"{norm:.4g}. Its records: {', '.join(f'{number:,}' for number in numbers)}"
+            f"{norm:.4g}. Its records: {', '.join(f'{number:,}' for number in numbers)}",
+            file=sys.stderr,
         )
     return line
 

@@ -22,7 +22,7 @@ from minibule.machine.ranks import world
 from minibule.machine.threads import set_threads, threads
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
-from minibule.models.load import SMALL_MODEL, load_model, settled
+from minibule.models.load import SMALL_MODEL, load_model, settle_threads, settled
 from minibule.records.records import Record, read_file
 from minibule.runs.checkpoint import Identity, digest_of, identity
 from minibule.runs.settings import FIELDS, TrainConfig
@@ -121,8 +121,7 @@ def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> S
     load = functools.partial(load_model, source, start_from, narrow=True, matmul=matmul, low=low)
     model = world().one_a_machine(load, f"{source} {start_from}")
     chat, start = load_chat(source), model.adapter
-    if not config.threads and threads() > 1 and model.config.parameters < SMALL_MODEL:
-        set_threads(1)
+    settle_threads(config.threads, model.config)
     for export in config.exports:
         export.check(model, chat)
     lora = config.resolved_lora(model.config.num_hidden_layers)

@@ -173,10 +173,26 @@ def test_waiting_prompts_take_the_places_of_those_that_ended(
     )
     assert list(in_turn) == alone
     assert heard == [answer for several in alone for answer in several]
-    lanes = threads if at_once >= threads else 1
-    assert max(rows) <= max(-(-at_once // lanes), samples)
+    lanes = threads if at_once >= threads * samples else 1
+    assert lanes * max(rows) < max(at_once, samples) + lanes
     if at_once == 7 and lanes == 1:  # the places are filled again and again
         assert np.mean(rows) > 4
+
+
+def test_nothing_is_kept_of_answers_that_are_there(model, monkeypatch):
+    lanes = []
+
+    def advance(lane):
+        lanes[:] = [lane]
+        return of_lane(lane)
+
+    of_lane = decode._Lane.advance
+    monkeypatch.setattr(decode._Lane, "advance", advance)
+    given = []
+    for answers in generate_in_turn(model, PROMPTS, Wanted(NEVER, 6, Sampling(1.0), 2), 2):
+        given.append(answers)
+        assert len(lanes[0].draws) == len(lanes[0].sequences) <= 2
+    assert [[len(answer) for answer in several] for several in given] == [[6, 6]] * len(PROMPTS)
 
 
 def test_the_first_answers_do_not_wait_for_the_last(model):
@@ -192,10 +208,10 @@ def of_each(cache):
     return [
         (
             (cache.positions[i], cache.sample[i]),
-            [of_prompts[:, cache.prompt[i]].copy() for of_prompts in cache.of_prompts],
-            [own[:, i].copy() for own in cache.own],
+            [keys[:, p, :, : cache.prompt_lengths[p]].copy() for keys in cache.of_prompts],
+            [keys[:, i, :, :length].copy() for keys in cache.own],
         )
-        for i in range(len(cache.lengths))
+        for i, (p, length) in enumerate(zip(cache.prompt, cache.lengths, strict=True))
     ]
 
 

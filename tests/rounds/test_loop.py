@@ -145,7 +145,9 @@ def test_held_out_questions_are_asked_alike_whatever_is_sampled(config, tmp_path
         more |= {"judge": f"{path}:long", "selection": "raft", "objective": "sft"}
         with pytest.raises(InputError, match="nothing was accepted"):  # after the base was asked
             loop.rounds(config(name, **{"samples": 8} | more))
-        base.append(json.loads((tmp_path / name / "rounds.jsonl").read_text()))
+        line = json.loads((tmp_path / name / "rounds.jsonl").read_text())
+        assert line.pop("evaluation_seconds") > 0 < line.pop("judging_seconds")
+        base.append(line)
     assert base[0] == base[1] and "eval_pass@8" in base[0]
 
 

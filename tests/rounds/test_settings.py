@@ -6,8 +6,8 @@ import pytest
 
 from minibule.errors import InputError
 from minibule.rounds.presets import DEFAULT, PRESETS
-from minibule.rounds.settings import RoundsConfig, resolve
-from minibule.settings import Source
+from minibule.rounds.settings import HELD, RoundsConfig, resolve
+from minibule.settings import Source, settings_of
 
 
 def given(**values):
@@ -38,6 +38,29 @@ def test_the_anchor_is_the_default_s_or_the_objective_s_own(model, tmp_path):
     assert kl() == 0.1 and kl(preset="grpo") == 0 == kl(*given(objective="nsr"))
     assert kl(*given(objective="complement")) == 0.1 and kl(*given(kl=0.2)) == 0.2
     assert kl(*given(objective="nsr", kl=0.3)) == 0.3
+
+
+@pytest.mark.parametrize(("model", "usual"), [("", 5e-4), ("smollm2-135m", 3e-4)])
+def test_a_rate_is_the_one_given_or_what_suits_the_model(model, usual, tmp_path):
+    def lr(**values):
+        return resolve(given(model=model, **values)).round_config(1, tmp_path, None).lr
+
+    assert lr() == usual and lr(lr=3e-4) == 3e-4 and lr(lr=1e-3) == 1e-3
+
+
+def test_every_seed_and_round_has_draws_and_a_training_of_its_own():
+    last = settings_of(RoundsConfig)["rounds"].about.high
+    seeds = [RoundsConfig(seed=seed).seed_of(n) for seed in (0, 1) for n in (1, 2, last, HELD)]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("selection", ["d3s", "par", "balanced"])
+def test_rewards_of_a_selection_s_own_are_nothing_to_a_loss_of_what_was_accepted(selection):
+    for objective in ("nsr", "complement", "kto", "w-reinforce", "rso", "sft"):
+        with pytest.raises(InputError, match=f"--selection {selection}: gives rewards of its own"):
+            resolve(given(selection=selection, objective=objective))
+    for objective in ("reinforce", "grpo", "dapo"):
+        resolve(given(selection=selection, objective=objective))
 
 
 @pytest.mark.parametrize("selection", ["raft", "rft", "raft++", "majority"])

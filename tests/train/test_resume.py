@@ -343,8 +343,8 @@ def test_a_step_that_is_not_finite_is_skipped(settings, monkeypatch, capsys, kin
     assert "NaN" not in Path("run/metrics.jsonl").read_text()
     assert lines[1]["loss" if kind == "loss" else "grad_norm"] is None
     assert lines[1]["records"] == [5, 6, 7, 8]
-    out = capsys.readouterr().out
-    assert "step 2 skipped" in out and "5, 6, 7, 8" in out
+    told = capsys.readouterr().err
+    assert "step 2 skipped" in told and "5, 6, 7, 8" in told
     saved = Path("run/checkpoint/step-00000007.safetensors").read_bytes()
     assert b'\\"updates\\": 4' in saved  # AdamW counts what it did
 
