@@ -47,6 +47,19 @@ def ctrl_c_reaches_the_programs_that_tests_start():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def two_threads():
+    """What is computed side by side is really so: as for users, and not for the other tests."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("needs two cores")
+    from minibule.machine.threads import set_threads, threads
+
+    usual = threads()
+    set_threads(2)
+    yield
+    set_threads(usual)
+
+
 @pytest.fixture(scope="session")
 def smollm2_135m():
     """The real model's file, or a skip where it is neither fetched nor installed."""

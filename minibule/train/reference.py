@@ -19,7 +19,9 @@ from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
 
-BLOCK = 64  # examples swept at once: enough to be divided evenly between threads and ranks
+# Of the examples that are swept at once, at most, unless one has more; for a moment their rows are
+# there three times.
+BLOCK_BYTES = 2**26
 
 
 def most_bytes(model: Llama, examples: Sequence[Example]) -> int:
@@ -59,8 +61,8 @@ class Reference:
 
     def sweep(self, pass_tokens: int) -> Iterator[int]:
         """Compute all rows; gives how many examples are done by now. Ranks share the work."""
-        for begin in range(0, len(self._examples), BLOCK):
-            block = self._examples[begin : begin + BLOCK]
+        done = 0
+        for block in self._blocks():
             batches = list(pack(block, "prefix", pass_tokens, threads(), world()))
             hidden = side_by_side(self._hidden, batches)
             mine = [(_keys(b), h) for b, h in zip(batches, hidden, strict=True)]
@@ -69,7 +71,19 @@ class Reference:
             # A prompt whose answers went to several passes has its row in each: one is kept.
             keys, which = np.unique(keys, axis=0, return_index=True)
             self._add(block, keys, rows[which])
-            yield begin + len(block)
+            done += len(block)
+            yield done
+
+    def _blocks(self) -> Iterator[Sequence[Example]]:
+        """The examples in order, as many at once as BLOCK_BYTES has room for."""
+        sizes = [total_weight([example]) * self._row_bytes for example in self._examples]
+        begin, taken = 0, 0
+        for place, size in enumerate(sizes):
+            if place > begin and taken + size > BLOCK_BYTES:
+                yield self._examples[begin:place]
+                begin, taken = place, 0
+            taken += size
+        yield self._examples[begin:]
 
     def _hidden(self, batch: Batch) -> Array:
         return forward_batch(self._model, batch)[0]
@@ -84,7 +98,7 @@ class Reference:
             self._first[id(block[number])][answer] = self._rows + place - depth
         room = min(len(rows), max(0, len(self._kept) - self._rows))
         self._kept[self._rows : self._rows + room] = rows[:room]
-        self._file.write(rows[room:].tobytes())
+        self._file.write(rows[room:].data)
         self._rows += len(rows)
 
     def hidden(self, batch: Batch, examples: Sequence[Example]) -> Array:

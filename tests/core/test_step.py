@@ -92,7 +92,7 @@ def sides_part(examples, pass_tokens):
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_passes_and_recomputing_change_nothing(loss, recompute):
+def test_passes_and_recomputing_change_nothing(loss, recompute, two_threads):
     model, examples = model_with_adapter(np.float32), examples_for(loss)
     assert sides_part(examples, 5)
     whole, metrics, tokens = gradients(model, examples, loss, 10**6)

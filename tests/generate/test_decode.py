@@ -11,6 +11,7 @@ from helpers import ODD, ROOT, random_adapter, random_llama
 
 from minibule.core import llama
 from minibule.core.llama import check_ids
+from minibule.core.ops import attention
 from minibule.errors import InputError
 from minibule.generate import decode, prefill, sampling
 from minibule.generate.__main__ import main
@@ -122,7 +123,7 @@ def test_of_many_tokens_only_some_are_sorted(monkeypatch, spread, temperature):
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 100])
 @pytest.mark.parametrize("number", [1, 2])
-def test_however_the_prompts_are_cut_into_chunks(model, monkeypatch, tokens, number):
+def test_however_the_prompts_are_cut_into_chunks(model, monkeypatch, two_threads, tokens, number):
     """Chunks that begin inside a prompt, that hold several, and in which none ends."""
     monkeypatch.setattr(prefill, "LEAST_TOKENS", 1)
     monkeypatch.setattr(prefill, "MOST_TOKENS", tokens)
@@ -132,11 +133,13 @@ def test_however_the_prompts_are_cut_into_chunks(model, monkeypatch, tokens, num
         assert samples == [naive_greedy(model, prompt, 4)] * 2
 
 
-def test_an_error_in_one_chunk_ends_the_others(model, monkeypatch):
+def test_an_error_in_one_chunk_ends_the_others(model, monkeypatch, two_threads):
     """Those that wait for its keys must not wait for ever."""
 
     def fails(q, k, v, segments):
-        raise MemoryError
+        if len(segments[0].keys) == segments[0].tokens.stop:  # the chunk that begins the prompt
+            raise MemoryError
+        return attention(q, k, v, segments)
 
     monkeypatch.setattr(prefill, "LEAST_TOKENS", 1)
     monkeypatch.setattr(prefill, "threads", lambda: 4)
@@ -149,7 +152,7 @@ def test_an_error_in_one_chunk_ends_the_others(model, monkeypatch):
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("at_once", [1, 7, 100])
 def test_waiting_prompts_take_the_places_of_those_that_ended(
-    model, monkeypatch, threads, samples, at_once
+    model, monkeypatch, two_threads, threads, samples, at_once
 ):
     """Whoever is decoded together, in however many lanes: the same answers, in order."""
     stop = frozenset(range(0, ODD.vocab_size, 5))

@@ -382,17 +382,12 @@ def test_weights_that_overflow_end_in_words(settings, started):
     assert "steps 1 to 3: no loss" in out and "Warning" not in out and "Traceback" not in out
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_threads_treat_overflows_as_their_caller_does():
-    huge, usual = [np.full(2, 1e30, np.float32)] * 3, machine.threads()
-    machine.set_threads(2)
-    try:
-        with np.errstate(all="ignore"):
-            assert all(np.isinf(x).all() for x in machine.side_by_side(np.square, huge))
-        with pytest.raises(RuntimeWarning, match="overflow"):
-            list(machine.side_by_side(np.square, huge))
-    finally:
-        machine.set_threads(usual)
+def test_threads_treat_overflows_as_their_caller_does(two_threads):
+    huge = [np.full(2, 1e30, np.float32)] * 3
+    with np.errstate(all="ignore"):
+        assert all(np.isinf(x).all() for x in machine.side_by_side(np.square, huge))
+    with pytest.raises(RuntimeWarning, match="overflow"):
+        list(machine.side_by_side(np.square, huge))
 
 
 def test_a_learning_rate_that_bursts_the_adapter(settings):
