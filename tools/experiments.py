@@ -20,18 +20,14 @@ objective and exists where alpha > 0, are of the held-out records. Every other s
 
 import argparse
 import dataclasses
-import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import numpy as np
 import real
 import systems
-from tables import cell, quiet
-from tqdm import tqdm
+from tables import cell, in_workers
 
 from minibule.core.counts import Example
 from minibule.errors import InputError
@@ -230,16 +226,9 @@ def outcome_of(snapshot: Snapshot, trained: bool) -> Outcome:
 
 
 def measure_all(runs: Sequence[tuple[TrainConfig, Row]]) -> list[Outcome]:
-    """The outcome of every run, one on each processor: faster than all processors on one run."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(mp_context=context, initializer=quiet)
-    try:
-        outcomes = pool.map(measure, *zip(*runs, strict=True))
-        return list(tqdm(outcomes, desc="training", unit=" runs", total=len(runs)))
-    except BrokenProcessPool:  # the system ended a worker
-        raise MemoryError from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """The outcome of every run."""
+    outcomes = dict(in_workers(measure, runs, "training"))
+    return [outcomes[number] for number in range(len(runs))]
 
 
 # -- what is printed -------------------------------------------------------------------------------

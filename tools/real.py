@@ -14,18 +14,14 @@ shows whether rejected answers became less likely than these.
 
 import argparse
 import json
-import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tables import cell, quiet
-from tqdm import tqdm
+from tables import begun_with, cell, in_workers
 
 from minibule.core.counts import Example
 from minibule.core.forest import pack
@@ -58,7 +54,7 @@ LAST = 60  # records of --data that margins are taken on, at most
 
 # Settings beside a method's own: what a row of the table is called, and what it sets.
 ROWS = {
-    **{name: f"objective={name}" for name in LOSSES if name not in ("literal", "rate")},
+    **{name: f"objective={name}" for name in LOSSES},
     "rate, target alone": "objective=rate alpha=1",
     "reference, contrast ratio": "objective=reference contrast=ratio",
     "nsr, kl .3": "objective=nsr kl=0.3",
@@ -125,8 +121,7 @@ def measure(model: Llama, chat: Chat, job: Job) -> Outcome:
         f = figures(asked)
         outcome |= {f"{few}greedy": f.greedy, f"{few}T=1": f.accepted}
         if name == "test":
-            outcome |= {"s.e.": f.accepted_error, "pass": f.pass_at[job.asked]}
-            outcome |= {"tokens": f.tokens, "ended": f.ended, "said": asked[0].greedy.text}
+            outcome |= {"pass": f.pass_at[job.asked], "tokens": f.tokens, "ended": f.ended}
     text = (QUESTIONS / "prose.txt").read_text(encoding="utf-8")
     outcome["perplexity"] = text_perplexity(model, chat, text)
     outcome["KL"] = evaluate(model, _rejected(job, chat), None, PASS_TOKENS)["kl_to_base"]
@@ -191,17 +186,10 @@ def measure_all(runs: Sequence[Run], job: Job, results: Path) -> list[Outcome]:
             outcome = json.loads(line)
             done[Run(outcome["row"], outcome["lr"], outcome["seed"])] = outcome
     left = [run for run in runs if run not in done]
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(os.cpu_count(), context, quiet)
-    try:
-        waiting = {pool.submit(train_and_measure, run, job): run for run in left}
-        for future in tqdm(as_completed(waiting), desc="runs", unit=" runs", total=len(left)):
-            outcome = future.result()
-            done[waiting[future]] = outcome
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(outcome) + "\n")
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for number, outcome in in_workers(train_and_measure, [(run, job) for run in left], "training"):
+        done[left[number]] = outcome
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(outcome) + "\n")
     return [done[run] for run in runs]
 
 
@@ -277,8 +265,9 @@ def main(argv: list[str]) -> None:
     if unknown := [row for row in rows if row not in ROWS]:
         raise InputError(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(ROWS)}.")
     folder: Path = given.folder
-    folder.mkdir(parents=True, exist_ok=True)
     settings = dict(pair.split("=") for pair in given.set.split())
+    shared = {"model": given.model, "data": given.data and str(given.data), "set": settings}
+    begun_with(folder, shared | {"asked": given.asked})
     job = Job(given.model, folder, given.data or folder / "train.jsonl", settings, given.asked)
 
     base_file = folder / "base.json"

@@ -10,16 +10,13 @@ All rounds lie in --folder and go on where they were: the table can be stopped a
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tables import cell, quiet
-from tqdm import tqdm
+from tables import begun_with, cell, in_workers
 
 from minibule.errors import InputError
 from minibule.evaluate.perplexity import text_perplexity
@@ -27,7 +24,7 @@ from minibule.files import embedded_folder, whole_file
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.models.named import model_path
-from minibule.rounds.loop import rounds
+from minibule.rounds.loop import NothingToLearnError, rounds
 from minibule.rounds.presets import PRESETS
 from minibule.rounds.settings import RoundsConfig, resolve
 from minibule.settings import Source
@@ -62,11 +59,16 @@ def measured(run: Run, given: argparse.Namespace) -> list[dict[str, Any]]:
     place = Path(config.output)
     done = place / "table.json"
     if not done.exists():
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.suppress(NothingToLearnError),  # in its first round: it stays the base
+        ):
             rounds(config, resume=(place / "rounds.toml").exists())
         lines = [json.loads(line) for line in (place / "rounds.jsonl").read_text().splitlines()]
         source = model_path(config.model or embedded_folder())
-        model = load_model(source, place / f"round-{lines[-1]['round']:03d}" / "adapter")
+        last = lines[-1]["round"]
+        model = load_model(source, place / f"round-{last:03d}" / "adapter" if last else None)
         if config.model:  # the embedded one knows no prose
             prose = embedded_folder().parent / "questions" / "prose.txt"
             text = prose.read_text(encoding="utf-8")
@@ -137,20 +139,14 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv)
     if unknown := set(given.presets.split(",")) - set(PRESETS):
         raise InputError(f"--presets: unknown {', '.join(unknown)}; known: {', '.join(PRESETS)}.")
-    given.folder.mkdir(parents=True, exist_ok=True)
+    shared = {name: getattr(given, name) for name in ("model", "rounds", "samples")}
+    begun_with(given.folder, shared)
     runs = [
         Run(preset, float(lr), seed)
         for preset in given.presets.split(",")
         for lr in given.lr.split(",")
         for seed in range(given.seeds)
     ]
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(os.cpu_count(), context, quiet)
-    try:
-        waiting = {pool.submit(measured, run, given): run for run in runs}
-        done = tqdm(as_completed(waiting), desc="systems", total=len(runs))
-        found = {waiting[future]: future.result() for future in done}
-    finally:
-        pool.shutdown(cancel_futures=True)
-    for line in table({run: found[run] for run in runs}):
+    found = dict(in_workers(measured, [(run, given) for run in runs], "systems"))
+    for line in table({run: found[number] for number, run in enumerate(runs)}):
         print(line)

@@ -86,7 +86,7 @@ class Ranks:
         In the order of the ranks, whatever MPI it is: the sums are the same each time.
         """
 
-    def one_a_machine(self, load: Callable[[], X], _what: str) -> X:
+    def one_a_machine(self, load: Callable[[], X], what: str) -> X:
         """What `load` gives, whose arrays are once in the memory of each machine, to be read only.
 
         what: only ranks that name the same share.

@@ -46,7 +46,7 @@ class RoundsFolder:
         return self.run(number).path / "answers.jsonl"
 
 
-class Drawn(NamedTuple):
+class Judged(NamedTuple):
     """Of a line of samples.jsonl as much as can be counted: of which kind, and if accepted."""
 
     kind: str
@@ -67,7 +67,7 @@ class Rounds(NamedTuple):
     settings: dict[str, Any]
     lines: dict[int, dict[str, Any]]
     asked: dict[int, list[Asked]]
-    drawn: dict[int, list[Drawn]]
+    drawn: dict[int, list[Judged]]
     starts: list[Start]
 
     @property
@@ -142,8 +142,8 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def _drawn(line: dict[str, Any]) -> Drawn:
-    return Drawn(kind_of(line), line.get("label") is True)
+def _drawn(line: dict[str, Any]) -> Judged:
+    return Judged(kind_of(line), line.get("label") is True)
 
 
 def kind_of(row: Any) -> str:

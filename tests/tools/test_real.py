@@ -1,13 +1,17 @@
-"""The table of the real model: how it is put together, and that it goes on where it stopped."""
+"""The tables of the real model and of systems of rounds: what is in them, and that they go on."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import real
+import systems
 from helpers import random_adapter, random_examples, random_llama
+from tables import begun_with
 
 from minibule.errors import InputError
+from minibule.files import embedded_folder
 
 BASE = {"greedy": 0.5, "T=1": 0.25, "pass": 1.0, "tokens": 20.0, "perplexity": 10.0}
 
@@ -66,17 +70,49 @@ def test_an_unknown_row_is_refused(tmp_path):
 def test_runs_that_are_there_are_not_done_again(tmp_path, monkeypatch):
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps(outcome()) + "\n")
-    monkeypatch.setattr(real, "ProcessPoolExecutor", _NoPool)
+    asked = []
+    monkeypatch.setattr(real, "in_workers", lambda function, jobs, what: asked.append(jobs) or [])
     (found,) = real.measure_all([real.Run("a", "1e-4", 0)], None, results)
-    assert found["row"] == "a"
+    assert found["row"] == "a" and asked == [[]]
 
 
-class _NoPool:
-    def __init__(self, *_):
-        pass
+def test_a_folder_has_one_table(tmp_path):
+    """Of other settings, what lies there would be shown as theirs."""
+    for _ in range(2):
+        begun_with(tmp_path / "new", {"asked": 4, "data": None})
+    with pytest.raises(InputError, match=r"new: its table was begun with asked 4, not 8\. "):
+        begun_with(tmp_path / "new", {"asked": 8, "data": None})
 
-    def submit(self, *_):
-        raise AssertionError("a run is done again")
 
-    def shutdown(self, **_):
-        pass
+# -- systems of rounds -----------------------------------------------------------------------------
+
+
+def test_systems_side_by_side(tmp_path, monkeypatch, capsys):
+    """One of which finds nothing to learn, and stays the base; and again, without any work."""
+    lines = (embedded_folder() / "questions.jsonl").read_text().splitlines(keepends=True)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(lines[:6]))
+    config_of = systems.config_of
+
+    def few(run, given):
+        short = {"max_new_tokens": 1} if run.preset == "raft" else {"max_new_tokens": 24}
+        files = {"data": str(questions), "heldout": str(questions)}
+        return dataclasses.replace(config_of(run, given), **files, **short)
+
+    def here(function, jobs, what):
+        return [(number, function(*job)) for number, job in enumerate(jobs)]
+
+    monkeypatch.setattr(systems, "config_of", few)
+    monkeypatch.setattr(systems, "in_workers", here)
+    command = ["--presets=nsr,raft", "--rounds=1", "--samples=4", f"--folder={tmp_path / 'table'}"]
+    systems.main(command)
+    table = capsys.readouterr().out
+    base, nsr, raft = ([c.strip() for c in row.split("|")] for row in table.splitlines()[2:])
+    assert (base[1], nsr[1], raft[1]) == ("base", "nsr", "raft")
+    assert nsr[2] == "0.0003" and nsr[10] and nsr[11].endswith("k")
+    assert raft[10] == "" and raft[11] == raft[12] == "0k"
+    monkeypatch.setattr(systems, "rounds", None)
+    systems.main(command)
+    assert capsys.readouterr().out == table
+    with pytest.raises(InputError, match="begun with samples 4, not 5"):
+        systems.main([*command, "--samples=5"])
