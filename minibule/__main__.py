@@ -14,7 +14,12 @@ def main(argv: list[str]) -> None:
 
     Raises InputError for a word that is none.
     """
-    about = minibule.__doc__ or ""
+    about = minibule.__doc__
+    if about is None:
+        raise InputError(
+            "python -OO, or PYTHONOPTIMIZE=2, takes away the text that commands are listed in. "
+            "Leave it out, or start one as python -m minibule.NAME."
+        )
     commands = re.findall(r"^    python -m minibule\.(\w+)", about, re.MULTILINE)
     name, *arguments = argv or ["--help"]
     if name in ("--help", "-h"):

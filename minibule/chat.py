@@ -18,6 +18,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -29,7 +30,7 @@ from pathlib import Path
 
 from minibule.core.llama import Llama
 from minibule.errors import InputError
-from minibule.files import embedded_folder, found_at, writing
+from minibule.files import embedded_folder, found_at, open_own, writing
 from minibule.generate.decode import OnToken, Wanted, generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.generate.stream import Printer
@@ -250,8 +251,7 @@ class Talk:
         }
         with writing(path):
             self.place.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            add_line(path, json.dumps(row, ensure_ascii=False))
         self.rejected = True
         print(f"Rejected: in {path}. /train learns from it.")
 
@@ -274,6 +274,7 @@ class Talk:
             "steps": str(self.config.steps),
             "lr": str(self.config.lr) if self.config.lr is not None else None,
             "batch_size": str(size),
+            "max_length": str(self.model.config.max_position_embeddings),
             "eval_fraction": "0",
             "export": "none",
             "probe": "",
@@ -317,6 +318,21 @@ def _named(config: ChatConfig) -> tuple[Path | None, str]:
     if not folder.settings.is_file():
         return config.adapter, config.model
     return folder.adapter, config.model or read_settings(folder.settings).model
+
+
+def add_line(path: Path, text: str) -> None:
+    """Add a line to a file, a new one where there is none: all of the line, or nothing."""
+    with open_own(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        glued = file.read() not in (b"", b"\n")  # somebody's last line without its end
+        line, place = b"\n" * glued + text.encode() + b"\n", file.fileno()
+        try:
+            while line:
+                line = line[os.write(place, line) :]
+        except OSError:
+            os.ftruncate(place, end)
+            raise
 
 
 # -- two columns -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibule.core.llama import Llama
-from minibule.files import check_new, embedded_folder
+from minibule.files import check_new, embedded_folder, new_output
 from minibule.models.chat_files import load_chat
 from minibule.models.exports import FORMS
 from minibule.models.load import load_model
@@ -41,9 +41,10 @@ class ExportConfig:
 
 
 def export(model: Llama, chat: Chat, form: str, dtype: str | None, output: Path) -> None:
-    """Write `output` in one of FORMS; dtype None takes the form's usual one."""
+    """Write `output`, which is new, in one of FORMS; dtype None takes the form's usual one."""
     kind = FORMS[form]
-    kind(dtype or kind.usual).write(model, chat, output)
+    with new_output(output) as place:
+        kind(dtype or kind.usual).write(model, chat, place)
 
 
 def main(argv: list[str]) -> None:

@@ -177,10 +177,10 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def check_new(output: Path) -> None:
+def check_new(path: Path, flag: str = "--output") -> None:
     """InputError where something has that name already: nothing is replaced unasked."""
-    if output.is_symlink() or output.exists():
-        raise InputError(f"--output {output}: exists already; expected a new name.")
+    if path.is_symlink() or path.exists():
+        raise InputError(f"{flag} {path}: exists already; expected a new name.")
 
 
 def open_own(path: Path) -> BinaryIO:
@@ -236,6 +236,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         partial.replace(path)
+        flush_to_disk(path.parent)
+
+
+@contextmanager
+def new_output(path: Path, flag: str = "--output") -> Iterator[Path]:
+    """Yield a place for a file or folder that becomes `path` when the block ends well.
+
+    InputError where something has that name, or has come to have it by then.
+    """
+    check_new(path, flag)
+    if not path.parent.is_dir():
+        raise InputError(f"{flag} {path}: found no folder {path.parent}. Make it first.")
+    with writing(path), scratch_folder(path) as scratch:
+        place = scratch / path.name
+        try:
+            yield place
+        except InputError as error:  # names where it was to be written
+            raise InputError(str(error).replace(str(place), str(path))) from None
+        check_new(path, flag)
+        place.rename(path)
         flush_to_disk(path.parent)
 
 

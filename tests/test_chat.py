@@ -1,5 +1,6 @@
 """`minibule chat`: answers before and after training, and a model that is taught while talking."""
 
+import errno
 import io
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from minibule.chat import ChatConfig, Talk, in_columns, main
+from minibule.chat import ChatConfig, Talk, add_line, in_columns, main
 from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.generate.__main__ import main as generate_main
@@ -320,6 +321,50 @@ def test_records_that_somebody_spoiled(say, tmp_path):
     with pytest.raises(InputError, match=r"rejected\.jsonl: 1 problem"):
         say("/train", flags=["--output", "taught"])
     assert [path.name for path in (tmp_path / "taught").iterdir()] == ["rejected.jsonl"]
+
+
+def test_a_last_line_without_its_end_keeps_to_itself(say, tmp_path):
+    records = tmp_path / "mine" / "rejected.jsonl"
+    records.parent.mkdir()
+    records.write_text('{"prompt": "hi", "completion": "no", "label": false}')
+    say("hello", "/reject", flags=("--output", "mine"))
+    assert [record.prompt for record in read_records(records)] == ["hi", "hello"]
+
+
+@pytest.mark.parametrize("kind", ["a link", "a pipe"])
+def test_what_is_no_file_of_records_is_left_alone(kind, say, tmp_path):
+    records, theirs = tmp_path / "mine" / "rejected.jsonl", tmp_path / "letter.txt"
+    records.parent.mkdir()
+    theirs.write_text("dear")
+    if kind == "a link":
+        records.symlink_to(theirs)
+    else:
+        os.mkfifo(records)
+    with pytest.raises(InputError, match=f"rejected.jsonl: found {kind}"):
+        say("hello", "/reject", flags=("--output", "mine"))
+    assert theirs.read_text() == "dear"
+
+
+def test_a_line_that_the_disk_has_no_room_for_is_not_half_there(tmp_path, monkeypatch):
+    path, write = tmp_path / "lines", os.write
+    add_line(path, "one")
+
+    def full(place, line):
+        if len(line) < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(place, line[:2])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        add_line(path, "another")
+    monkeypatch.undo()
+    add_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_a_long_question_is_learnt_from(say):
+    flags = ("--output=mine", "--steps=1", "--max-new-tokens=8")
+    assert say("word " * 1100, "/reject", "/train", flags=flags)[-1].startswith("Trained: 1 steps")
 
 
 def test_a_question_that_fails_leaves_the_talk_as_it_was():

@@ -18,6 +18,7 @@ from minibule.errors import InputError, Terminated
 from minibule.files import (
     from_json,
     native_parser,
+    new_output,
     reading,
     real_path,
     remove_stale,
@@ -105,6 +106,44 @@ class Tree:
 
 
 TREE = Tree([Leaf("a", 0.5)], {"x": 1}, {"lr": 0.1, "targets": ("q", "v")}, Leaf("r", 1.0))
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "a link"])
+def test_an_output_that_came_to_be_there_meanwhile_is_not_replaced(tmp_path, what):
+    path = tmp_path / "out"
+
+    def write(place):
+        if what == "a folder":
+            place.mkdir()
+            place = place / "letter"
+        place.write_text("ours")
+
+    with (
+        pytest.raises(InputError, match=r"--output .*/out: exists already"),
+        new_output(path) as new,
+    ):
+        write(new)
+        if what == "a link":
+            path.symlink_to(tmp_path / "nowhere")
+        else:
+            write(path)
+            text = path / "letter" if what == "a folder" else path
+            text.write_text("theirs")
+    assert [left.name for left in tmp_path.iterdir()] == ["out"]
+    assert what == "a link" or text.read_text() == "theirs"
+
+
+def test_a_new_output_is_whole_or_not_there(tmp_path):
+    with new_output(tmp_path / "out") as place:
+        place.write_text("all of it")
+    assert (tmp_path / "out").read_text() == "all of it"
+    with pytest.raises(InputError) as error, new_output(tmp_path / "other") as place:
+        raise InputError(f"{place}/config.json: no room")
+    assert str(error.value) == f"{tmp_path / 'other'}/config.json: no room"
+    missing = tmp_path / "nowhere" / "out"
+    with pytest.raises(InputError, match="found no folder"), new_output(missing):
+        pass
+    assert [left.name for left in tmp_path.iterdir()] == ["out"]
 
 
 def test_links_in_a_circle_are_a_path(tmp_path):

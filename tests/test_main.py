@@ -101,6 +101,13 @@ def test_the_console_script():
     assert "did you mean train?" in done.stderr and "usage" not in done.stderr
 
 
+def test_without_docstrings_it_says_what_to_do():
+    command = [sys.executable, "-OO", "-m", "minibule", "train"]
+    env = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 2 and "python -m minibule.NAME" in done.stderr
+
+
 def test_a_command_loads_only_what_it_needs():
     code = (
         "import sys; from minibule.__main__ import main; main(['--version']); print(*sys.modules)"

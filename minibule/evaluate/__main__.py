@@ -8,10 +8,10 @@ from pathlib import Path
 
 from minibule.errors import InputError
 from minibule.evaluate.judge import read_rows
-from minibule.evaluate.own_judge import JUDGE_HELP, SECONDS, named_judge
+from minibule.evaluate.own_judge import JUDGE_HELP, MOST_SECONDS, SECONDS, named_judge
 from minibule.evaluate.perplexity import text_perplexity
 from minibule.evaluate.sampled import Asked, Figures, ask, by_kind, figures, record_row
-from minibule.files import check_new, embedded_folder, reading, whole_file, writing
+from minibule.files import check_new, embedded_folder, new_output, reading, whole_file, writing
 from minibule.machine.matmul import HELP as MATMUL_HELP
 from minibule.machine.matmul import Mode, mode_of
 from minibule.machine.threads import set_threads
@@ -41,7 +41,12 @@ class EvaluateConfig:
     )
     judge: str = setting("regex", JUDGE_HELP, group=QUESTIONS)
     judge_seconds: float = setting(
-        SECONDS, "what a judge of your own may take for a batch", 0, above=True, group=QUESTIONS
+        SECONDS,
+        "what a judge of your own may take for a batch",
+        0,
+        MOST_SECONDS,
+        above=True,
+        group=QUESTIONS,
     )
     text: Path | None = setting(None, "plain text whose perplexity is told too", group=QUESTIONS)
     samples: int = setting(
@@ -100,7 +105,8 @@ def main(argv: list[str]) -> None:
     for line in _examples_shown(asked):
         print(line)
     if config.output:
-        write_samples(asked, config.output)
+        with new_output(config.output) as place:
+            write_samples(asked, place)
         print(f"\nsamples    {shown(config.output)}")
 
 

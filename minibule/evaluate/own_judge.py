@@ -47,7 +47,7 @@ JUDGE_HELP = (
 )
 
 LOAD = 120.0  # seconds that a file may take until its function is there: some load torch
-SECONDS = 60.0  # for a batch
+SECONDS, MOST_SECONDS = 60.0, 1e6  # for a batch; no clock waits for ever
 
 GIVEN = ("prompts", "completions", "log_extra", "log_metric")  # beside the columns
 TRL_ONLY = ("completion_ids", "trainer_state")  # what TRL gives, too

@@ -8,7 +8,7 @@ from minibule.errors import InputError
 from minibule.explain.picture import row_graph
 from minibule.explain.story import Scene, explain, explain_tiny_vocab, explained_loss, scene_of
 from minibule.explain.subject import Place
-from minibule.files import whole_file, writing
+from minibule.files import check_new, new_output
 from minibule.program import leave_if_unread, print_bold, run
 from minibule.runs.settings import add_settings, resolve
 from minibule.settings import Parser
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> None:
         lines = explain_tiny_vocab(loss)
     else:
         config = resolve(arguments)
+        if arguments["svg"]:
+            check_new(Path(arguments["svg"]), "--svg")
         chosen = {n: arguments[n] for n in Place._fields if arguments[n] is not None}
         scene = scene_of(config, Place(**chosen), arguments["module"] or "")
         if arguments["svg"]:
@@ -88,9 +90,8 @@ def _add_flags(parser: Parser) -> None:
 
 
 def _draw(scene: Scene, path: Path) -> None:
-    picture = row_graph(scene)
-    with writing(path), whole_file(path) as file:
-        file.write_text(picture, encoding="utf-8")
+    with new_output(path, "--svg") as place:
+        place.write_text(row_graph(scene), encoding="utf-8")
     print(path)
 
 

@@ -222,8 +222,9 @@ def together(main: Main) -> Main:
 def _launched() -> tuple[int, int]:
     """This process's number among those that a launcher has started, and how many they are."""
     for size, rank in LAUNCHERS.items():
-        if os.environ.get(size, "").isdecimal() and int(os.environ[size]) > 1:
-            return int(os.environ.get(rank, 0)), int(os.environ[size])
+        number, many = os.environ.get(rank, "0"), os.environ.get(size, "")
+        if many.isdecimal() and number.isdecimal() and int(many) > 1:
+            return int(number), int(many)
     return 0, 1
 
 

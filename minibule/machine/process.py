@@ -67,9 +67,10 @@ class Process:
 
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101
         timer = threading.Timer(seconds, stop)
-        timer.start()
+        timer.daemon = True  # a signal may come before it can be cancelled
         line = b""
         try:
+            timer.start()
             if question is not None:
                 self._process.stdin.write(json.dumps(question).encode() + b"\n")
                 self._process.stdin.flush()

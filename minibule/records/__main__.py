@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from minibule.errors import InputError
-from minibule.files import check_new, real_path
+from minibule.files import check_new, new_output, real_path
 from minibule.program import run
 from minibule.records.formats import KNOWN
 from minibule.records.records import (
@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
     if len(args.files) > 1:
         print(total)
     if args.output:
-        write_records(records, args.output)
+        with new_output(args.output) as place:
+            write_records(records, place)
         print(f"{shown(args.output)}: {len(records):,} records written")
 
 

@@ -11,9 +11,9 @@ and samples anew. What the model is held to stays the base.
 A budget says how many samples each question gets, a selection which of them are trained on, with
 what reward, and an objective is what they are trained with; presets are all three, as published.
 
-The folder gets rounds.toml (the settings), rounds.jsonl (a line a round: what was sampled, trained
-and then answered), report.html, and round-001/, round-002/, ...: run folders, with samples.jsonl
-and answers.jsonl in each.
+The folder gets rounds.toml (the settings), inputs.json (by what model and questions may be known
+again), rounds.jsonl (a line a round: what was sampled, trained and then answered), report.html, and
+round-001/, round-002/, ...: run folders, with samples.jsonl and answers.jsonl in each.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from minibule.evaluate.heldout import spread
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Asked, Figures, ask, figures
-from minibule.files import whole_file
+from minibule.files import read_json, whole_file, write_json
 from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
@@ -74,24 +74,27 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     config.check()
     source, data, heldout = config.resolved_files()
     settle_threads(config.threads, open_source(source).config())
-    config = dataclasses.replace(config, matmul=world().first(settled, config.matmul, source))
+    matmul = world().first(settled, config.matmul, source)
+    config = dataclasses.replace(config, matmul=matmul, lr=config.resolved_lr)
     judge = named_judge(config.judge, config.judge_seconds)
     clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
-    _check_alike(config, source, rows, held_rows)
+    base = _model(config, source)
+    given = _digests(base, rows, held_rows)
+    _check_alike(config, given)
     folder = RoundsFolder(world().first(_output, config, resume))
     asked = _Given(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
     held = locked(folder.path) if world().leads else contextlib.nullcontext()
     with held, resume_hint(folder.path, "rounds", "where it was"):
-        world().first(_write_settings, config, folder)
+        world().first(_begin, config, folder, given)
         log = world().first(_Log, folder.log)
         _print_head(config, rows, held_rows)
         if 0 not in log.lines:
             seconds: dict[str, float] = {}
             with _spent(seconds, "evaluation", asked.clock):
-                base = _model(config, source)
                 measured = _held(base, asked, config, folder.answers(0))
             log.add({"round": 0} | measured | seconds)
+        del base
         print(_line(log.lines[0]))
         start: Path | None = None
         for number in range(1, config.rounds + 1):
@@ -110,25 +113,35 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     return folder.path
 
 
-def _check_alike(
-    config: RoundsConfig, source: Path, rows: Sequence[Row], held_rows: Sequence[Row]
-) -> None:
-    """InputError that names what the ranks of these rounds were given other than the first."""
-    if world().size == 1:
-        return
-    settings = {name: getattr(config, name) for name in settings_of(RoundsConfig)}
-    for name in ("model", "data", "heldout", "output"):  # may lie elsewhere on another machine
-        del settings[name]
+def _digests(base: Llama, rows: Sequence[Row], held_rows: Sequence[Row]) -> dict[str, str]:
+    """By what the model and the questions are known again, wherever they lie."""
     questions = {"the questions": rows, "the questions held out": held_rows}
     digests = {
         name: hashlib.blake2b(repr(those).encode(), digest_size=6).hexdigest()
         for name, those in questions.items()
     }
-    digests["the model"] = digest_of_model(_model(config, source))[:12]
-    world().check_alike(digests | settings)
+    return digests | {"the model": digest_of_model(base)[:12]}
 
 
-def _write_settings(config: RoundsConfig, folder: RoundsFolder) -> None:
+def _check_alike(config: RoundsConfig, given: Mapping[str, str]) -> None:
+    """InputError that names what the ranks of these rounds were given other than the first."""
+    settings = {name: getattr(config, name) for name in settings_of(RoundsConfig)}
+    for name in ("model", "data", "heldout", "output"):  # may lie elsewhere on another machine
+        del settings[name]
+    world().check_alike({**given, **settings})
+
+
+def _begin(config: RoundsConfig, folder: RoundsFolder, given: Mapping[str, str]) -> None:
+    """Note what the rounds are of; InputError where they were begun with something else."""
+    there = read_json(folder.inputs) if folder.inputs.exists() else {}
+    changed = [name for name in given if there.get(name, given[name]) != given[name]]
+    if changed:
+        raise InputError(
+            f"--resume: {' and '.join(changed)} are not those that the rounds in {folder.path} "
+            "began with. Expected the same, wherever they lie now, or a new --output."
+        )
+    with whole_file(folder.inputs) as file:
+        write_json(file, given)
     with whole_file(folder.settings) as file:
         file.write_bytes(to_toml(config).encode())
 
@@ -303,6 +316,14 @@ class _Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines = read_log(path)
+        for number, line in self.lines.items():
+            try:
+                _line(line)
+            except (ArithmeticError, LookupError, TypeError, ValueError):
+                raise InputError(
+                    f"{path}: found a line of round {number} that lacks what rounds write. Remove "
+                    "the line: what it tells of is then done again."
+                ) from None
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines[line["round"]] = line

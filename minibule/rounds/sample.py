@@ -9,6 +9,7 @@ that, the questions that were put to the model together are put to it together a
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -218,6 +219,8 @@ def read_samples(path: Path, rows: Sequence[Row]) -> list[list[Sample]]:
     with reading(path) as file:
         for _, value in json_lines(file):
             sample = _checked(path, value)
+            if sample.reward is None:
+                raise InputError(f"{path}: found a sample without a reward; expected a number.")
             if sample.prompt not in drawn:
                 raise InputError(_others(path, sample.prompt))
             drawn[sample.prompt].append(sample)
@@ -244,6 +247,8 @@ def _sample(line: Any) -> Sample:
     if isinstance(line, dict):
         line = {name: value for name, value in line.items() if name != "kind"}
     sample: Sample = from_json(Sample, line, "the line")
+    if sample.reward is not None and not math.isfinite(sample.reward):
+        raise ValueError(f"reward: found {sample.reward}")
     return sample
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minibule.errors import InputError
-from minibule.evaluate.own_judge import JUDGE_HELP, SECONDS
+from minibule.evaluate.own_judge import JUDGE_HELP, MOST_SECONDS, SECONDS
 from minibule.files import embedded_folder
 from minibule.machine.matmul import Mode
 from minibule.methods.table import LOSSES
@@ -73,7 +73,12 @@ class RoundsConfig:
     )
     judge: str = setting("regex", JUDGE_HELP, group=DATA)
     judge_seconds: float = setting(
-        SECONDS, "how long a judge of your own may take for a batch", 0, above=True, group=DATA
+        SECONDS,
+        "how long a judge of your own may take for a batch",
+        0,
+        MOST_SECONDS,
+        above=True,
+        group=DATA,
     )
     output: str = setting(
         "",
@@ -144,6 +149,14 @@ class RoundsConfig:
             )
         return model_path(self.model or embedded_folder()), data, heldout
 
+    @property
+    def resolved_lr(self) -> float:
+        """The learning rate as set, or what suits the model."""
+        if self.lr is not None:
+            return self.lr
+        usual: float = FIELDS["lr"].default
+        return usual if self.model else TINY_LR
+
     def resolved_budget(self) -> Budget:
         """The named budget, of so many samples."""
         return dataclasses.replace(BUDGETS[self.budget], samples=self.samples)
@@ -171,9 +184,7 @@ class RoundsConfig:
 
     def round_config(self, number: int, place: Path, start: Path | None) -> TrainConfig:
         """The settings of the training run of a round: 1, 2, ..."""
-        own = {name: getattr(self, name) for name in TRAINED}
-        if self.lr is None:
-            own["lr"] = FIELDS["lr"].default if self.model else TINY_LR
+        own = {name: getattr(self, name) for name in TRAINED} | {"lr": self.resolved_lr}
         return TrainConfig(
             model=self.model or str(embedded_folder()),
             data=str(place / SAMPLES),

@@ -1,6 +1,7 @@
 """The folder of rounds: what each file in it is called, and what they hold.
 
 rounds.toml                the settings
+inputs.json                by what the model and the questions are known again
 rounds.jsonl               a line a round, 0 being the base
 round-000/answers.jsonl    what the base answers to held-out questions
 round-001/                 a run's folder; beside its files there are
@@ -32,6 +33,7 @@ class RoundsFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(path)
         self.settings = path / "rounds.toml"
+        self.inputs = path / "inputs.json"
         self.log = path / "rounds.jsonl"
         self.report = path / "report.html"
 

@@ -137,8 +137,8 @@ class TrainConfig:
     epochs: float = setting(
         1.0, "passes over the training records, where steps is 0", 0, group=OPTIMISER
     )
-    batch_size: int = setting(4, "records a step (times grad-accum)", 1, group=OPTIMISER)
-    grad_accum: int = setting(1, "batches added up into one step", 1, group=OPTIMISER)
+    batch_size: int = setting(4, "records a step (times grad-accum)", 1, 4096, group=OPTIMISER)
+    grad_accum: int = setting(1, "batches added up into one step", 1, 4096, group=OPTIMISER)
     lr: float = setting(3e-4, "peak learning rate", 0, group=OPTIMISER)
     warmup_steps: int = setting(
         0, "steps over which the learning rate rises to its peak", 0, group=OPTIMISER
@@ -292,9 +292,9 @@ class TrainConfig:
 FIELDS = settings_of(TrainConfig)
 
 # What a run may be given anew when it goes on, because nothing that is computed depends on it; or,
-# for `threads` and `pass_tokens`, only its last digits: a run that was short of memory or of
-# processors must be able to go on. `model`, `data` and `heldout` may have moved, their content is
-# compared.
+# for `threads`, `pass_tokens` and a `reference_memory` of 0, only its last digits: a run that was
+# short of memory or of processors must be able to go on. `model`, `data` and `heldout` may have
+# moved, their content is compared.
 MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may_change)
 
 # The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000

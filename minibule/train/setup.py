@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import cast
 
 from minibule.core.counts import Example
 from minibule.core.fused import ComplementLoss
-from minibule.core.llama import Llama
+from minibule.core.llama import Llama, check_ids
 from minibule.core.lora import Adapter, init_adapter
 from minibule.core.loss import Loss, Uses
 from minibule.core.shapes import LoraConfig
@@ -135,6 +136,9 @@ def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> S
     if examples is None:
         limit = min(config.max_length, model.config.max_position_embeddings)
         examples, heldout = _read_examples(config, data, chat, loss, limit)
+    else:
+        for ids in itertools.chain.from_iterable((e.prompt, *e.answers) for e in examples):
+            check_ids(ids, model.config)
     if isinstance(loss, ComplementLoss):  # whose anchor is 0 unless it is given
         config = dataclasses.replace(config, **loss.objective._asdict())
     else:

@@ -110,6 +110,8 @@ def test_the_command_writes_it(tmp_path, capsys, monkeypatch):
     assert path.read_text(encoding="utf-8").startswith("<svg xmlns")
     with pytest.raises(InputError, match="nowhere"):
         main(["--svg", str(tmp_path / "nowhere" / "row.svg")])
+    with pytest.raises(InputError, match=r"row\.svg: exists already; expected a new name"):
+        main(["--svg", str(path)])
     with pytest.raises(InputError, match="leave out --svg"):
         main(["--tiny-vocab", "--svg", str(path)])
     assert [file.name for file in tmp_path.iterdir()] == ["row.svg"]

@@ -91,6 +91,13 @@ def test_launchers_say_how_many_there_are(size, rank, monkeypatch):
     assert mpi._launched() == (3, 4)
 
 
+@pytest.mark.parametrize(("size", "rank"), [("2", "abc"), ("two", "0"), ("", ""), ("²", "1")])
+def test_what_no_launcher_says_is_none(size, rank, monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", size)
+    monkeypatch.setenv("PMI_RANK", rank)
+    assert mpi._launched() == (0, 1)
+
+
 def test_ranks_without_mpi4py_say_what_to_install(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)

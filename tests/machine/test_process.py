@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def wait_until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_signal_leaves_no_clock_running(other, monkeypatch):
+    clocks, start = [], threading.Timer.start
+
+    def interrupted(timer):
+        clocks.append(timer)
+        start(timer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Timer, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.ask({"run": "pass"}, 600)
+    assert clocks[0].finished.is_set() and clocks[0].daemon
 
 
 def test_it_answers_and_remembers(other):

@@ -1,6 +1,8 @@
 """Rounds on the embedded model: what they write, and that they go on where they were."""
 
 import json
+import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from helpers import ROOT
 from safetensors.numpy import load_file
 
 from minibule.errors import InputError
+from minibule.evaluate import sampled
 from minibule.evaluate.sampled import figures
 from minibule.records.records import read_file
 from minibule.rounds import loop
@@ -84,6 +87,7 @@ def test_what_rounds_write(config, tmp_path, capsys):
 
 def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
     """Stopped in the middle of sampling, of training, and between rounds."""
+    monkeypatch.setattr(sampled, "GO", 16)  # four questions put to the model together
     loop.rounds(config("whole"))
 
     stopped = RuntimeError("stopped")
@@ -107,10 +111,9 @@ def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         loop.rounds(config("parts"))
     monkeypatch.setattr(loop, "sample_round", real)
-    monkeypatch.setattr(loop, "train", raises)
-    with pytest.raises(RuntimeError):
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(loop, "train", raises)
         loop.rounds(config("parts"), resume=True)
-    monkeypatch.undo()
     loop.rounds(config("parts", rounds=1), resume=True)
     main(["--resume", "--output", str(place), "--rounds", "2"])
     assert files(place) == files(tmp_path / "whole") != {}
@@ -290,6 +293,80 @@ def test_another_s_folder_is_left_alone(config, tmp_path):
     with pytest.raises(InputError, match="is there already"):
         loop.rounds(config("mine"))
     assert [path.name for path in place.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("data", "the questions are not"), ("heldout", "the questions held out are")]
+)
+def test_rounds_go_on_with_the_questions_they_began_with(name, says, config, tmp_path):
+    loop.rounds(config("c", rounds=1))
+    place, others = tmp_path / "c", few(tmp_path / "others.jsonl", 12, 60)
+    settings = (place / "rounds.toml").read_bytes()
+    (place / "rounds.jsonl").unlink()
+    with pytest.raises(InputError, match=says):
+        main(["--resume", "--output", str(place), f"--{name}", others])
+    assert (place / "rounds.toml").read_bytes() == settings
+    moved = (tmp_path / "questions.jsonl").rename(tmp_path / "moved.jsonl")
+    main(["--resume", "--output", str(place), "--data", str(moved)])
+    assert len((place / "rounds.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_rate_that_suited_the_model_is_kept(config, tmp_path):
+    loop.rounds(config("c", rounds=1))
+    assert "lr = 0.0005" in (tmp_path / "c" / "rounds.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"round": 0},
+        {"round": 0, "eval_pass@8": 1.0},
+        {"round": 1, "reward": 0.0, "accepted": 0, "rejected": 0},
+        {"round": 0, "eval_pass@8": "x", "eval_greedy": [], "eval_accepted": 1, "eval_tokens": 1},
+    ],
+)
+def test_lines_that_somebody_spoiled_are_named(line, config, tmp_path):
+    loop.rounds(config("c", rounds=1))
+    (tmp_path / "c" / "rounds.jsonl").write_text(json.dumps(line))
+    with pytest.raises(InputError, match=rf"rounds.jsonl: found a line of round {line['round']}"):
+        loop.rounds(config("c", rounds=1), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ids": [99_999_999]}, "token ids: found"),
+        ({"ids": [-1]}, "token ids: found -1"),
+        ({"reward": None}, "a sample without a reward"),
+        ({"reward": math.nan}, "reward: found nan"),
+    ],
+)
+def test_samples_that_somebody_spoiled_are_named(change, says, config, tmp_path):
+    loop.rounds(config("c", rounds=1))
+    place = tmp_path / "c"
+    (place / "rounds.jsonl").write_text((place / "rounds.jsonl").read_text().splitlines()[0])
+    samples = place / "round-001" / "samples.jsonl"
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    spoiled = "".join(json.dumps(line | change) + "\n" for line in lines)
+    for left in (place / "round-001").iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    samples.write_text(spoiled)
+    with pytest.raises(InputError, match=says):
+        loop.rounds(config("c", rounds=1), resume=True)
+
+
+def test_a_judge_that_can_tell_of_later_draws_alone(config, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "seen = 0\n"
+        "def late(completions):\n"
+        "    global seen\n"
+        "    seen += len(completions)\n"
+        "    return [None if seen <= 8 * 9 + 12 * 4 else len(c) % 2 for c in completions]\n"
+    )
+    budget = {"budget": "balance", "selection": "balanced", "objective": "reinforce"}
+    with pytest.raises(InputError, match="none of the samples drawn first"):
+        loop.rounds(config("c", judge=f"{path}:late", **budget))
 
 
 def test_settings_of_a_beginning_hold_to_the_end(config, tmp_path):
