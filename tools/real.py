@@ -64,7 +64,7 @@ ROWS = {
     "dpo, kl .3": "objective=dpo kl=0.3",
     "grpo, kl .3": "objective=grpo kl=0.3",
     "complement, kl .3": "objective=complement kl=0.3",
-    "complement, beta .5": "objective=complement beta=0.5",
+    **{f"complement, beta .{n}": f"objective=complement beta=0.{n}" for n in (5, 7)},
 }
 
 
