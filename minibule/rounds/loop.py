@@ -19,13 +19,12 @@ round-001/, round-002/, ...: run folders, with samples.jsonl and answers.jsonl i
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ from minibule.evaluate.heldout import spread
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Asked, Figures, ask, figures
-from minibule.files import read_json, whole_file, write_json
+from minibule.files import whole_file
 from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
@@ -47,15 +46,14 @@ from minibule.models.load import load_model, settle_threads, settled
 from minibule.models.source import open_source
 from minibule.report.rounds import write_rounds_report
 from minibule.rounds.examples import examples_of, groups_of
+from minibule.rounds.inputs import begin, check_alike, digests
 from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
 from minibule.rounds.select import SELECTIONS
 from minibule.rounds.settings import HELD, RoundsConfig
-from minibule.runs.checkpoint import digest_of_model
 from minibule.runs.lock import locked
 from minibule.runs.output import free_path
 from minibule.runs.rounds import RoundsFolder, read_log, write_asked
 from minibule.runs.settings import FIELDS
-from minibule.settings import settings_of, to_toml
 from minibule.text.chat import Chat
 from minibule.train.loop import train
 from minibule.train.resume import resume_hint
@@ -63,6 +61,7 @@ from minibule.train.resume import resume_hint
 Rewards = list[float | None]
 
 HELD_SAMPLES = 8  # of each held-out question, at temperature 1, however many a round draws
+SPREAD_SAMPLES = 2  # of these: exact sums over the vocabulary, of which a few hundred tokens tell
 
 
 def rounds(config: RoundsConfig, resume: bool = False) -> Path:
@@ -80,13 +79,13 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
     base = _model(config, source)
-    given = _digests(base, rows, held_rows)
-    _check_alike(config, given)
+    given = digests(base, rows, held_rows)
+    check_alike(config, given)
     folder = RoundsFolder(world().first(_output, config, resume))
     asked = _Given(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
     held = locked(folder.path) if world().leads else contextlib.nullcontext()
     with held, resume_hint(folder.path, "rounds", "where it was"):
-        world().first(_begin, config, folder, given)
+        world().first(begin, config, folder, given)
         log = world().first(_Log, folder.log)
         _print_head(config, rows, held_rows)
         if 0 not in log.lines:
@@ -111,39 +110,6 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
         _print_end(config, log.lines, start)
         print(f"report     {world().first(write_rounds_report, folder.path)}")
     return folder.path
-
-
-def _digests(base: Llama, rows: Sequence[Row], held_rows: Sequence[Row]) -> dict[str, str]:
-    """By what the model and the questions are known again, wherever they lie."""
-    questions = {"the questions": rows, "the questions held out": held_rows}
-    digests = {
-        name: hashlib.blake2b(repr(those).encode(), digest_size=6).hexdigest()
-        for name, those in questions.items()
-    }
-    return digests | {"the model": digest_of_model(base)[:12]}
-
-
-def _check_alike(config: RoundsConfig, given: Mapping[str, str]) -> None:
-    """InputError that names what the ranks of these rounds were given other than the first."""
-    settings = {name: getattr(config, name) for name in settings_of(RoundsConfig)}
-    for name in ("model", "data", "heldout", "output"):  # may lie elsewhere on another machine
-        del settings[name]
-    world().check_alike({**given, **settings})
-
-
-def _begin(config: RoundsConfig, folder: RoundsFolder, given: Mapping[str, str]) -> None:
-    """Note what the rounds are of; InputError where they were begun with something else."""
-    there = read_json(folder.inputs) if folder.inputs.exists() else {}
-    changed = [name for name in given if there.get(name, given[name]) != given[name]]
-    if changed:
-        raise InputError(
-            f"--resume: {' and '.join(changed)} are not those that the rounds in {folder.path} "
-            "began with. Expected the same, wherever they lie now, or a new --output."
-        )
-    with whole_file(folder.inputs) as file:
-        write_json(file, given)
-    with whole_file(folder.settings) as file:
-        file.write_bytes(to_toml(config).encode())
 
 
 def _model(config: RoundsConfig, source: Path, adapter: Path | None = None) -> Llama:
@@ -300,10 +266,11 @@ def _held(model: Llama, asked: _Given, config: RoundsConfig, place: Path) -> dic
 
 
 def _spread(model: Llama, chat: Chat, asked: Sequence[Asked]) -> dict[str, float]:
-    """Entropy, and KL to the base, over the tokens of the samples, their ends among them."""
+    """Entropy, and KL to the base, over the tokens of some samples, their ends among them."""
     examples = []
     for one in asked:
-        ids = [[*s.ids, *([chat.end_of_turn] if s.ended else [])] for s in one.samples]
+        some = one.samples[:SPREAD_SAMPLES]
+        ids = [[*s.ids, *([chat.end_of_turn] if s.ended else [])] for s in some]
         answers = tuple(np.array(answer) for answer in ids)
         prompt = chat.encode_prompt(one.row["prompt"])
         examples.append(Example(prompt, answers, (1,) * len(ids), len(ids)))
