@@ -178,9 +178,11 @@ def real_path(path: str | Path) -> Path:
 
 
 def check_new(path: Path, flag: str = "--output") -> None:
-    """InputError where something has that name already: nothing is replaced unasked."""
-    if path.is_symlink() or path.exists():
+    """InputError where something has that name already, or where its folder is not there."""
+    if path.is_symlink() or path.exists():  # nothing is replaced unasked
         raise InputError(f"{flag} {path}: exists already; expected a new name.")
+    if not path.parent.is_dir():
+        raise InputError(f"{flag} {path}: found no folder {path.parent}. Make it first.")
 
 
 def open_own(path: Path) -> BinaryIO:
@@ -246,8 +248,6 @@ def new_output(path: Path, flag: str = "--output") -> Iterator[Path]:
     InputError where something has that name, or has come to have it by then.
     """
     check_new(path, flag)
-    if not path.parent.is_dir():
-        raise InputError(f"{flag} {path}: found no folder {path.parent}. Make it first.")
     with writing(path), scratch_folder(path) as scratch:
         place = scratch / path.name
         try:
