@@ -52,7 +52,7 @@ def test_nothing_is_replaced_unasked(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_folder_that_is_missing_is_said_before_the_model_is_read(tmp_path, form):
     output = str(tmp_path / "nowhere" / "out")
-    with pytest.raises(InputError, match="found no folder .*nowhere"):
+    with pytest.raises(InputError, match=r"found no folder .*nowhere"):
         main(["--format", form, "--output", output, "--model", "not read yet"])
     assert list(tmp_path.iterdir()) == []
 
