@@ -49,6 +49,8 @@ JUDGE_HELP = (
 LOAD = 120.0  # seconds that a file may take until its function is there: some load torch
 SECONDS, MOST_SECONDS = 60.0, 1e6  # for a batch; no clock waits for ever
 
+MOST_REWARD = 1e100  # the squares of rewards are summed
+
 GIVEN = ("prompts", "completions", "log_extra", "log_metric")  # beside the columns
 TRL_ONLY = ("completion_ids", "trainer_state")  # what TRL gives, too
 
@@ -254,7 +256,7 @@ def _number(value: Any, at: int) -> float | None:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) < MOST_REWARD:
         raise _FaultError(f"found {reprlib.repr(value)}", at)
     return number
 

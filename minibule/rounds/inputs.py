@@ -41,7 +41,7 @@ def begin(config: RoundsConfig, folder: RoundsFolder, given: Mapping[str, str]) 
             f"--resume: {' and '.join(changed)} are not those that the rounds in {folder.path} "
             "began with. Expected the same, wherever they lie now, or a new --output."
         )
+    with whole_file(folder.settings) as file:  # from here on it can be gone on with
+        file.write_bytes(to_toml(config).encode())
     with whole_file(folder.inputs) as file:
         write_json(file, given)
-    with whole_file(folder.settings) as file:
-        file.write_bytes(to_toml(config).encode())

@@ -146,6 +146,7 @@ BAD_FUNCTIONS = {  # what a function does where an answer is bad, and what is sa
     "rewards = ['1' if b else 1 for b in bad]": "found '1'",
     "rewards = [[1] if b else 1 for b in bad]": r"found \[1\]",
     "rewards = [10**400 if b else 1 for b in bad]": "found 1000",
+    "rewards = [-1e308 if b else 1 for b in bad]": r"found -1e\+308",
     "rewards = 1.0": "found 1.0",
     "rewards = '1'": "found '1'",
     "rewards = {'score': 1}": "found {'score': 1}",
