@@ -326,12 +326,13 @@ def add_line(path: Path, text: str) -> None:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         glued = file.read() not in (b"", b"\n")  # somebody's last line without its end
-        line, place = b"\n" * glued + text.encode() + b"\n", file.fileno()
+        line = b"\n" * glued + text.encode() + b"\n"
+        unbuffered = io.FileIO(file.fileno(), "r+", closefd=False)
         try:
             while line:
-                line = line[os.write(place, line) :]
+                line = line[unbuffered.write(line) :]
         except OSError:
-            os.ftruncate(place, end)
+            unbuffered.truncate(end)
             raise
 
 

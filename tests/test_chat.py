@@ -346,15 +346,16 @@ def test_what_is_no_file_of_records_is_left_alone(kind, say, tmp_path):
 
 
 def test_a_line_that_the_disk_has_no_room_for_is_not_half_there(tmp_path, monkeypatch):
-    path, write = tmp_path / "lines", os.write
+    path = tmp_path / "lines"
     add_line(path, "one")
 
-    def full(place, line):
-        if len(line) < 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(place, line[:2])
+    class Full(io.FileIO):
+        def write(self, line):
+            if len(line) < 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(line[:2])
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(io, "FileIO", Full)
     with pytest.raises(OSError, match="No space"):
         add_line(path, "another")
     monkeypatch.undo()

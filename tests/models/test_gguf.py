@@ -522,7 +522,7 @@ def test_export_arguments(arguments, message, tmp_path):
 
 
 def test_output_paths(tmp_path):
-    with pytest.raises(InputError, match="a file in a folder that exists"):
+    with pytest.raises(InputError, match="found no folder"):
         main(["--format", "gguf", "--output", str(tmp_path / "no" / "where.gguf")])
     for kind in ("gguf", "hf"):
         with pytest.raises(InputError, match="exists already"):

@@ -264,7 +264,7 @@ def test_a_prompt_that_leaves_no_room(data, capsys):
         (["--steps", "2.5"], "steps = 2.5 (command line): expected a whole number"),
         (["--lora-targets", "q_proj,nose"], "lora_targets = q_proj,nose"),
         (["--schedule", "zigzag"], "expected one of constant, linear, cosine"),
-        (["--batch-size", "0"], "expected a whole number of at least 1"),
+        (["--batch-size", "0"], "expected a whole number from 1 to 4,096"),
     ],
 )
 def test_bad_settings_and_paths(arguments, message):
