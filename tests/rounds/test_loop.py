@@ -1,5 +1,6 @@
 """Rounds on the embedded model: what they write, and that they go on where they were."""
 
+import functools
 import json
 import math
 import shutil
@@ -30,18 +31,30 @@ def few(path, n, start=0):
     return str(path)
 
 
+def config_in(folder, name, **more):
+    usual = {
+        "data": few(folder / "questions.jsonl", 12),
+        "heldout": few(folder / "heldout.jsonl", 8, 40),
+        "output": str(folder / name),
+        **{"rounds": 2, "samples": 4, "max_new_tokens": 24},
+    }
+    return RoundsConfig(**usual | more)
+
+
 @pytest.fixture
 def config(tmp_path):
-    def make(name, **more):
-        usual = {
-            "data": few(tmp_path / "questions.jsonl", 12),
-            "heldout": few(tmp_path / "heldout.jsonl", 8, 40),
-            "output": str(tmp_path / name),
-            **{"rounds": 2, "samples": 4, "max_new_tokens": 24},
-        }
-        return RoundsConfig(**usual | more)
+    return functools.partial(config_in, tmp_path)
 
-    return make
+
+@pytest.fixture(scope="module")
+def one_round(tmp_path_factory):
+    return loop.rounds(config_in(tmp_path_factory.mktemp("rounds"), "c", rounds=1))
+
+
+@pytest.fixture
+def begun(one_round, tmp_path):
+    """The folder of rounds, of which one is done."""
+    return shutil.copytree(one_round, tmp_path / "c")
 
 
 def files(folder):
@@ -298,22 +311,20 @@ def test_another_s_folder_is_left_alone(config, tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"), [("data", "the questions are not"), ("heldout", "the questions held out are")]
 )
-def test_rounds_go_on_with_the_questions_they_began_with(name, says, config, tmp_path):
-    loop.rounds(config("c", rounds=1))
-    place, others = tmp_path / "c", few(tmp_path / "others.jsonl", 12, 60)
+def test_rounds_go_on_with_the_questions_they_began_with(name, says, begun, tmp_path):
+    place, others = begun, few(tmp_path / "others.jsonl", 12, 60)
     settings = (place / "rounds.toml").read_bytes()
     (place / "rounds.jsonl").unlink()
     with pytest.raises(InputError, match=says):
         main(["--resume", "--output", str(place), f"--{name}", others])
     assert (place / "rounds.toml").read_bytes() == settings
-    moved = (tmp_path / "questions.jsonl").rename(tmp_path / "moved.jsonl")
-    main(["--resume", "--output", str(place), "--data", str(moved)])
+    moved = few(tmp_path / "moved.jsonl", 12)
+    main(["--resume", "--output", str(place), "--data", moved])
     assert len((place / "rounds.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_rate_that_suited_the_model_is_kept(config, tmp_path):
-    loop.rounds(config("c", rounds=1))
-    assert "lr = 0.0005" in (tmp_path / "c" / "rounds.toml").read_text()
+def test_the_rate_that_suited_the_model_is_kept(begun):
+    assert "lr = 0.0005" in (begun / "rounds.toml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -325,9 +336,8 @@ def test_the_rate_that_suited_the_model_is_kept(config, tmp_path):
         {"round": 0, "eval_pass@8": "x", "eval_greedy": [], "eval_accepted": 1, "eval_tokens": 1},
     ],
 )
-def test_lines_that_somebody_spoiled_are_named(line, config, tmp_path):
-    loop.rounds(config("c", rounds=1))
-    (tmp_path / "c" / "rounds.jsonl").write_text(json.dumps(line))
+def test_lines_that_somebody_spoiled_are_named(line, begun, config):
+    (begun / "rounds.jsonl").write_text(json.dumps(line))
     with pytest.raises(InputError, match=rf"rounds.jsonl: found a line of round {line['round']}"):
         loop.rounds(config("c", rounds=1), resume=True)
 
@@ -341,14 +351,13 @@ def test_lines_that_somebody_spoiled_are_named(line, config, tmp_path):
         ({"reward": math.nan}, "reward: found nan"),
     ],
 )
-def test_samples_that_somebody_spoiled_are_named(change, says, config, tmp_path):
-    loop.rounds(config("c", rounds=1))
-    place = tmp_path / "c"
-    (place / "rounds.jsonl").write_text((place / "rounds.jsonl").read_text().splitlines()[0])
-    samples = place / "round-001" / "samples.jsonl"
+def test_samples_that_somebody_spoiled_are_named(change, says, begun, config):
+    log = begun / "rounds.jsonl"
+    log.write_text(log.read_text().splitlines()[0])
+    samples = begun / "round-001" / "samples.jsonl"
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     spoiled = "".join(json.dumps(line | change) + "\n" for line in lines)
-    for left in (place / "round-001").iterdir():
+    for left in (begun / "round-001").iterdir():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     samples.write_text(spoiled)
     with pytest.raises(InputError, match=says):
@@ -369,9 +378,8 @@ def test_a_judge_that_can_tell_of_later_draws_alone(config, tmp_path):
         loop.rounds(config("c", judge=f"{path}:late", **budget))
 
 
-def test_settings_of_a_beginning_hold_to_the_end(config, tmp_path):
-    loop.rounds(config("c", rounds=1))
+def test_settings_of_a_beginning_hold_to_the_end(begun):
     with pytest.raises(InputError, match="--samples cannot change in the middle"):
-        main(["--resume", "--output", str(tmp_path / "c"), "--samples", "2"])
+        main(["--resume", "--output", str(begun), "--samples", "2"])
     with pytest.raises(InputError, match="--preset cannot change in the middle"):
-        main(["--resume", "--output", str(tmp_path / "c"), "--preset", "rejection"])
+        main(["--resume", "--output", str(begun), "--preset", "rejection"])
