@@ -10,7 +10,7 @@ import numpy as np
 
 from minibule.core.llama import Llama
 from minibule.evaluate.judge import Judge, Row
-from minibule.generate.decode import Wanted, generate_in_turn
+from minibule.generate.decode import Wanted, check_prompts, generate_in_turn
 from minibule.generate.sampling import Sampling
 from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
@@ -136,9 +136,21 @@ def answered(
 
     asked: questions of any kind, with the ids of their prompts. Ranks share them out.
     """
-    size = in_one_go(wanted.samples)
+    prompts = [prompt for _, prompt in asked]
+    check_prompts(model, prompts, wanted)  # of all, before the first is answered
+    rank, ranks, together = world().rank, world().size, in_one_go(wanted.samples)
+    size = max(1, _at_once(model, prompts, wanted) // wanted.samples) * ranks
+    blocks = (prompts[start : start + together] for start in range(0, len(prompts), together))
+    found = itertools.chain.from_iterable(  # this rank's, which `map` computes by itself
+        generate_in_turn(model, block[rank::ranks], wanted, _at_once(model, block, wanted))
+        for block in blocks
+    )
+
+    def share(some: Sequence[tuple[X, Array]]) -> list[Y]:
+        return then([question for question, _ in some], list(itertools.islice(found, len(some))))
+
     for start in range(0, len(asked), size):
-        yield from _in_one_go(model, asked[start : start + size], wanted, then)
+        yield world().map(share, asked[start : start + size])
 
 
 def in_one_go(samples: int) -> int:
@@ -147,25 +159,7 @@ def in_one_go(samples: int) -> int:
     What is computed for a sequence differs in its last digits with those beside it, and so, now and
     then, does the token that is drawn: an answer is the same again only among the same questions.
     """
-    return max(1, GO * world().size // samples)
-
-
-def _in_one_go(
-    model: Llama,
-    asked: Sequence[tuple[X, Array]],
-    wanted: Wanted,
-    then: Callable[[Sequence[X], Ids], list[Y]],
-) -> Iterator[list[Y]]:
-    prompts = [prompt for _, prompt in asked]
-    at_once = _at_once(model, prompts, wanted)
-    size = max(1, at_once // wanted.samples) * world().size
-    found = generate_in_turn(model, prompts[world().rank :: world().size], wanted, at_once)
-
-    def share(some: Sequence[tuple[X, Array]]) -> list[Y]:
-        return then([question for question, _ in some], list(itertools.islice(found, len(some))))
-
-    for start in range(0, len(asked), size):
-        yield world().map(share, asked[start : start + size])
+    return max(1, GO // samples) * world().size
 
 
 def _at_once(model: Llama, prompts: Sequence[Array], wanted: Wanted) -> int:

@@ -85,13 +85,7 @@ def generate_in_turn(
 
     at_once: the most sequences decoded at once; the samples of one prompt are in any case.
     """
-    longest = max((len(llama.check_ids(prompt, model.config)) for prompt in prompts), default=0)
-    context = model.config.max_position_embeddings
-    if longest + wanted.max_new_tokens > context:
-        raise InputError(
-            f"prompt of {longest:,} tokens: with {wanted.max_new_tokens:,} new ones it exceeds the "
-            f"model's context of {context:,}. Shorten it, or ask for fewer new tokens."
-        )
+    check_prompts(model, prompts, wanted)
     number = _lanes(len(prompts), at_once, wanted.samples)
     numbered, places = list(enumerate(prompts)), math.ceil(at_once / number)
     lanes = [_Lane(model, numbered[i::number], wanted, places) for i in range(number)]
@@ -111,6 +105,17 @@ def generate_in_turn(
             done, answers[given] = answers[given], []
             yield done
             given += 1
+
+
+def check_prompts(model: Llama, prompts: Sequence[Array], wanted: Wanted) -> None:
+    """InputError where one of the prompts and its new tokens exceed the model's context."""
+    longest = max((len(llama.check_ids(prompt, model.config)) for prompt in prompts), default=0)
+    context = model.config.max_position_embeddings
+    if longest + wanted.max_new_tokens > context:
+        raise InputError(
+            f"prompt of {longest:,} tokens: with {wanted.max_new_tokens:,} new ones it exceeds the "
+            f"model's context of {context:,}. Shorten it, or ask for fewer new tokens."
+        )
 
 
 def _lanes(prompts: int, sequences: int, samples: int) -> int:

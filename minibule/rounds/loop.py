@@ -43,7 +43,6 @@ from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model, settle_threads, settled
-from minibule.models.source import open_source
 from minibule.report.rounds import write_rounds_report
 from minibule.rounds.examples import examples_of, groups_of
 from minibule.rounds.inputs import begin, check_alike, digests
@@ -72,13 +71,13 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     set_threads(config.threads)
     config.check()
     source, data, heldout = config.resolved_files()
-    settle_threads(config.threads, open_source(source).config())
     matmul = world().first(settled, config.matmul, source)
     config = dataclasses.replace(config, matmul=matmul, lr=config.resolved_lr)
     judge = named_judge(config.judge, config.judge_seconds)
     clock = _Timed(judge.rewards)
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
     base = _model(config, source)
+    settle_threads(config.threads, base.config)
     given = digests(base, rows, held_rows)
     check_alike(config, given)
     folder = RoundsFolder(world().first(_output, config, resume))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from minibule.errors import InputError
 from minibule.evaluate import sampled
 from minibule.evaluate.judge import JUDGES
 from minibule.evaluate.sampled import Answer, Asked, ask, by_kind, figures, pass_at
@@ -84,6 +85,8 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
     assert [len(one.samples) for one in together] == [4] * 3
     monkeypatch.setattr(sampled, "SEQUENCES", 1)  # each prompt by itself
     assert ask(*tiny, ROWS, JUDGES["regex"], samples=4) == together
+    monkeypatch.setattr(sampled, "GO", 8)  # two of them together
+    assert ask(*tiny, ROWS, JUDGES["regex"], samples=4) == together
     backwards = ask(*tiny, ROWS[::-1], JUDGES["regex"], samples=2)
     for one, other in zip(together, backwards[::-1], strict=True):
         assert other.greedy == one.greedy and other.samples == one.samples[:2]
@@ -91,6 +94,13 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
     texts = [sample.text for one in together for sample in one.samples]
     assert len(set(texts)) > 3
     assert {sample.accepted for one in together for sample in one.samples} == {True, False}
+
+
+def test_a_question_that_is_too_long_is_told_before_others_are_asked(tiny, monkeypatch):
+    monkeypatch.setattr(sampled, "GO", 1)
+    monkeypatch.setattr(sampled, "generate_in_turn", None)
+    with pytest.raises(InputError, match="model's context of 2,048"):
+        ask(*tiny, [*ROWS, ROWS[0] | {"prompt": "word " * 3000}], JUDGES["regex"])
 
 
 def test_only_so_many_are_decoded_at_once(tiny, monkeypatch):
