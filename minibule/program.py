@@ -165,7 +165,7 @@ def _exit(message: str, status: int) -> None:
 
 @dataclass
 class Stop:
-    """Whether, and by which signal, training has been asked to stop."""
+    """Whether, and by which signal, the program has been asked to stop."""
 
     signal: int | None = None
 
@@ -174,8 +174,25 @@ class Stop:
 def stop_after_step() -> Iterator[Stop]:
     """In the block, a first SIGINT or SIGTERM is only noted."""
     stop = Stop(received[-1] if received else None)
+    with _noted(stop, b"\nfinishing the step, then saving; once more to leave at once\n"):
+        yield stop
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """The block is short and ends, then only a first SIGINT or SIGTERM that came meanwhile acts."""
+    stop = Stop()
+    with _noted(stop):
+        yield
+    if stop.signal is not None:
+        leave(stop.signal)
+
+
+@contextmanager
+def _noted(stop: Stop, answer: bytes = b"") -> Iterator[None]:
+    """In the block, a first SIGINT or SIGTERM is noted in `stop`, and answered on stderr."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals go to the main thread alone
+        yield  # signals go to the main thread alone
         return
     # A process started with a signal ignored (as by nohup) goes on ignoring it.
     usual = {
@@ -192,14 +209,11 @@ def stop_after_step() -> Iterator[Stop]:
         restore()
         stop.signal = number
         with suppress(OSError):  # unbuffered: print is not safe inside a signal's handler
-            os.write(
-                sys.stderr.fileno(),
-                b"\nfinishing the step, then saving; once more to leave at once\n",
-            )
+            os.write(sys.stderr.fileno(), answer)
 
     for number in usual:
         signal.signal(number, note)
     try:
-        yield stop
+        yield
     finally:
         restore()

@@ -8,6 +8,7 @@ from minibule.errors import InputError
 from minibule.evaluate.judge import Row
 from minibule.files import read_json, whole_file, write_json
 from minibule.machine.ranks import world
+from minibule.program import all_or_nothing
 from minibule.rounds.settings import RoundsConfig
 from minibule.runs.checkpoint import digest_of_model
 from minibule.runs.rounds import RoundsFolder
@@ -41,7 +42,8 @@ def begin(config: RoundsConfig, folder: RoundsFolder, given: Mapping[str, str]) 
             f"--resume: {' and '.join(changed)} are not those that the rounds in {folder.path} "
             "began with. Expected the same, wherever they lie now, or a new --output."
         )
-    with whole_file(folder.settings) as file:  # from here on it can be gone on with
-        file.write_bytes(to_toml(config).encode())
-    with whole_file(folder.inputs) as file:
-        write_json(file, given)
+    with all_or_nothing():
+        with whole_file(folder.settings) as file:  # from here on it can be gone on with
+            file.write_bytes(to_toml(config).encode())
+        with whole_file(folder.inputs) as file:
+            write_json(file, given)

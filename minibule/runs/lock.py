@@ -5,13 +5,14 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from minibule.errors import InputError
 from minibule.files import open_own, writing
+from minibule.program import all_or_nothing
 from minibule.runs.folder import RunFolder
 
 if sys.platform == "win32":
@@ -45,32 +46,39 @@ def locked(folder: Path) -> Iterator[None]:
 
     What a crash leaves behind is an unlocked file, which is in nobody's way.
     """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     path = RunFolder(folder).lock
-    file = _take(path)
-    try:
-        holder = {
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        with writing(path):
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(holder).encode() + b"\n")
-            file.flush()
+    with ExitStack() as undo:
+        with all_or_nothing():
+            if not folder.exists():
+                undo.callback(_remove_empty, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            file = _take(path)
+            undo.callback(_let_go, file, path)
+            holder = {
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            with writing(path):
+                file.seek(0)
+                file.truncate()
+                file.write(json.dumps(holder).encode() + b"\n")
+                file.flush()
         yield
-    finally:
-        if os.name == "nt":
-            file.close()  # Windows removes no open file
-        with suppress(OSError):
-            path.unlink()
-        with suppress(OSError):  # what could not be written is tried once more
-            file.close()
-        if made:
-            with suppress(OSError):
-                folder.rmdir()  # only if it is empty: nothing came of the run
+
+
+def _let_go(file: BinaryIO, path: Path) -> None:
+    if os.name == "nt":
+        file.close()  # Windows removes no open file
+    with suppress(OSError):
+        path.unlink()
+    with suppress(OSError):  # what could not be written is tried once more
+        file.close()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()  # only if it is empty: nothing came of the run
 
 
 def refuse_if_locked(folder: Path) -> None:

@@ -29,7 +29,7 @@ from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since
 from minibule.models.named import base_name
 from minibule.models.peft import save_adapter
-from minibule.program import Stop, leave, stop_after_step
+from minibule.program import Stop, all_or_nothing, leave, stop_after_step
 from minibule.progress import passing_bar
 from minibule.report.sections import write_report
 from minibule.runs.checkpoint import Checkpoint, Progress, checkpoint_path, save_checkpoint
@@ -86,9 +86,10 @@ def train(
     describe(setup)
     with locked(folder.path):
         checkpoint = world().first(lambda: find_checkpoint(setup, folder) if resume else None)
-        manifest = take_over(setup.config, folder, resume, settings_file)
-        with manifest.writing(folder.settings) as place, whole_file(place) as file:
-            file.write_bytes(settings)
+        with all_or_nothing():
+            manifest = take_over(setup.config, folder, resume, settings_file)
+            with manifest.writing(folder.settings) as place, whole_file(place) as file:
+                file.write_bytes(settings)
         done = checkpoint.progress.step if checkpoint else 0
         if done < setup.steps:
             manifest.begin(this_start(done + 1))

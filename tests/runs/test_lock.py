@@ -2,9 +2,11 @@
 
 import errno
 import os
+import signal
 
 import pytest
 
+from minibule import program
 from minibule.errors import InputError
 from minibule.runs import lock
 from minibule.runs.lock import locked, refuse_if_locked
@@ -14,6 +16,20 @@ def test_the_lock_removes_itself_and_a_folder_that_stayed_empty(tmp_path):
     with locked(tmp_path / "new"), pytest.raises(InputError, match=f"process {os.getpid()} on"):
         refuse_if_locked(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_while_the_lock_is_taken_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "received", [])
+    take = lock._take
+
+    def interrupted(path):
+        os.kill(os.getpid(), signal.SIGINT)
+        return take(path)
+
+    monkeypatch.setattr(lock, "_take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        locked(tmp_path / "run").__enter__()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("left", ['{"pid": 1, "host": "h"', ""])

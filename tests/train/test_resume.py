@@ -24,6 +24,7 @@ from minibule.files import embedded_folder
 from minibule.machine import threads as machine
 from minibule.report.sections import write_report
 from minibule.runs.lock import refuse_if_locked
+from minibule.runs.manifest import Manifest
 from minibule.runs.read import read_run
 from minibule.train import loop as train_module
 from minibule.train.__main__ import main
@@ -271,6 +272,23 @@ def test_ctrl_c_while_loading_leaves_nothing(settings, seconds, started):
     assert process.returncode == 130 or starting
     assert ("minibule/" if starting else "Traceback") not in out
     assert not Path("run").exists() or Path("run/config.toml").exists()
+
+
+def test_ctrl_c_while_the_folder_is_taken_over_leaves_a_run_to_go_on_with(settings, monkeypatch):
+    monkeypatch.setattr(program, "received", [])
+    claim = Manifest.claim
+
+    def interrupted(manifest, *paths):
+        claim(manifest, *paths)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Manifest, "claim", interrupted)
+        main([*settings, "--output=run"])
+    assert sorted(path.name for path in Path("run").iterdir()) == ["config.toml", "manifest.json"]
+    program.received.clear()
+    main(["--resume", "--output=run"])
+    assert Path("run/report.html").exists()
 
 
 def test_a_signal_that_python_dropped_still_stops_the_run(settings, monkeypatch, capsys):
