@@ -6,8 +6,8 @@
     python tools/survive.py report  and so is a report; the next command leaves nothing else behind
     python tools/survive.py long    5,000 steps must not need more and more memory
 
-All use the embedded model, with one processor thread a process, so that two can run at a time. The
-exit status is 1 where something was lost.
+All use the embedded model, rounds also another (--model), with one processor thread a process, so
+that two can run at a time. The exit status is 1 where something was lost.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from minibule.errors import InputError
 from minibule.files import embedded_folder
 from minibule.program import run
 from minibule.report.sections import write_report
+from minibule.rounds.settings import RoundsConfig
 
 CLOCK = ("seconds", "tokens_per_s", "rss_gb")  # what differs between equal runs
 # Data that is named brings no held-out questions with it: a run's time is then all training.
@@ -171,16 +172,17 @@ def kill(runs: int, steps: int, most: int, folder: Path) -> bool:
 # -- rounds ----------------------------------------------------------------------------------------
 
 ROUNDS = ("--rounds=2", "--samples=4", "--max-new-tokens=24", "--threads=1")
-QUESTIONS = 24  # of the embedded model's, asked for samples; and as many others afterwards
+QUESTIONS = 24  # of the model's, asked for samples; and as many others afterwards
 
 
-def questions(folder: Path) -> list[str]:
-    """Flags that name some of the embedded questions, every kind among them."""
-    flags = []
-    for flag, name in (("data", "questions.jsonl"), ("heldout", "questions-test.jsonl")):
-        lines = (embedded_folder() / name).read_text().splitlines(keepends=True)
-        (folder / name).write_text("".join(lines[:: len(lines) // QUESTIONS][:QUESTIONS]))
-        flags.append(f"--{flag}={folder / name}")
+def questions(folder: Path, model: str) -> list[str]:
+    """Flags that name the model and some of its questions, every kind among them."""
+    flags = [f"--model={model}"]
+    _, *files = RoundsConfig(model=model).resolved_files()
+    for flag, file in zip(("data", "heldout"), files, strict=True):
+        lines = file.read_text().splitlines(keepends=True)
+        (folder / file.name).write_text("".join(lines[:: len(lines) // QUESTIONS][:QUESTIONS]))
+        flags.append(f"--{flag}={folder / file.name}")
     return flags
 
 
@@ -218,9 +220,9 @@ def one_life_of_rounds(seed: str, folder: Path, flags: list[str], seconds: float
     return kills
 
 
-def rounds(times: int, seed: int, folder: Path) -> bool:
+def rounds(times: int, seed: int, model: str, folder: Path) -> bool:
     """Print the counts; True where nothing was lost."""
-    flags = [*questions(folder), *ROUNDS]
+    flags = [*questions(folder, model), *ROUNDS]
     started = time.monotonic()
     done(minibule("rounds", "--output", folder / "whole", *flags))
     seconds = time.monotonic() - started
@@ -381,12 +383,15 @@ def main(argv: list[str]) -> None:
         "--slope", type=float, default=1000.0, metavar="X", help="bytes a step that are allowed"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the moments")
+    parser.add_argument(
+        "--model", default="", metavar="NAME", help="of rounds, such as smollm2-135m (the embedded)"
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         if args.what == "kill":
             fine = kill(args.runs, args.steps or 12, args.kills, Path(name))
         elif args.what == "rounds":
-            fine = rounds(args.runs, args.seed, Path(name))
+            fine = rounds(args.runs, args.seed, args.model, Path(name))
         elif args.what != "long":
             fine = die(args.what, args.runs, args.seed, Path(name))
         else:
