@@ -174,7 +174,7 @@ class Stop:
 def stop_after_step() -> Iterator[Stop]:
     """In the block, a first SIGINT or SIGTERM is only noted."""
     stop = Stop(received[-1] if received else None)
-    with _noted(stop, b"\nfinishing the step, then saving; once more to leave at once\n"):
+    with _noted(stop, step=True):
         yield stop
 
 
@@ -189,8 +189,8 @@ def all_or_nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _noted(stop: Stop, answer: bytes = b"") -> Iterator[None]:
-    """In the block, a first SIGINT or SIGTERM is noted in `stop`, and answered on stderr."""
+def _noted(stop: Stop, step: bool = False) -> Iterator[None]:
+    """In the block, a first SIGINT or SIGTERM is noted in `stop`; step: that takes a while."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread alone
         return
@@ -208,8 +208,13 @@ def _noted(stop: Stop, answer: bytes = b"") -> Iterator[None]:
     def note(number: int, _: Any) -> None:
         restore()
         stop.signal = number
+        if not step:
+            return
         with suppress(OSError):  # unbuffered: print is not safe inside a signal's handler
-            os.write(sys.stderr.fileno(), answer)
+            os.write(
+                sys.stderr.fileno(),
+                b"\nfinishing the step, then saving; once more to leave at once\n",
+            )
 
     for number in usual:
         signal.signal(number, note)

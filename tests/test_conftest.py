@@ -59,7 +59,9 @@ def run(tmp_path):
     def run(*arguments, extra):
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
         env |= {"PYTHONPATH": str(ROOT)} | ({"EXTRA": "1"} if extra else {})
-        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
+        # A folder of its own for temporary files: what other runs left is not for this one to remove.
+        words = ("-v", "-p", "no:cacheprovider", "--basetemp=temporary", *arguments)
+        command = [sys.executable, "-m", "pytest", *words]
         done = subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
