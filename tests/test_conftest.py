@@ -59,7 +59,7 @@ def run(tmp_path):
     def run(*arguments, extra):
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
         env |= {"PYTHONPATH": str(ROOT)} | ({"EXTRA": "1"} if extra else {})
-        # A folder of its own for temporary files: what other runs left is not for this one to remove.
+        # Temporary files in a folder of its own: this one shall not remove what other runs left.
         words = ("-v", "-p", "no:cacheprovider", "--basetemp=temporary", *arguments)
         command = [sys.executable, "-m", "pytest", *words]
         done = subprocess.run(
