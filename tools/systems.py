@@ -2,7 +2,8 @@
 
 Each preset runs on the same questions, with budgets made to draw about as many samples in all:
 --samples of each question and round. What it keeps of them, and so how much it trains on, is its
-own, and stands beside it. Every other number is the preset's, the learning rate is --lr's.
+own, and stands beside it; `raft:8` passes over that eight times, so that systems which keep little
+can be seen training as much as others. Every other number is the preset's, the rate is --lr's.
 
 All rounds lie in --folder and go on where they were: the table can be stopped and gone on with.
 """
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,17 +40,24 @@ class Run(NamedTuple):
     """One system's rounds."""
 
     preset: str
+    epochs: int
     lr: float
     seed: int
 
+    @property
+    def name(self) -> str:
+        """As it is given: NAME or NAME:EPOCHS."""
+        return self.preset if self.epochs == 1 else f"{self.preset}:{self.epochs}"
+
 
 def config_of(run: Run, given: argparse.Namespace) -> RoundsConfig:
-    """A preset as it is, but for the number of its samples."""
+    """A preset as it is, but for the number of its samples and of its passes over them."""
     samples = max(2, round(given.samples * SHARE[PRESETS[run.preset].budget]))
-    output = given.folder / f"{run.preset}-{run.lr:g}-{run.seed}"
+    output = given.folder / f"{run.name.replace(':', '-')}-{run.lr:g}-{run.seed}"
     settings = {
         **{"model": given.model, "output": str(output), "rounds": given.rounds, "threads": 1},
         **{"samples": samples, "lr": run.lr, "seed": run.seed},
+        "epochs": float(run.epochs),
     }
     return resolve([Source("the table", settings, False)], run.preset)
 
@@ -96,19 +105,18 @@ def table(outcomes: dict[Run, list[dict[str, Any]]]) -> Iterator[str]:
     yield "|" + "---|" * (len(COLUMNS) + 6)
     bases = [lines[0] for lines in outcomes.values()][:1]
     yield f"| base | | {' | '.join(cells(bases))} | | | | |"
-    for preset, lr in dict.fromkeys((run.preset, run.lr) for run in outcomes):
-        those = [lines for run, lines in outcomes.items() if (run.preset, run.lr) == (preset, lr)]
-        rounds_of = zip(*those, strict=False)  # some may have ended before their last one
+    for name, lr in dict.fromkeys((run.name, run.lr) for run in outcomes):
+        those = {run: lines for run, lines in outcomes.items() if (run.name, run.lr) == (name, lr)}
+        rounds_of = zip(*those.values(), strict=False)  # some may have ended before their last one
         by_round = [cell([line["eval_accepted"] for line in at], ".2f") for at in rounds_of]
-        sums = [
-            f"{np.mean([sum(line.get(name, 0) for line in lines) for lines in those]) / 1000:.0f}k"
-            for name in ("sampled_tokens", "trained_tokens")
-        ]
-        seconds = np.mean([sum(map(_seconds, lines)) for lines in those])
-        last = " | ".join(cells([lines[-1] for lines in those]))
+        sampled = [_summed(lines, "sampled_tokens") for lines in those.values()]
+        trained = [run.epochs * _summed(lines, "trained_tokens") for run, lines in those.items()]
+        seconds = [sum(map(_seconds, lines)) for lines in those.values()]
+        last = " | ".join(cells([lines[-1] for lines in those.values()]))
         yield (
-            f"| {preset} | {lr:g} | {last} | {', '.join(by_round[1:])} | {' | '.join(sums)} | "
-            f"{seconds:.0f} |"
+            f"| {name} | {lr:g} | {last} | {', '.join(by_round[1:])} | "
+            f"{np.mean(sampled) / 1000:.0f}k | {np.mean(trained) / 1000:.0f}k | "
+            f"{np.mean(seconds):.0f} |"
         )
 
 
@@ -119,8 +127,22 @@ def cells(lines: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _summed(lines: Sequence[dict[str, Any]], name: str) -> float:
+    return sum(line.get(name, 0) for line in lines)
+
+
 def _seconds(line: dict[str, Any]) -> float:
     return sum(value for name, value in line.items() if name.endswith("_seconds"))
+
+
+def _preset(word: str) -> tuple[str, int]:
+    """A preset and how often it passes over what it keeps, from NAME or NAME:EPOCHS."""
+    name, _, epochs = word.partition(":")
+    if name not in PRESETS:
+        raise InputError(f"--presets: unknown {name}; known: {', '.join(PRESETS)}.")
+    if not re.fullmatch(r"[1-9]\d?", epochs or "1"):
+        raise InputError(f"--presets {word}: found {epochs} passes, expected 1 to 99.")
+    return name, int(epochs or 1)
 
 
 def main(argv: list[str]) -> None:
@@ -130,20 +152,21 @@ def main(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="", help="the base model (the embedded one)")
-    parser.add_argument("--presets", default=",".join(PRESETS), help="which, by commas (all)")
+    parser.add_argument(
+        "--presets", default=",".join(PRESETS), help="by commas, NAME or NAME:EPOCHS (all)"
+    )
     parser.add_argument("--lr", default="3e-4", help="learning rates, by commas (3e-4)")
     parser.add_argument("--rounds", type=int, default=3, help="of each (3)")
     parser.add_argument("--samples", type=int, default=8, help="of a question, each round (8)")
     parser.add_argument("--seeds", type=int, default=1, help="of each preset (1)")
     parser.add_argument("--folder", type=Path, required=True, help="where all rounds are kept")
     given = parser.parse_args(argv)
-    if unknown := set(given.presets.split(",")) - set(PRESETS):
-        raise InputError(f"--presets: unknown {', '.join(unknown)}; known: {', '.join(PRESETS)}.")
+    presets = [_preset(word) for word in given.presets.split(",")]
     shared = {name: getattr(given, name) for name in ("model", "rounds", "samples")}
     begun_with(given.folder, shared)
     runs = [
-        Run(preset, float(lr), seed)
-        for preset in given.presets.split(",")
+        Run(preset, epochs, float(lr), seed)
+        for preset, epochs in presets
         for lr in given.lr.split(",")
         for seed in range(given.seeds)
     ]

@@ -104,15 +104,24 @@ def test_systems_side_by_side(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(systems, "config_of", few)
     monkeypatch.setattr(systems, "in_workers", here)
-    command = ["--presets=nsr,raft", "--rounds=1", "--samples=4", f"--folder={tmp_path / 'table'}"]
+    folder = tmp_path / "table"
+    command = ["--presets=nsr,nsr:2,raft", "--rounds=1", "--samples=4", f"--folder={folder}"]
     systems.main(command)
     table = capsys.readouterr().out
-    base, nsr, raft = ([c.strip() for c in row.split("|")] for row in table.splitlines()[2:])
-    assert (base[1], nsr[1], raft[1]) == ("base", "nsr", "raft")
+    rows = ([c.strip() for c in row.split("|")] for row in table.splitlines()[2:])
+    base, nsr, twice, raft = rows
+    assert (base[1], nsr[1], twice[1], raft[1]) == ("base", "nsr", "nsr:2", "raft")
     assert nsr[2] == "0.0003" and nsr[10] and nsr[11].endswith("k")
+    first, second = (folder / f"{name}-0.0003-0" for name in ("nsr", "nsr-2"))
+    samples = "round-001/samples.jsonl"
+    assert (first / samples).read_bytes() == (second / samples).read_bytes()
+    steps = [len((x / "round-001/metrics.jsonl").read_text().splitlines()) for x in (first, second)]
+    assert steps == [2, 3]  # 6 records once or twice, 4 a step
     assert raft[10] == "" and raft[11] == raft[12] == "0k"
     monkeypatch.setattr(systems, "rounds", None)
     systems.main(command)
     assert capsys.readouterr().out == table
     with pytest.raises(InputError, match="begun with samples 4, not 5"):
         systems.main([*command, "--samples=5"])
+    with pytest.raises(InputError, match="--presets raft:0: found 0 passes"):
+        systems.main(["--presets=raft:0", *command[1:]])
