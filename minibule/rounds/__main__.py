@@ -8,7 +8,7 @@ from minibule.program import run
 from minibule.rounds.loop import rounds
 from minibule.rounds.presets import DEFAULT, PRESETS
 from minibule.rounds.settings import DATA, DEFAULTS, ROUND, TRAINING, RoundsConfig, resolve
-from minibule.settings import Parser, Source, add_flags, flags_given, read_toml, settings_of
+from minibule.settings import Parser, Source, add_flags, flags_given, read_toml
 
 
 @together
@@ -41,15 +41,10 @@ def main(argv: list[str]) -> None:
         return
     if not arguments["output"]:
         raise InputError("--resume without --output: expected the folder of the rounds.")
+    if arguments["preset"]:
+        raise InputError("--resume: --preset cannot change in the middle. Leave it out.")
     file = Path(arguments["output"]) / "rounds.toml"
-    table = read_toml(file)
-    fixed = [name for name, one in settings_of(RoundsConfig).items() if not one.about.may_change]
-    changed = [name for name in fixed if name in flags.values]
-    changed += ["preset"] if arguments["preset"] else []
-    if changed:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise InputError(f"--resume: {given} cannot change in the middle. Leave it out.")
-    rounds(resolve([Source(str(file), table, False), flags]), resume=True)
+    rounds(resolve([Source(str(file), read_toml(file), False), flags]), resume=True)
 
 
 if __name__ == "__main__":

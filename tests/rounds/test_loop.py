@@ -378,8 +378,12 @@ def test_a_judge_that_can_tell_of_later_draws_alone(config, tmp_path):
         loop.rounds(config("c", judge=f"{path}:late", **budget))
 
 
-def test_settings_of_a_beginning_hold_to_the_end(begun):
-    with pytest.raises(InputError, match="--samples cannot change in the middle"):
+def test_settings_of_a_beginning_hold_to_the_end(begun, config):
+    settings = (begun / "rounds.toml").read_bytes()
+    with pytest.raises(InputError, match=r"samples: 4 there, 2 now\n.*seed: 0 there, 7 now"):
+        loop.rounds(config("c", samples=2, seed=7, rounds=5), resume=True)
+    with pytest.raises(InputError, match="samples: 4 there, 2 now"):
         main(["--resume", "--output", str(begun), "--samples", "2"])
     with pytest.raises(InputError, match="--preset cannot change in the middle"):
         main(["--resume", "--output", str(begun), "--preset", "rejection"])
+    assert (begun / "rounds.toml").read_bytes() == settings
