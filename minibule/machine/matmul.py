@@ -19,9 +19,7 @@ A row of a product is the same to the last bit whatever other rows stand beside 
 
 import functools
 import importlib
-import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -44,10 +42,12 @@ TERMS = {
     "bfloat16x3": 3,
 }  # bfloat16 numbers whose sum stands for a float32
 
-# Rows of x and of all its terms that are multiplied at once: with them a part of the result stays
-# in the processor's cache. A part has as many rows of W, so that each thread gets one.
-BLOCK_ROWS = 128
-LEAST_PART, MOST_PART = 256, 2048
+# What numkong 7.8 is given at once: a block of x, of so many rows with all its terms, and a panel
+# of W. On an AMD EPYC with AVX512-BF16 it multiplies 64 rows of x together, those left over at half
+# the rate, and by a panel of 128 rows or more all at half the rate. What is left over is filled up
+# where that takes no longer.
+BLOCK_ROWS, TOGETHER = 256, 64
+PANEL_ROWS = 112
 
 # `auto` multiplies so often each way, and asks for so much of a gain.
 TRIALS, GAIN = 5, 1.2
@@ -121,46 +121,64 @@ class _Transposed:
 
 
 class _Product:
-    """x -> x M^T of a matrix M (n, depth), packed in parts of its rows.
+    """x -> x M^T of a matrix M (n, depth), packed in panels of its rows.
 
-    split: part -> the bfloat16 terms of these rows of M, (terms, rows, depth)
+    split: rows -> the bfloat16 terms of these rows of M, (terms, rows, depth)
     """
 
     def __init__(self, split: Callable[[slice], Array], n: int, terms: int) -> None:
         self.n, self.terms = n, terms
-        self.parts = [
+        panels = (slice(i, min(i + PANEL_ROWS, n)) for i in range(0, n, PANEL_ROWS))
+        self.panels = [
             # Of a further term that is zero, nothing is kept.
-            (part, [_pack(term) for i, term in enumerate(split(part)) if i == 0 or term.any()])
-            for part in _parts(n)
+            (rows, [_pack(term) for i, term in enumerate(split(rows)) if i == 0 or term.any()])
+            for rows in panels
         ]
 
     def of(self, x: Array) -> Array:
         """x (T, depth) -> (T, n)."""
         y = np.empty((len(x), self.n), np.float32)
         step = BLOCK_ROWS // self.terms
-        for start in range(0, len(x), step):
-            rows = slice(start, start + step)
-            self._multiply(_split(x[rows], self.terms), y[rows])
+        starts = range(0, len(x), step)
+        tensors = dict[int, list[Any]]()
+
+        def split(start: int) -> None:
+            """A term of M goes with so many terms of x: their rows one under the other."""
+            terms = _split(_filled_up(x[start : start + step]), self.terms)
+            stacked = [terms[: self.terms - k].reshape(-1, x.shape[1]) for k in range(self.terms)]
+            tensors[start] = [_tensor(rows) for rows in stacked]
+
+        def multiply(panel: tuple[slice, list[Any]]) -> None:
+            rows, packs = panel
+            for start in starts:
+                block = y[start : start + step, rows]
+                products = [
+                    product
+                    for k, pack in enumerate(packs)
+                    for product in _dots(tensors[start][k], pack, self.terms - k)
+                ]
+                _add(products, block)
+
+        at_once(split, starts)
+        at_once(multiply, self.panels)
         return y
 
-    def _multiply(self, x: Array, y: Array) -> None:
-        """y (T, n) from the terms of some rows, (terms, T, depth)."""
 
-        def one_part(item: tuple[slice, list[Any]]) -> None:
-            part, packs = item
-            products = [p for i, pack in enumerate(packs) for p in _dots(x[: self.terms - i], pack)]
-            np.copyto(y[:, part], products[0])
-            for product in products[1:]:
-                y[:, part] += product
+def _add(products: list[Array], y: Array) -> None:
+    """Their sum into y (T, n); rows that were filled up come to nothing."""
+    first, *others = (product[: len(y)] for product in products)
+    if not others:
+        np.copyto(y, first)
+        return
+    np.add(first, others[0], out=y)
+    for product in others[1:]:
+        y += product
 
-        at_once(one_part, self.parts)
 
-
-def _parts(n: int) -> list[slice]:
-    """Slices of n rows, of about equal length: one a processor, unless they are small or large."""
-    number = max(1, math.ceil(n / MOST_PART), min(os.cpu_count() or 1, n // LEAST_PART))
-    edges = np.linspace(0, n, number + 1).astype(int).tolist()
-    return [slice(low, high) for low, high in itertools.pairwise(edges)]
+def _filled_up(x: Array) -> Array:
+    """x (T, depth) with rows of zeros up to TOGETHER, if that takes no longer."""
+    missing = -len(x) % TOGETHER
+    return np.pad(x, ((0, missing), (0, 0))) if 0 < missing < TOGETHER // 2 else x
 
 
 # -- numkong ---------------------------------------------------------------------------------------
@@ -175,16 +193,16 @@ def _numkong() -> Any:
         return None
 
 
-def _tensor(a: Array, dtype: str) -> Any:
-    """An array as numkong knows it, where it lies."""
-    return _numkong().from_pointer(a.ctypes.data, a.shape, dtype, owner=a)
+def _tensor(bits: Array) -> Any:
+    """bfloat16 numbers, given by their bits, as numkong knows them: where they lie."""
+    return _numkong().from_pointer(bits.ctypes.data, bits.shape, "bf16", owner=bits)
 
 
 def _split(x: Array, terms: int) -> Array:
     """x (...) as a sum of bfloat16 numbers, the largest first: (terms, ...) uint16, their bits."""
     split = np.empty((terms, *x.shape), np.uint16)
     for i, term in enumerate(split):
-        _numkong().astype(x, "bf16", out=_tensor(term, "bf16"))  # to nearest, ties to even
+        _numkong().astype(x, "bf16", out=_tensor(term))  # to nearest, ties to even
         if i + 1 < terms:
             x = x - np.left_shift(term, 16, dtype=np.uint32).view(np.float32)  # exact
     return split
@@ -192,15 +210,12 @@ def _split(x: Array, terms: int) -> Array:
 
 def _pack(M: Array) -> Any:
     """bfloat16 M (n, depth) as numkong multiplies it."""
-    return _numkong().dots_pack(_tensor(np.ascontiguousarray(M), "bf16"), dtype="bf16")
+    return _numkong().dots_pack(_tensor(np.ascontiguousarray(M)), dtype="bf16")
 
 
-def _dots(x: Array, pack: Any) -> Array:
-    """x M^T, float32 (terms, T, n), of bfloat16 x (terms, T, depth) and of packed M (n, depth)."""
-    y = np.empty((*x.shape[:-1], pack.width), np.float32)
-    stacked, products = (a.reshape(-1, a.shape[-1]) for a in (x, y))
-    _numkong().dots_packed(_tensor(stacked, "bf16"), pack, out=_tensor(products, "float32"))
-    return y
+def _dots(x: Any, pack: Any, terms: int) -> Array:
+    """x M^T, float32 (terms, T, n), of a bfloat16 tensor x (terms T, depth) and of packed M."""
+    return np.asarray(_numkong().dots_packed(x, pack)).reshape(terms, -1, pack.width)
 
 
 # -- which of them ---------------------------------------------------------------------------------

@@ -81,8 +81,8 @@ def test_a_matrix_of_bfloat16_numbers_has_no_second_term(numkong):
     exact = x.astype(np.float64) @ W.T.astype(np.float64)
     for mode in TOLERANCE:  # here both are exact but for their sums
         assert error(x @ Packed(W, mode).T, exact) < 1e-6
-    packs = [len(packs) for _, packs in Packed(W, "bfloat16x2")._product("x @ W.T").parts]
-    other = [len(p) for _, p in Packed(W + W / 500, "bfloat16x2")._product("x @ W.T").parts]
+    packs = [len(packs) for _, packs in Packed(W, "bfloat16x2")._product("x @ W.T").panels]
+    other = [len(p) for _, p in Packed(W + W / 500, "bfloat16x2")._product("x @ W.T").panels]
     assert set(packs) == {1} and set(other) == {2}
 
 
