@@ -46,8 +46,9 @@ TERMS = {
 # of W. On an AMD EPYC with AVX512-BF16 it multiplies 64 rows of x together, those left over at half
 # the rate, and by a panel of 128 rows or more all at half the rate. What is left over is filled up
 # where that takes no longer.
-BLOCK_ROWS, TOGETHER = 256, 64
+BLOCK_ROWS, TOGETHER = 128, 64
 PANEL_ROWS = 112
+MOST_SPLIT = 2**22  # numbers of x that are split before they are multiplied
 
 # `auto` multiplies so often each way, and asks for so much of a gain.
 TRIALS, GAIN = 5, 1.2
@@ -139,6 +140,14 @@ class _Product:
         """x (T, depth) -> (T, n)."""
         y = np.empty((len(x), self.n), np.float32)
         step = BLOCK_ROWS // self.terms
+        many = step * max(1, MOST_SPLIT // (step * x.shape[1]))
+        for start in range(0, len(x), many):
+            rows = slice(start, start + many)
+            self._multiply(x[rows], y[rows], step)
+        return y
+
+    def _multiply(self, x: Array, y: Array, step: int) -> None:
+        """x (T, depth) -> y (T, n), by blocks of so many rows."""
         starts = range(0, len(x), step)
         tensors = dict[int, list[Any]]()
 
@@ -161,7 +170,6 @@ class _Product:
 
         at_once(split, starts)
         at_once(multiply, self.panels)
-        return y
 
 
 def _add(products: list[Array], y: Array) -> None:

@@ -107,7 +107,7 @@ def at_once(function: Callable[[X], object], items: Sequence[X]) -> None:
 
     For the parts of one product: within `side_by_side` that is one thread, the caller's own.
     """
-    number = max(1, min(threads(), len(items)))
+    number = min(threads(), len(items))
 
     def share(first: int) -> None:
         for item in items[first::number]:
