@@ -155,6 +155,11 @@ def print_bold(line: str) -> None:
 def leave(number: int, _: object = None) -> NoReturn:
     """Handle SIGINT or SIGTERM: leave now, by way of everything that is to be put away."""
     received.append(number)
+    interrupt(number)
+
+
+def interrupt(number: int) -> NoReturn:
+    """The exception that SIGINT or SIGTERM becomes."""
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
@@ -180,17 +185,20 @@ def stop_after_step() -> Iterator[Stop]:
 
 @contextmanager
 def all_or_nothing() -> Iterator[None]:
-    """The block is short and ends, then only a first SIGINT or SIGTERM that came meanwhile acts."""
+    """A first SIGINT or SIGTERM acts when the block is done, which is not to take long."""
     stop = Stop()
     with _noted(stop):
         yield
     if stop.signal is not None:
-        leave(stop.signal)
+        signal.raise_signal(stop.signal)
 
 
 @contextmanager
 def _noted(stop: Stop, step: bool = False) -> Iterator[None]:
-    """In the block, a first SIGINT or SIGTERM is noted in `stop`; step: that takes a while."""
+    """In the block, a first SIGINT or SIGTERM is noted in `stop`.
+
+    step: a step is finished first, which is told.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread alone
         return

@@ -144,6 +144,23 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
     return settings
 
 
+def check_kept(file: Path, there: object, now: Mapping[str, Any]) -> None:
+    """InputError that lists what is given now other than in the settings `there`, read in `file`.
+
+    Of a run that goes on: what it may be given otherwise is not looked at.
+    """
+    differences = [
+        f"{name}: {getattr(there, name)!r} there, {now[name]!r} now"
+        for name, setting in settings_of(type(there)).items()
+        if name in now and not setting.about.may_change and now[name] != getattr(there, name)
+    ]
+    if differences:
+        raise InputError(
+            f"--resume goes on with the settings in {file}. Leave these out, or begin anew in "
+            f"another --output:\n{listed(differences)}"
+        )
+
+
 def _parts(hint: Any) -> list[Any]:
     """The types of a union and the texts of a Literal, in one list."""
     if not get_args(hint) or get_origin(hint) is tuple:

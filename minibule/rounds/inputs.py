@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from minibule.core.llama import Llama
-from minibule.errors import InputError, listed
+from minibule.errors import InputError
 from minibule.evaluate.judge import Row
 from minibule.files import read_json, whole_file, write_json
 from minibule.machine.ranks import world
@@ -12,7 +12,7 @@ from minibule.program import all_or_nothing
 from minibule.rounds.settings import RoundsConfig, resolve
 from minibule.runs.checkpoint import digest_of_model
 from minibule.runs.rounds import RoundsFolder
-from minibule.settings import Source, read_toml, settings_of, to_toml
+from minibule.settings import Source, check_kept, read_toml, settings_of, to_toml
 
 
 def digests(base: Llama, rows: Sequence[Row], held_rows: Sequence[Row]) -> dict[str, str]:
@@ -35,7 +35,9 @@ def check_alike(config: RoundsConfig, given: Mapping[str, str]) -> None:
 
 def begin(config: RoundsConfig, folder: RoundsFolder, given: Mapping[str, str]) -> None:
     """Note what the rounds are of; InputError where they were begun with something else."""
-    _check_settings(config, folder)
+    if folder.settings.exists():
+        began = resolve([Source(str(folder.settings), read_toml(folder.settings), False)])
+        check_kept(folder.settings, began, vars(config))
     there = read_json(folder.inputs) if folder.inputs.exists() else {}
     changed = [name for name in given if there.get(name, given[name]) != given[name]]
     if changed:
@@ -48,20 +50,3 @@ def begin(config: RoundsConfig, folder: RoundsFolder, given: Mapping[str, str]) 
             file.write_bytes(to_toml(config).encode())
         with whole_file(folder.inputs) as file:
             write_json(file, given)
-
-
-def _check_settings(config: RoundsConfig, folder: RoundsFolder) -> None:
-    """InputError that lists which settings are not those that rounds in the folder began with."""
-    if not folder.settings.exists():
-        return
-    began = resolve([Source(str(folder.settings), read_toml(folder.settings), False)])
-    differences = [
-        f"{name}: {getattr(began, name)!r} there, {getattr(config, name)!r} now"
-        for name, one in settings_of(RoundsConfig).items()
-        if not one.about.may_change and getattr(began, name) != getattr(config, name)
-    ]
-    if differences:
-        raise InputError(
-            f"--resume: rounds go on with the settings in {folder.settings}. Leave these out, or "
-            f"begin anew in another --output:\n{listed(differences)}"
-        )

@@ -29,7 +29,7 @@ from minibule.machine.ranks import world
 from minibule.machine.threads import memory_gb, peak_memory_gb, seconds_since
 from minibule.models.named import base_name
 from minibule.models.peft import save_adapter
-from minibule.program import Stop, all_or_nothing, leave, stop_after_step
+from minibule.program import Stop, all_or_nothing, interrupt, stop_after_step
 from minibule.progress import passing_bar
 from minibule.report.sections import write_report
 from minibule.runs.checkpoint import Checkpoint, Progress, checkpoint_path, save_checkpoint
@@ -241,7 +241,7 @@ def _steps(
                 "A lower --lr, or other records, may help."
             )
         if asked:
-            leave(asked)
+            interrupt(asked)
 
 
 def _show(bar: "tqdm[NoReturn]", line: Mapping[str, Any], steps: int) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minibule.errors import InputError, listed
+from minibule.errors import InputError
 from minibule.machine.ranks import world
 from minibule.runs.checkpoint import Checkpoint, newest_checkpoint
 from minibule.runs.folder import RunFolder
 from minibule.runs.settings import MAY_CHANGE, TrainConfig, given_settings, read_settings
+from minibule.settings import check_kept
 from minibule.train.setup import Setup
 
 
@@ -27,16 +28,7 @@ def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
     if not file.exists():
         raise InputError(f"{file}: not there, so there is no run to go on with. Omit --resume.")
     stored, given = read_settings(file), given_settings(arguments)
-    differences = [
-        f"{name}: {getattr(stored, name)!r} there, {value!r} now"
-        for name, value in given.items()
-        if name not in MAY_CHANGE and value != getattr(stored, name)
-    ]
-    if differences:
-        raise InputError(
-            f"a run goes on with the settings in {file}. Leave these out, or start a new run:\n"
-            + listed(differences)
-        )
+    check_kept(file, stored, given)
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     return dataclasses.replace(stored, **changed)
 

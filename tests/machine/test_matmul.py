@@ -94,6 +94,15 @@ def test_a_row_does_not_depend_on_the_others(numkong):
         np.testing.assert_array_equal(x[rows] @ packed.T, together[rows])
 
 
+@pytest.mark.parametrize("mode", TOLERANCE)
+def test_nor_on_how_many_are_split_at_a_time(numkong, monkeypatch, mode):
+    W, x = random_matrix((300, 70)), random_matrix((280, 70), 1)
+    packed = Packed(W, mode)
+    together = x @ packed.T
+    monkeypatch.setattr(matmul, "MOST_SPLIT", 2 * 128 * 70)  # not all: the last part is a short one
+    np.testing.assert_array_equal(x @ packed.T, together)
+
+
 def test_an_x_that_is_not_in_order(numkong):
     W, x = random_matrix((7, 5)), random_matrix((12, 10), 1)
     packed = Packed(W, "bfloat16x2")

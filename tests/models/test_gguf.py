@@ -521,14 +521,6 @@ def test_export_arguments(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_output_paths(tmp_path):
-    with pytest.raises(InputError, match="found no folder"):
-        main(["--format", "gguf", "--output", str(tmp_path / "no" / "where.gguf")])
-    for kind in ("gguf", "hf"):
-        with pytest.raises(InputError, match="exists already"):
-            main(["--format", kind, "--output", str(tmp_path)])
-
-
 def test_a_write_that_fails_leaves_nothing(tmp_path, embedded, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -6,7 +6,6 @@ import signal
 
 import pytest
 
-from minibule import program
 from minibule.errors import InputError
 from minibule.runs import lock
 from minibule.runs.lock import locked, refuse_if_locked
@@ -19,7 +18,6 @@ def test_the_lock_removes_itself_and_a_folder_that_stayed_empty(tmp_path):
 
 
 def test_ctrl_c_while_the_lock_is_taken_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "received", [])
     take = lock._take
 
     def interrupted(path):

@@ -275,7 +275,6 @@ def test_ctrl_c_while_loading_leaves_nothing(settings, seconds, started):
 
 
 def test_ctrl_c_while_the_folder_is_taken_over_leaves_a_run_to_go_on_with(settings, monkeypatch):
-    monkeypatch.setattr(program, "received", [])
     claim = Manifest.claim
 
     def interrupted(manifest, *paths):
@@ -286,9 +285,24 @@ def test_ctrl_c_while_the_folder_is_taken_over_leaves_a_run_to_go_on_with(settin
         patch.setattr(Manifest, "claim", interrupted)
         main([*settings, "--output=run"])
     assert sorted(path.name for path in Path("run").iterdir()) == ["config.toml", "manifest.json"]
-    program.received.clear()
     main(["--resume", "--output=run"])
     assert Path("run/report.html").exists()
+
+
+def test_a_session_that_was_interrupted_once_goes_on_to_the_end(settings, monkeypatch):
+    """As a notebook, in which Python itself handles Ctrl-C."""
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return take_step(*arguments)
+
+    take_step = train_module.take_step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_module, "take_step", interrupted)
+        main([*settings, "--output=run"])
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
+    main(["--resume", "--output=run"])
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 7
 
 
 def test_a_signal_that_python_dropped_still_stops_the_run(settings, monkeypatch, capsys):
