@@ -149,9 +149,10 @@ def check_kept(file: Path, there: object, now: Mapping[str, Any]) -> None:
 
     Of a run that goes on: what it may be given otherwise is not looked at.
     """
+    kind: type = type(there)
     differences = [
         f"{name}: {getattr(there, name)!r} there, {now[name]!r} now"
-        for name, setting in settings_of(type(there)).items()
+        for name, setting in settings_of(kind).items()
         if name in now and not setting.about.may_change and now[name] != getattr(there, name)
     ]
     if differences:
