@@ -1,9 +1,9 @@
 """Seven classic mistakes, each planted in a copy of the project: the lesson's own tests notice, and
 so do explain, and check of exercises that have the same mistake.
 
-A test that nobody has seen fail may be one that cannot. A training run is no test, either: with the
-first of these mistakes it ends at the same numbers (Adam divides the factor out), and with RoPE
-turned the wrong way it still learns.
+A test that nobody has seen fail may be one that cannot. A training run is no test, either: where a
+factor of a whole gradient is forgotten it ends at the same numbers (Adam divides it out), and with
+RoPE turned the wrong way it still learns.
 """
 
 import shutil

@@ -166,7 +166,7 @@ def test_every_command_line_parses(command, monkeypatch):
     try:
         main, argv = main_of(words)
     except ModuleNotFoundError as error:  # a tool that compares with what an extra brings
-        assert error.name in ("torch", "llama_cpp")
+        assert error.name in ("torch", "peft", "llama_cpp")
         pytest.skip(f"{words[0]} needs {error.name}")
     if not argv and words[0] != "-m":
         return  # a tool without arguments is there, and can be imported

@@ -1,6 +1,7 @@
 """The checks at the public door: what `complement` may be given, and the words where it is not.
 
-Behind the door arrays are float64, finite, and of the shapes that the docstrings say.
+Behind the door arrays are finite, of a float type (float64 but for logits), and of the shapes that
+the docstrings say.
 """
 
 from collections.abc import Sequence

@@ -240,8 +240,9 @@ def optimum(P: Array, w: Array, alpha: float, p_ref: Array | None = None) -> Arr
     def p_of(lam: Array) -> Array:
         return optimal_p(lam, aP, c, p_ref)
 
-    # Stationarity times p_i, summed: lambda is alpha less a sum of what is not negative. At a token
-    # that was not rejected it is alpha P_i / p_i, and unlikelihood alone can do without such a one.
+    # Stationarity times p_i, summed over i, says that lambda <= alpha. Any token that was not
+    # rejected has lambda = alpha P_i / p_i > 0: the ratio needs one; with unlikelihood all may have
+    # been rejected, and then lambda may be negative.
     high = np.full((len(aP), 1), alpha)
     low = high - 1 if p_ref is None else np.zeros_like(high)
     while p_ref is None and np.any(short := p_of(low).sum(axis=-1, keepdims=True) < 1):

@@ -1,8 +1,8 @@
 """What was rejected where: a record as token ids, and the counts v of each row.
 
-A row is a position whose next token is part of some rejected answer. Answers that begin alike share
-their first rows, so the rows of a record form a tree: each hangs on the rejected token (the entry)
-that leads from the row before to it.
+A row is a position whose next token is part of some answer, rejected or accepted; v counts the
+rejections alone. Answers that begin alike share their first rows, so the rows of a record form a
+tree: each hangs on the token (the entry) that leads from the row before to it.
 """
 
 from collections import Counter
@@ -52,7 +52,8 @@ def rejected_there(
     alike: Sequence[int],
     counts: Counts,
 ) -> Counter[int]:
-    """v of a row: token -> how often it was rejected there, in order of first appearance.
+    """v of a row: token -> how often it was rejected there, in order of first appearance; 0 where
+    only accepted answers have it.
 
     depth: tokens of the answer before the row; alike: the answers that have begun as the row does.
     """
@@ -66,7 +67,9 @@ def rejected_there(
 
 
 class RowCounts(NamedTuple):
-    """R rows and the E rejected tokens they count, sorted by row (a sparse (R, V) table of v).
+    """R rows and their E entries, the tokens that answers have there, sorted by row.
+
+    A sparse (R, V) table of v, in which a token that only accepted answers have counts 0.
 
     weight (R,) float64        answers that pass through the row, of those in this stream
     alike (R,) float64         all answers of the record that begin as the row does

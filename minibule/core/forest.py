@@ -1,7 +1,7 @@
 """The forest: records packed into one stream of tokens, prompts shared by their answers.
 
-A record is a tree. Its prompt is the root; the rejected answers hang below it, and answers that
-begin alike share their beginning. Every node is a segment of the stream that attends to its
+A record is a tree. Its prompt is the root; the answers hang below it, and answers that begin alike
+share their beginning. Every node is a segment of the stream that attends to its
 ancestors and, causally, to itself, so a prompt is computed once however many answers it has, and
 nothing is padded:
 
@@ -9,8 +9,8 @@ nothing is padded:
     answers: it is 9 .                                                        <- [9]
              it is 6 , ok                        (the last token of an answer is only predicted)
 
-A row is a position whose next token is part of some rejected answer. Rows that several answers
-share are computed once and carry how many they stand for as their weight.
+A row is a position whose next token is part of some answer. Rows that several answers share are
+computed once and carry how many they stand for as their weight.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -88,6 +88,7 @@ def head_metrics(
 ) -> dict[str, float]:
     """What an evaluation reports: `fused.row_metrics`, and over it what `loss` says itself.
 
+    hidden, ref_hidden: (R, D), the model's and its base's. The other arguments: `head_loss`.
     Of a loss of answers, that is only its anchor.
     """
     metrics: dict[str, float] = {}

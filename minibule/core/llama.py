@@ -106,11 +106,9 @@ def check_ids(ids: Sequence[int] | Array, config: LlamaConfig) -> Array:
 def one_sequence(length: int) -> tuple[Array, Attend]:
     """Positions and attention of a single sequence, for `forward`."""
     positions = np.arange(length)
-    stops = [min(start + MAX_SEGMENT, length) for start in range(0, length, MAX_SEGMENT)]
-    segments = [
-        Segment(slice(stop - (stop - 1) % MAX_SEGMENT - 1, stop), positions[:stop])
-        for stop in stops
-    ]
+    starts = range(0, length, MAX_SEGMENT)
+    stops = (min(start + MAX_SEGMENT, length) for start in starts)
+    segments = [Segment(slice(a, b), positions[:b]) for a, b in zip(starts, stops, strict=True)]
     return positions, attend_to(segments)
 
 

@@ -3,8 +3,8 @@
 A `RowLoss` looks at one position at a time: the logits there, those of the frozen base, and what
 was rejected. An `AnswerLoss` looks at whole answers, accepted ones among them where it asks for
 these: log p of each, and which of them belong together; all its gradients have the form
-c (p - onehot), with one c for an answer. In a `SeparableLoss` an answer's share depends on no other
-answer, in a `LinearLoss` its c not even on p.
+c (onehot - p), with one c = dL/dlog p for an answer. In a `SeparableLoss` an answer's share depends
+on no other answer, in a `LinearLoss` its c not even on p.
 
 A loss of any shape may be anchored: `kl` times KL(p || p_ref) of every row is added to it.
 

@@ -22,8 +22,8 @@ class Objective(NamedTuple):
     counts    whether v counts all answers at the row's position, or those that begin as this row
               does
     contrast  unlikelihood weighted by v/T alone, or also by 1 - p_ref(i): by how much choice the
-              base model had; or a bounded function of the ratio p/p_ref, weighted by v/T, whose
-              gradient does not fade where p is small
+              base model had; or 2 log(1 + p/p_ref), weighted by v/T: at p = p_ref its slope by
+              log p is v/T, however small both are, and it falls to 0 as the token goes
     alpha     the share of KL(P || p); 1 - alpha is the contrast's
     """
 
@@ -55,7 +55,7 @@ OBJECTIVES = {
 
 
 def optimal_p(lam: Array, aP: Array, c: Array, p_ref: Array | None) -> Array:
-    """The stationary p for the multiplier lambda; aP = alpha P, c = (1 - alpha) w.
+    """The stationary p for the multiplier lambda; aP = alpha P, c = (1 - alpha) w; all broadcast.
 
     Unlikelihood    lam p^2 - (lam + c + aP) p + aP = 0
     the ratio's     lam p^2 + (lam p_ref + 2 c - aP) p - aP p_ref = 0       lam > 0

@@ -14,7 +14,7 @@ Letters used for shapes:
     hd head_dim                          r  LoRA rank
     S  tokens one segment attends to     t  tokens of one segment
     R  rows: positions whose next token counts in the loss; n of them in a chunk
-    E  entries: rejected tokens of rows  A  answers of a step
+    E  entries: answers' tokens at rows  A  answers of a step
 
 In the formulas of the loss T is the sum of a row's counts, as in LESSON.md.
 """

@@ -43,9 +43,11 @@ def gradients(
 ) -> Share:
     """Gradients of the mean loss over all rows or answers, the metrics, and the tokens.
 
-    Every pass divides by the rows or answers of the whole step, so however the step is cut into
-    passes, their sum is the same. `recompute` is `llama.forward`'s. `known`: what the base says of
-    the examples; None: it is asked here.
+    Returns (gradients, metrics, tokens): an array of the parameter's shape for each of the
+    adapter's; numbers by name, "loss" in nats; how many tokens were computed. Every pass divides by
+    the rows or answers of the whole step, so however the step is cut into passes of at most
+    `pass_tokens` tokens, their sum is the same. `recompute` is `llama.forward`'s. `known`: what the
+    base says of the examples; None: it is asked here.
     """
     if isinstance(loss, RowLoss):
         return _row_gradients(model, examples, loss, pass_tokens, recompute, known)
@@ -83,7 +85,7 @@ def _answer_gradients(
     recompute: bool,
     known: Known | None,
 ) -> Share:
-    """As `_row_gradients`, each row's dz being c (p - onehot), with the c of its answers."""
+    """As `_row_gradients`; each row's dz is c (onehot - p), with c = dL/dlog p of its answers."""
     batches = list(pack(examples, "prefix", pass_tokens, threads(), world()))
     answers = answers_of(examples)
     count, value, c, own = total_weight(examples), 0.0, np.empty(0), None
@@ -243,6 +245,7 @@ def _mismatched(
 
 
 def answers_of(examples: Sequence[Example]) -> Answers:
+    """All answers of the examples, in their order."""
     sizes = [len(example.answers) for example in examples]
     return Answers(
         np.array([len(answer) for example in examples for answer in example.answers]),

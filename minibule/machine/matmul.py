@@ -59,7 +59,7 @@ class Packed:
 
     W      float32, or what stands for it
     mode   one of TERMS
-    again  gives W anew, to whom more than products is asked of it: W itself is then forgotten
+    again  loads W once more, where its rows themselves are asked for: W is then not kept
     keep   whether to keep what is packed; else W is kept, and packed for each product: half the
            memory, some more time, the same numbers
     """

@@ -38,7 +38,7 @@ class NPO(SeparableLoss):
         return answers.times / answers.times.sum()
 
     def f(self, logp: Array, length: Array) -> tuple[Array, Array]:
-        return bounded(logp, self.beta)
+        return scaled_softplus(logp, self.beta)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SimNPO(SeparableLoss):
         return answers.times / answers.times.sum()
 
     def f(self, logp: Array, length: Array) -> tuple[Array, Array]:
-        value, slope = bounded(self.gamma + logp / length, self.beta)
+        value, slope = scaled_softplus(self.gamma + logp / length, self.beta)
         return value, slope / length
 
 
@@ -85,6 +85,6 @@ class Complement(NPO):
         return answers.times / (answers.times @ answers.length)
 
 
-def bounded(x: Array, beta: float) -> tuple[Array, Array]:
-    """(2 / beta) log(1 + exp(beta x)), which is never below 0, and its derivative by x."""
+def scaled_softplus(x: Array, beta: float) -> tuple[Array, Array]:
+    """(2 / beta) log(1 + exp(beta x)), never below 0, and its derivative by x, of any shape."""
     return 2 / beta * np.logaddexp(0, beta * x), 2 * sigmoid(beta * x)

@@ -14,6 +14,8 @@ from minibule.core.loss import Answers, LinearLoss
 from minibule.machine.matrix import Array
 from minibule.methods.pairs import pairs
 
+EPSILON = 1e-4  # the TRL library's
+
 
 @dataclass(frozen=True)
 class SFT(LinearLoss):
@@ -97,7 +99,7 @@ class GRPO(LinearLoss):
     they count nowhere.
 
     Sources: Shao et al. 2024, "DeepSeekMath"; Yu et al. 2025, "DAPO"; Liu et al. 2025,
-    "Understanding R1-Zero-Like Training". EPSILON and the budget are those of the TRL library.
+    "Understanding R1-Zero-Like Training". The budget is that of the TRL library.
     """
 
     per: Literal["answer", "token", "budget"] = "answer"
@@ -119,14 +121,18 @@ class GRPO(LinearLoss):
 
     def advantages(self, answers: Answers) -> Array:
         """A (A,)."""
-        record, times = answers.record, answers.times
-        size = np.bincount(record, times)
-        mean = np.bincount(record, times * answers.reward) / size
-        advantage = answers.reward - mean[record]
-        if not self.scaled:
-            return advantage
-        variance = np.bincount(record, times * advantage**2) / np.maximum(size - 1, 1)
-        return advantage / (np.sqrt(variance) + EPSILON)[record]
+        return advantages(answers.reward, answers.times, answers.record, self.scaled)
 
 
-EPSILON = 1e-4
+def advantages(rewards: Array, times: Array, record: Array, scaled: bool = True) -> Array:
+    """r - mean r of the record's answers, over their deviation plus EPSILON where `scaled`: (A,).
+
+    rewards, times, record (A,): as in `Answers`. The deviation is that of n - 1, and 0 of one.
+    """
+    size = np.bincount(record, times)
+    mean = np.bincount(record, times * rewards) / np.maximum(size, 1)  # a record may have none
+    advantage = rewards - mean[record]
+    if not scaled:
+        return advantage
+    variance = np.bincount(record, times * advantage**2) / np.maximum(size - 1, 1)
+    return advantage / (np.sqrt(variance) + EPSILON)[record]

@@ -20,7 +20,7 @@ from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
 from minibule.core.softmax import log_probs_backward, per_row, split_softmax
 from minibule.machine.matrix import Array
-from minibule.methods.rejected import bounded
+from minibule.methods.rejected import scaled_softplus
 
 LEAST_REST = 1e-5  # 1 - p is clamped there by Welleck et al., which bounds the gradient
 
@@ -55,7 +55,7 @@ class TokenLoss(RowLoss):
 
 @dataclass(frozen=True)
 class Ratio(TokenLoss):
-    """The bounded ratio, NPO's loss for each token: f = (2 / beta) log(1 + (p / p_ref)^beta).
+    """NPO's loss for each token: f = (2 / beta) log(1 + (p / p_ref)^beta), bounded below by 0.
 
     df/dlog p = 2 sigmoid(beta (log p - log p_ref)): 1 at the start, as `NSR`'s, and falling to 0 as
     the token goes, so that what is gone is left alone. beta: above 0; how soon.
@@ -68,7 +68,7 @@ class Ratio(TokenLoss):
     needs_reference = True
 
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
-        return bounded(logp - ref_logp, self.beta)
+        return scaled_softplus(logp - ref_logp, self.beta)
 
 
 @dataclass(frozen=True)

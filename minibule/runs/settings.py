@@ -96,7 +96,7 @@ class TrainConfig:
     beta: float | None = setting(
         None,
         "the number called beta in complement, ratio, npo, simnpo, kto, dpo, rso and rso-hinge "
-        "(default: the published one)",
+        "(default: the objective's own)",
         1e-6,
         group=OBJECTIVE,
     )
