@@ -144,6 +144,9 @@ def _figures_shown(asked: Sequence[Asked], config: EvaluateConfig) -> Iterator[s
     yield f"{len(asked):,} questions{of_kinds}, judged by {config.judge}"
     yield f"  greedy answer accepted        {all_of_them.greedy:8.4f}"
     yield f"{config.samples:,} samples of each at temperature {config.temperature:g}"
+    answers = [answer for one in asked for answer in (one.greedy, *one.samples)]
+    if left_out := sum(not answer.judged for answer in answers):
+        yield f"  left out, not judged          {left_out:8,} of {len(answers):,} answers"
     yield f"  accepted                      {all_of_them.accepted:8.4f}{_plus_minus(all_of_them)}"
     for k, chance in all_of_them.pass_at.items():
         yield f"  pass@{k:<24} {chance:8.4f}"
@@ -169,11 +172,12 @@ def _plus_minus(f: Figures) -> str:
 
 def _examples_shown(asked: Sequence[Asked]) -> Iterator[str]:
     """Questions with an accepted and a rejected sample; or, if there are none, the first."""
-    mixed = [one for one in asked if len({sample.accepted for sample in one.samples}) > 1]
-    for one in (mixed or asked)[:EXAMPLES]:
-        yield f"\n{one.row['prompt']}"
+    told = [(one.row, [s for s in one.samples if s.judged]) for one in asked]
+    mixed = [(row, some) for row, some in told if len({s.accepted for s in some}) > 1]
+    for row, some in (mixed or [(row, some) for row, some in told if some])[:EXAMPLES]:
+        yield f"\n{row['prompt']}"
         for accepted, word in ((True, "accepted"), (False, "rejected")):
-            texts = [sample.text for sample in one.samples if sample.accepted is accepted]
+            texts = [sample.text for sample in some if sample.accepted is accepted]
             if texts:
                 yield f"  {word}  {texts[0].strip()!r}"
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from minibule.errors import InputError, listed
 from minibule.files import reading
 from minibule.records.readers import json_lines
+from minibule.records.values import text_of
 
 Row = Mapping[str, Any]
 Reward = Callable[[str, Row], float]  # of one answer, which says something
@@ -42,7 +43,7 @@ class Judge(NamedTuple):
     rewards  (answers, their rows) -> for each from 0, the worst, to 1, the best, where it is one of
              JUDGES, and else any number; None: it cannot tell
     check    what the judge needs of a row; ValueError says what is wrong with it
-    key      what an answer says, so that two that say the same can be told to
+    key      what an answer says: equal for two that say the same
     """
 
     rewards: Callable[[Sequence[str], Sequence[Row]], list[float | None]]
@@ -209,6 +210,10 @@ def _json_key(answer: str) -> Hashable:
 def _check_json(row: Row) -> None:
     if ("answer" in row) == ("keys" in row):
         raise ValueError("expected answer, any value, or keys, a list of texts, and not both")
+    try:
+        json.dumps(row, allow_nan=False)
+    except ValueError:
+        raise ValueError("found NaN or infinity, which no JSON has, expected a value") from None
     keys = row.get("keys", [])
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ValueError(f"keys: found {reprlib.repr(keys)}, expected a list of texts")
@@ -268,5 +273,4 @@ def _text(row: Row, column: str) -> str:
     text = row[column]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{column}: found {reprlib.repr(text)}, expected a text")
-    text.encode()  # half a character is no text: a UnicodeEncodeError is a ValueError
-    return text
+    return text_of(text, column)

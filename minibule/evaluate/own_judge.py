@@ -49,7 +49,7 @@ JUDGE_HELP = (
 LOAD = 120.0  # seconds that a file may take until its function is there: some load torch
 SECONDS, MOST_SECONDS = 60.0, 1e6  # for a batch; no clock waits for ever
 
-MOST_REWARD = 1e100  # the squares of rewards are summed
+MOST_REWARD = 1e15  # the squares of rewards are summed in float32, with room for much else
 
 GIVEN = ("prompts", "completions", "log_extra", "log_metric")  # beside the columns
 TRL_ONLY = ("completion_ids", "trainer_state")  # what TRL gives, too
@@ -245,7 +245,7 @@ def _checked(rewards: Iterable[Any], n: int) -> list[float | None]:
         raise _FaultError(f"found {reprlib.repr(rewards)}")
     found = list(rewards)
     if len(found) != n:
-        raise _FaultError(f"found {len(found):,} rewards for {n:,} answer{'s' * (n > 1)}")
+        raise _FaultError(f"found {len(found):,} rewards for {n:,} answer{'s' * (n != 1)}")
     return [_number(value, i) for i, value in enumerate(found)]
 
 
@@ -281,7 +281,8 @@ def _serve() -> None:
         try:
             if judge is not None:
                 answers = question["answers"]
-                return {"rewards": _checked(judge(answers, question["rows"]), len(answers))}
+                n = len(answers)  # before the judge gets hold of the list, which it may change
+                return {"rewards": _checked(judge(answers, question["rows"]), n)}
             needed: list[str] = []
             if "command" in question:
                 judge = _program(question["command"])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from minibule.core.llama import Llama
+from minibule.errors import InputError, shortened
 from minibule.evaluate.judge import Judge, Row
 from minibule.generate.decode import Wanted, check_prompts, generate_in_turn
 from minibule.generate.sampling import Sampling
@@ -37,13 +38,17 @@ class Answer(NamedTuple):
 
     ids      its tokens, the end of its turn not among them
     ended    whether the model ended it, and not the limit of tokens
-    reward   the judge's, from 0 to 1; None where it could not tell
+    reward   the judge's, 0 to 1 from those that are built in; None where it could not tell
     """
 
     text: str
     ids: list[int]
     ended: bool
     reward: float | None
+
+    @property
+    def judged(self) -> bool:
+        return self.reward is not None
 
     @property
     def accepted(self) -> bool:
@@ -61,11 +66,14 @@ class Asked(NamedTuple):
 class Figures(NamedTuple):
     """What a model does with some questions; shares are from 0 to 1.
 
+    What the judge could not tell about counts neither as accepted nor as rejected.
+
     prompts         how many questions
     greedy          share of the greedy answers that are accepted
-    accepted        share of the samples that are
+    accepted        share of a prompt's samples that are, mean over the prompts
     accepted_error  its standard error over the prompts; NaN for a single one
-    pass_at         k -> the chance that one of k samples is accepted, mean over the prompts
+    pass_at         k -> the chance that one of k samples is accepted, mean over the prompts; of all
+                    that were judged where these are fewer
     tokens          mean length of a sample
     ended           share of the samples that ended by themselves
     unique          different samples of a prompt, mean over the prompts
@@ -95,13 +103,31 @@ def ask(
     """Put every question to the model, once greedily and `samples` times at the temperature.
 
     What is drawn for a sample depends on the seed, the prompt and its number among the samples
-    alone. InputError where a prompt and max_new_tokens exceed the model's context.
+    alone. InputError where a prompt and max_new_tokens exceed the model's context, or where the
+    judge can tell about no answer.
     """
+    check_questions(model, chat, rows, max_new_tokens)
     likeliest = Wanted(chat.stop, max_new_tokens, Sampling())
     drawn = Wanted(chat.stop, max_new_tokens, Sampling(temperature, seed=seed), samples)
-    greedy = list(answers(model, chat, rows, judge, likeliest))
-    sampled = answers(model, chat, rows, judge, drawn)
-    return [Asked(row, g[0], s) for row, g, s in zip(rows, greedy, sampled, strict=True)]
+    greedy = [several[0] for several in answers(model, chat, rows, judge, likeliest)]
+    sampled = list(answers(model, chat, rows, judge, drawn))
+    for some, what in ((greedy, "greedy answers"), (itertools.chain(*sampled), "samples")):
+        if not any(answer.judged for answer in some):
+            raise InputError(
+                f"the judge could tell about none of the {what} to {len(rows):,} questions. "
+                "Expected a number for some of them: mend --judge, or ask other questions."
+            )
+    return [Asked(row, g, s) for row, g, s in zip(rows, greedy, sampled, strict=True)]
+
+
+def check_questions(model: Llama, chat: Chat, rows: Sequence[Row], max_new_tokens: int) -> None:
+    """InputError that names a question which with its answer exceeds the model's context."""
+    wanted = Wanted(chat.stop, max_new_tokens, Sampling())
+    for row in rows:
+        try:
+            check_prompts(model, [chat.encode_prompt(row["prompt"])], wanted)
+        except InputError as error:
+            raise InputError(f"question {shortened(row['prompt'], 80)!r}: {error}") from None
 
 
 def answers(
@@ -113,16 +139,16 @@ def answers(
     def judged_of(some: Sequence[Row], found: Ids) -> list[list[Answer]]:
         return _judged(chat, some, judge, found, wanted.max_new_tokens)
 
-    started, tokens, accepted, done = time.perf_counter(), 0, 0, 0
+    started, tokens, accepted, told = time.perf_counter(), 0, 0, 0
     every = len(rows) * wanted.samples
     with passing_bar(total=every, desc="asking", unit=" answers") as bar:
         for judged in answered(model, asked, wanted, judged_of):
             yield from judged
             tokens += sum(len(answer.ids) for several in judged for answer in several)
             accepted += sum(answer.accepted for several in judged for answer in several)
-            done += len(judged) * wanted.samples
+            told += sum(answer.judged for several in judged for answer in several)
             rate = tokens / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {accepted / done:.2f} accepted")
+            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {accepted / max(1, told):.2f} accepted")
             bar.update(len(judged) * wanted.samples)
 
 
@@ -217,19 +243,24 @@ def pass_at(k: int, n: int, c: int) -> float:
 
 
 def figures(asked: Sequence[Asked]) -> Figures:
-    """The figures of questions that were asked, each with the same number n >= 1 of samples."""
+    """The figures of questions that were asked, each with the same number n >= 1 of samples.
+
+    Of these, and of the greedy answers, the judge has to have told about one at least.
+    """
     n = len(asked[0].samples)
-    right = np.array([sum(sample.accepted for sample in one.samples) for one in asked])
     samples = [sample for one in asked for sample in one.samples]
-    error = np.std(right / n, ddof=1) / math.sqrt(len(asked)) if len(asked) > 1 else math.nan
+    judged = [(sum(s.judged for s in one.samples), one.samples) for one in asked]
+    told = [(m, sum(s.accepted for s in several)) for m, several in judged if m]
+    shares = np.array([right / m for m, right in told])
+    error = np.std(shares, ddof=1) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
     powers = [2**i for i in range(n.bit_length())]
     return Figures(
         len(asked),
-        float(np.mean([one.greedy.accepted for one in asked])),
-        float(np.mean(right)) / n,
+        float(np.mean([one.greedy.accepted for one in asked if one.greedy.judged])),
+        float(np.mean(shares)),
         float(error),
         {
-            k: float(np.mean([pass_at(k, n, int(c)) for c in right]))
+            k: float(np.mean([pass_at(min(k, m), m, right) for m, right in told]))
             for k in dict.fromkeys([*powers, n])
         },
         float(np.mean([len(sample.ids) for sample in samples])),
@@ -239,9 +270,17 @@ def figures(asked: Sequence[Asked]) -> Figures:
 
 
 def by_kind(asked: Sequence[Asked]) -> dict[str, Figures]:
-    """The figures of each `kind` of question, in the order in which they first stand there."""
+    """The figures of each `kind` of question, in the order in which they first stand there.
+
+    A kind whose greedy answers or whose samples the judge could tell nothing about is left out.
+    """
     kinds: dict[str, list[Asked]] = {}
     for one in asked:
         if one.row.get("kind") is not None:
             kinds.setdefault(one.row["kind"], []).append(one)
-    return {kind: figures(those) for kind, those in kinds.items()}
+    return {
+        kind: figures(those)
+        for kind, those in kinds.items()
+        if any(one.greedy.judged for one in those)
+        and any(sample.judged for one in those for sample in one.samples)
+    }

@@ -28,7 +28,7 @@ Norms = Callable[[], Array]
 
 @dataclass(frozen=True)
 class Budget(ABC):
-    """samples: how many of each prompt are drawn, or with a budget of its own at a time."""
+    """samples: drawn of each prompt; by a budget that asks several times, each time it asks."""
 
     samples: int = 8
 

@@ -63,12 +63,20 @@ class Selection(ABC):
     pools        whether a group is to have the samples of all rounds so far, and not of this alone
     shapes       whether the rewards it gives are its own, whose sign is not what was accepted: for
                  losses alone that take a reward as it is
+    by_rank      whether what it keeps as accepted and as rejected is so among the rewards of its
+                 prompt, and not to the judge
     """
 
     keeps: ClassVar[Uses] = "any"
     needs_usual: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     shapes: ClassVar[bool] = False
+    by_rank: ClassVar[bool] = False
+
+    @property
+    def keeps_one(self) -> bool:
+        """Whether what it keeps of a group is a single answer, however often."""
+        return False
 
     @abstractmethod
     def __call__(self, groups: Sequence[Group], rng: Rng, progress: float = 0.0) -> list[Kept]:

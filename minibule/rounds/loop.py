@@ -37,7 +37,7 @@ from minibule.errors import InputError
 from minibule.evaluate.heldout import spread
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
-from minibule.evaluate.sampled import Asked, Figures, ask, figures
+from minibule.evaluate.sampled import Asked, Figures, ask, check_questions, figures
 from minibule.files import whole_file
 from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
@@ -80,10 +80,12 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     settle_threads(config.threads, base.config)
     given = digests(base, rows, held_rows)
     check_alike(config, given)
+    chat = load_chat(source)
+    check_questions(base, chat, [*rows, *held_rows], config.max_new_tokens)
     folder = RoundsFolder(world().first(_output, config, resume))
-    asked = _Given(source, load_chat(source), rows, held_rows, judge._replace(rewards=clock), clock)
+    asked = _Given(source, chat, rows, held_rows, judge._replace(rewards=clock), clock)
     held = locked(folder.path) if world().leads else contextlib.nullcontext()
-    with held, resume_hint(folder.path, "rounds", "where it was"):
+    with held, resume_hint(folder.path, "rounds", "where it was", NothingToLearnError):
         world().first(begin, config, folder, given)
         log = world().first(_Log, folder.log)
         _print_head(config, rows, held_rows)
@@ -215,7 +217,7 @@ def _learned(
         )
     answers = sum(sum(example.counts) for example in examples)
     return examples, sampled | {
-        "trained_prompts": len(examples),
+        "trained_prompts": len({example.prompt.tobytes() for example in examples}),
         "trained_answers": answers,
         "trained_tokens": total_weight(examples),
     }
@@ -228,10 +230,11 @@ def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) ->
     """NothingToLearnError where the judge leaves nothing that the objective learns from."""
     labels = {sample.label for several in drawn for sample in several}
     if not any(sample.sample < config.samples for several in drawn for sample in several):
-        first = " drawn first" if labels else ""
         raise NothingToLearnError(
-            f"round {number}: the judge could tell about none of the samples{first}."
+            f"round {number}: the judge could tell about none of the samples drawn first."
         )
+    if SELECTIONS[config.selection].by_rank:
+        return
     for uses, label, word in (("rejected", False, "rejected"), ("accepted", True, "accepted")):
         if loss.uses in (uses, "both") and not loss.graded and label not in labels:
             raise NothingToLearnError(
@@ -343,8 +346,9 @@ def _print_end(
     config: RoundsConfig, lines: dict[int, dict[str, Any]], adapter: Path | None
 ) -> None:
     """Where the seconds went, where the last adapter is, and how to try it."""
+    told = [line for number, line in lines.items() if number <= config.rounds]
     spent = ", ".join(
-        f"{what} {sum(line.get(f'{what}_seconds', 0.0) for line in lines.values()):.1f} s"
+        f"{what} {sum(line.get(f'{what}_seconds', 0.0) for line in told):.1f} s"
         for what in ("sampling", "judging", "training", "evaluation")
     )
     print(f"\nseconds    {spent}")

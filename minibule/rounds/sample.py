@@ -94,7 +94,14 @@ def sample_round(
         if not world().leads:
             return
         file.seek(0)
-        told = [line for line in file if json.loads(line)["reward"] is not None]
+        lines = file.readlines()
+        told = [line for line in lines if json.loads(line)["reward"] is not None]
+        if not told:
+            part.unlink()  # and when the rounds go on they are judged again
+            raise InputError(
+                f"round {number}: the judge could tell about none of the {len(lines):,} samples. "
+                "Expected a number for some of them: mend --judge, or ask other questions."
+            )
         with whole_file(path) as whole:
             whole.write_bytes(b"".join(told))
     part.unlink()
@@ -275,7 +282,7 @@ def figures_of(drawn: Drawn, samples: int) -> dict[str, float]:
 
     All these are of the first `samples` draws of each question, which depend on nothing: of a
     budget that stops where it has enough they would make the model look other than it is. Of all
-    that was drawn there are
+    that the judge could tell about there are
 
     samples, sampled_tokens          how many, and their tokens
     fully_solved, fully_unsolved     questions of which all samples were accepted, or none

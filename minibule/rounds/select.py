@@ -25,7 +25,7 @@ import numpy as np
 
 from minibule.core.ops import sigmoid
 from minibule.machine.matrix import Array
-from minibule.methods.rewarded import EPSILON
+from minibule.methods.rewarded import advantages
 from minibule.rounds.groups import Group, Kept, OfEach, Part, Rng, Selection, best_first, distinct
 
 
@@ -86,6 +86,7 @@ class RFT(OfEach):
     start: float = 0.7
     end: float = 0.95
     keeps = "accepted"
+    by_rank = True
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         quantile = self.start + (self.end - self.start) * progress
@@ -177,6 +178,7 @@ class RSO(OfEach):
     best: int = 8
     beta: float = 0.5
     keeps = "both"
+    by_rank = True
 
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         once = distinct(group.answers)
@@ -215,6 +217,10 @@ class PFPPO(OfEach):
     best: float
     worst: float | None = None
 
+    @property
+    def keeps_one(self) -> bool:
+        return self.best == 1
+
     def parts(self, group: Group, rng: Rng, progress: float) -> Iterator[Part]:
         n = len(group.rewards)
         drawn = np.sort(rng.choice(best_first(group.rewards, rng), n, p=self.weights(n)))
@@ -232,15 +238,9 @@ class PFPPO(OfEach):
 # -- by advantage ----------------------------------------------------------------------------------
 
 
-def advantages(rewards: Array) -> Array:
-    """(r - mean) / (std + EPSILON) of a group, as GRPO's: std with n - 1, 0 for a single sample."""
-    std = np.std(rewards, ddof=1) if len(rewards) > 1 else 0.0
-    return (rewards - rewards.mean()) / (std + EPSILON)
-
-
 @dataclass(frozen=True)
 class D3S(Selection):
-    """Of all groups together those samples whose advantages vary most; with these as rewards.
+    """Of all groups together those samples whose GRPO advantages vary most; with these as rewards.
 
     share: of the samples, how many. Source: "D3S", arXiv:2509.22115, for whole answers; its other
     half chooses tokens. The schedule of its shares is not published.
@@ -251,8 +251,9 @@ class D3S(Selection):
 
     def __call__(self, groups: Sequence[Group], rng: Rng, progress: float = 0.0) -> list[Kept]:
         sizes = [len(group.rewards) for group in groups]
-        all_of = [advantages(group.rewards) for group in groups if len(group.rewards)]
-        values = np.concatenate([*all_of, np.zeros(0)])
+        rewards = np.concatenate([*(group.rewards for group in groups), np.zeros(0)])
+        number_of = np.repeat(np.arange(len(groups)), sizes)
+        values = advantages(rewards, np.ones(len(rewards)), number_of)
         chosen = np.zeros(len(values), bool)
         chosen[max_variance(values, round(self.share * len(values)), rng)] = True
         ends = np.cumsum(sizes)

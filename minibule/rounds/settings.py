@@ -38,8 +38,8 @@ DEFAULTS = {
 }
 
 
-def _as_in_training(name: str) -> Any:
-    """A setting that says what it says in `TrainConfig`."""
+def _as_in_training(name: str, above: bool = False) -> Any:
+    """A setting that says what it says in `TrainConfig`; above: that exceeds its least value."""
     one = FIELDS[name]
     about = one.about
     return setting(
@@ -47,7 +47,7 @@ def _as_in_training(name: str) -> Any:
         about.help,
         about.low,
         about.high,
-        above=about.above,
+        above=above or about.above,
         choices=about.choices,
         group=TRAINING,
     )
@@ -121,14 +121,14 @@ class RoundsConfig:
     kl: float | None = _as_in_training("kl")
     beta: float | None = _as_in_training("beta")
     lr: float | None = setting(None, FIELDS["lr"].about.help, 0, group=TRAINING)
-    epochs: float = _as_in_training("epochs")
+    epochs: float = _as_in_training("epochs", above=True)
     batch_size: int = _as_in_training("batch_size")
     lora_r: int = _as_in_training("lora_r")
     lora_alpha: float = _as_in_training("lora_alpha")
 
     threads: int = setting(0, FIELDS["threads"].about.help, 0, may_change=True)
     matmul: Mode = setting("auto", FIELDS["matmul"].about.help)
-    seed: int = setting(0, "start of every random choice", 0)
+    seed: int = setting(0, "start of every random choice", 0, 2**63 // SEEDS - 1)
 
     def resolved_files(self) -> tuple[Path, Path, Path]:
         """The model, the questions to learn from and those asked after: as set, or the usual ones.
@@ -162,7 +162,8 @@ class RoundsConfig:
         return dataclasses.replace(BUDGETS[self.budget], samples=self.samples)
 
     def check(self) -> None:
-        """InputError where what the selection keeps is of no use to the objective."""
+        """InputError where what the selection keeps, or beta, is of no use to the objective."""
+        self.round_config(1, Path(), None).resolved_loss()
         loss, selection = LOSSES[self.objective], SELECTIONS[self.selection]
         if selection.shapes and not loss.graded:
             takers = ", ".join(name for name, one in LOSSES.items() if one.graded)
@@ -171,10 +172,19 @@ class RoundsConfig:
                 f"{self.objective} goes by what was accepted. Expected one of {takers}, or another "
                 "selection."
             )
-        if selection.keeps == "accepted" and loss.uses in ("rejected", "both"):
+        needing = ("rejected", "both")
+        if selection.keeps == "accepted" and loss.uses in needing:
+            takers = ", ".join(name for name, one in LOSSES.items() if one.uses not in needing)
             raise InputError(
                 f"--selection {self.selection}: keeps accepted answers only, and --objective "
-                f"{self.objective} learns from rejected ones. Expected sft or reinforce, or "
+                f"{self.objective} learns from rejected ones. Expected one of {takers}, or "
+                "another selection."
+            )
+        if selection.keeps_one and loss.uses == "both":
+            takers = ", ".join(name for name, one in LOSSES.items() if one.uses != "both")
+            raise InputError(
+                f"--selection {self.selection}: keeps one answer of each question, several times, "
+                f"and --objective {self.objective} compares answers. Expected one of {takers}, or "
                 "another selection."
             )
 

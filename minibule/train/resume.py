@@ -58,11 +58,19 @@ def find_checkpoint(setup: Setup, folder: RunFolder) -> Checkpoint | None:
 
 @contextmanager
 def resume_hint(
-    output: Path, name: str = "train", where: str = "its last checkpoint"
+    output: Path,
+    name: str = "train",
+    where: str = "its last checkpoint",
+    final: type[BaseException] | tuple[()] = (),
 ) -> Iterator[None]:
-    """Whatever ends the block early, say how what `python -m minibule.NAME` began goes on."""
+    """Whatever ends the block early, say how what `python -m minibule.NAME` began goes on.
+
+    final: an error that going on would only meet again.
+    """
     try:
         yield
+    except final:
+        raise
     except BaseException:
         command = f"python -m minibule.{name} --resume --output {shlex.quote(str(output))}"
         tqdm.write(f"the run goes on from {where} with\n  {command}")

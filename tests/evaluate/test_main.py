@@ -72,6 +72,26 @@ def test_a_judge_of_ones_own(data, tmp_path, capsys):
     assert not output.exists()
 
 
+def test_what_a_judge_cannot_tell_is_neither_accepted_nor_rejected(data, tmp_path, capsys):
+    judge, output = tmp_path / "mine.py", tmp_path / "samples.jsonl"
+    judge.write_text(
+        "def f(completions, kind):\n    return [1 if k == 'sum' else None for k in kind]\n"
+    )
+    flags = ["--data", str(data), "--samples", "2", "--judge", f"{judge}:f"]
+    main([*flags, "--output", str(output)])
+    said = capsys.readouterr().out
+    assert "greedy answer accepted          1.0000" in said and "pass@2 " in said
+    assert "accepted                        1.0000" in said
+    assert "left out, not judged                 6 of 9 answers" in said
+    assert "  accepted  " in said and "  rejected  " not in said
+    assert len(output.read_text().splitlines()) == 2
+    output.unlink()
+    judge.write_text("def f(completions):\n    return [None for _ in completions]\n")
+    with pytest.raises(InputError, match="could tell about none of the greedy answers to 3"):
+        main([*flags, "--output", str(output)])
+    assert not output.exists()
+
+
 def test_what_is_refused_leaves_files_as_they_are(data, tmp_path):
     there, empty = tmp_path / "there.jsonl", tmp_path / "empty.txt"
     there.write_text("mine")

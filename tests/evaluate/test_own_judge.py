@@ -135,6 +135,21 @@ def test_a_program_in_another_language(tmp_path):
     assert named_judge(f"command:{script}").rewards(ANSWERS, ROWS) == [1.0, 0.0, 1.0]
 
 
+def test_a_function_may_use_up_what_it_is_given(named):
+    judge = named(
+        "def f(prompts, completions):\n"
+        "    return [len(completions.pop(0)) + len(prompts.pop(0)) for _ in list(prompts)]\n"
+    )
+    assert judge.rewards(ANSWERS, ROWS) == [
+        len(answer) + len(row["prompt"]) for answer, row in zip(ANSWERS, ROWS, strict=True)
+    ]
+    short = named(
+        "def f(completions):\n    completions.pop()\n    return [1 for _ in completions]\n"
+    )
+    with pytest.raises(InputError, match="found 0 rewards for 1 answer, "):
+        short.rewards(ANSWERS, ROWS)
+
+
 BAD_FUNCTIONS = {  # what a function does where an answer is bad, and what is said of it
     "1 / 0": r"it raised ZeroDivisionError: division by zero \(.*mine.py, line 4\)",
     "exit()": "it broke off",
@@ -146,7 +161,7 @@ BAD_FUNCTIONS = {  # what a function does where an answer is bad, and what is sa
     "rewards = ['1' if b else 1 for b in bad]": "found '1'",
     "rewards = [[1] if b else 1 for b in bad]": r"found \[1\]",
     "rewards = [10**400 if b else 1 for b in bad]": "found 1000",
-    "rewards = [-1e308 if b else 1 for b in bad]": r"found -1e\+308",
+    "rewards = [-1e16 if b else 1 for b in bad]": r"found -1e\+16",
     "rewards = 1.0": "found 1.0",
     "rewards = '1'": "found '1'",
     "rewards = {'score': 1}": "found {'score': 1}",

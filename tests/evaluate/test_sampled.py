@@ -58,9 +58,21 @@ def test_figures():
     assert math.isnan(kinds["b"].accepted_error) and kinds["b"].accepted == 0
 
 
+def test_figures_are_of_what_was_judged():
+    rows = [
+        asked("a", None, 1.0, None, None, 0.0),
+        asked("b", 1.0, None, None, None, None),
+        asked("a", 0.0, 1.0, 0.0, 0.0, 0.0),
+    ]
+    found = figures(rows)
+    assert (found.prompts, found.greedy) == (3, 0.5)
+    assert found.accepted == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert found.pass_at == pytest.approx({1: 3 / 8, 2: (1 + 1 / 2) / 2, 4: 1.0})
+
+
 def test_by_kind_leaves_out_what_is_of_none():
-    one = asked("a", 1.0, 1.0)
-    assert list(by_kind([one, one._replace(row={"prompt": "?"})])) == ["a"]
+    one, untold = asked("a", 1.0, 1.0), asked("b", 1.0, None)
+    assert list(by_kind([one, one._replace(row={"prompt": "?"}), untold])) == ["a"]
 
 
 ROWS = [
@@ -99,7 +111,7 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
 def test_a_question_that_is_too_long_is_told_before_others_are_asked(tiny, monkeypatch):
     monkeypatch.setattr(sampled, "GO", 1)
     monkeypatch.setattr(sampled, "generate_in_turn", None)
-    with pytest.raises(InputError, match="model's context of 2,048"):
+    with pytest.raises(InputError, match=r"question 'word .* context of 2,048"):
         ask(*tiny, [*ROWS, ROWS[0] | {"prompt": "word " * 3000}], JUDGES["regex"])
 
 

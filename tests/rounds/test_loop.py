@@ -371,11 +371,68 @@ def test_a_judge_that_can_tell_of_later_draws_alone(config, tmp_path):
         "def late(completions):\n"
         "    global seen\n"
         "    seen += len(completions)\n"
-        "    return [None if seen <= 8 * 9 + 12 * 4 else len(c) % 2 for c in completions]\n"
-    )
+        "    return [None if 72 < seen <= 72 + 12 * 4 else len(c) % 2 for c in completions]\n"
+    )  # the base has answered 8 * 9 times
     budget = {"budget": "balance", "selection": "balanced", "objective": "reinforce"}
     with pytest.raises(InputError, match="none of the samples drawn first"):
         loop.rounds(config("c", judge=f"{path}:late", **budget))
+
+
+def test_a_judge_that_can_tell_nothing_is_mended_and_asked_again(config, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("def f(completions, kind):\n    return [None for _ in kind]\n")
+    with pytest.raises(InputError, match="none of the greedy answers to 8 questions"):
+        loop.rounds(config("c", judge=f"{path}:f", rounds=1))
+    path.write_text(
+        "seen = 0\n"
+        "def f(completions):\n"
+        "    global seen\n"
+        "    seen += len(completions)\n"
+        "    return [len(c) % 2 if seen <= 72 else None for c in completions]\n"
+    )
+    with pytest.raises(InputError, match=r"round 1: .* none of the 48 samples\. Expected"):
+        loop.rounds(config("c", judge=f"{path}:f", rounds=1), resume=True)
+    assert "--resume" in capsys.readouterr().out
+    assert not list((tmp_path / "c" / "round-001").glob("samples*"))
+    path.write_text("def f(completions):\n    return [len(c) % 2 for c in completions]\n")
+    loop.rounds(config("c", judge=f"{path}:f", rounds=1), resume=True)
+    loop.rounds(config("d", judge=f"{path}:f", rounds=1))
+    assert files(tmp_path / "c") == files(tmp_path / "d")
+
+
+def test_going_on_is_not_offered_where_it_would_end_the_same_way(config, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("def f(completions):\n    return [1 for _ in completions]\n")
+    with pytest.raises(InputError, match="nothing was rejected in round 1"):
+        loop.rounds(config("c", judge=f"{path}:f", objective="complement"))
+    assert "--resume" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["rft", "rso"])
+def test_rewards_of_any_sign_may_be_ranked(preset, config, tmp_path):
+    """To the judge all are accepted, or none is."""
+    path, own = tmp_path / "mine.py", PRESETS[preset]._asdict()
+    for name, least in (("a", 10), ("b", -1000)):
+        path.write_text(
+            f"def f(completions):\n    return [{least} + len(c) for c in completions]\n"
+        )
+        loop.rounds(config(name, judge=f"{path}:f", rounds=1, **own | {"samples": 4}))
+        _, line = map(json.loads, (tmp_path / name / "rounds.jsonl").read_text().splitlines())
+        assert 0 < line["trained_prompts"] <= 12 and 0 in (line["accepted"], line["rejected"])
+
+
+def test_what_cannot_be_is_said_before_there_is_a_folder(config, tmp_path):
+    questions = tmp_path / "long.jsonl"
+    questions.write_text(json.dumps({"prompt": "word " * 3000, "accept": "x"}))
+    for wrong, says in (
+        ({"objective": "grpo", "beta": 2.0}, "--beta: a number of"),
+        ({"heldout": str(questions)}, "question 'word .* exceeds the model's context"),
+        ({"data": str(questions)}, "question 'word .* exceeds the model's context"),
+        ({"max_new_tokens": 5000}, "exceeds the model's context"),
+    ):
+        with pytest.raises(InputError, match=says):
+            loop.rounds(config("c", **wrong))
+        assert not (tmp_path / "c").exists()
 
 
 def test_settings_of_a_beginning_hold_to_the_end(begun, config):

@@ -6,7 +6,7 @@ import pytest
 
 from minibule.errors import InputError
 from minibule.rounds.presets import DEFAULT, PRESETS
-from minibule.rounds.settings import HELD, RoundsConfig, resolve
+from minibule.rounds.settings import HELD, SEEDS, RoundsConfig, resolve
 from minibule.settings import Source, settings_of
 
 
@@ -61,6 +61,23 @@ def test_rewards_of_a_selection_s_own_are_nothing_to_a_loss_of_what_was_accepted
             resolve(given(selection=selection, objective=objective))
     for objective in ("reinforce", "grpo", "dapo"):
         resolve(given(selection=selection, objective=objective))
+
+
+def test_one_answer_of_each_question_is_nothing_to_a_loss_that_compares():
+    for objective in ("grpo", "dpo", "redi", "dapo"):
+        with pytest.raises(InputError, match="--selection bon: keeps one answer of each"):
+            resolve(given(selection="bon", objective=objective))
+        for other in ("br", "bw", "all"):
+            resolve(given(selection=other, objective=objective))
+    for objective in ("sft", "reinforce", "kto"):
+        resolve(given(selection="bon", objective=objective))
+
+
+def test_the_seeds_of_all_rounds_are_seeds():
+    most = settings_of(RoundsConfig)["seed"].about.high
+    assert RoundsConfig(seed=most).seed_of(HELD) < 2**63 <= SEEDS * (most + 2)
+    with pytest.raises(InputError, match="seed = "):
+        resolve(given(seed=most + 1))
 
 
 @pytest.mark.parametrize("selection", ["raft", "rft", "raft++", "majority"])
