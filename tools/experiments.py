@@ -1,4 +1,4 @@
-"""Experiments on the embedded model, one command each; each prints a table of EXPERIMENTS.md.
+"""Experiments, one command each; each prints a table of EXPERIMENTS.md.
 
     python tools/experiments.py methods         losses of rejected answers, the default among them
     python tools/experiments.py objectives      complement objectives, and the prior varied alone
@@ -127,7 +127,7 @@ TABLES = {
             "1 answer a record": vary(REFERENCE, answers=1),
             "2 answers a record": vary(REFERENCE, answers=2),
             **{f"{n} steps": vary(f"{REFERENCE} steps={n}") for n in (15, 30, 60)},
-            "all, as in the demo": vary(REFERENCE),
+            "all records, 90 steps": vary(REFERENCE),
         },
         seeds=3,
     ),

@@ -40,7 +40,7 @@ class Example(NamedTuple):
         return tuple(0 if reward > 0 else count for count, reward in judged)
 
 
-def total_weight(examples: Iterable[Example]) -> int:
+def row_count(examples: Iterable[Example]) -> int:
     """The rows of the examples, each (answer, position) counted for itself: the loss's n."""
     return sum(len(answer) for example in examples for answer in example.answers)
 

@@ -10,7 +10,7 @@ from minibule.core.counts import (
     RowCounts,
     path_log_probs,
     path_log_probs_backward,
-    total_weight,
+    row_count,
 )
 from minibule.core.forest import Batch, pack
 from minibule.core.head import (
@@ -62,7 +62,7 @@ def _row_gradients(
     recompute: bool,
     known: Known | None,
 ) -> Share:
-    count = total_weight(examples)
+    count = row_count(examples)
 
     def one_pass(batch: Batch) -> Share:
         """Forward, loss and backward of one packed stream."""
@@ -88,7 +88,7 @@ def _answer_gradients(
     """As `_row_gradients`; each row's dz is c (onehot - p), with c = dL/dlog p of its answers."""
     batches = list(pack(examples, "prefix", pass_tokens, threads(), world()))
     answers = answers_of(examples)
-    count, value, c, own = total_weight(examples), 0.0, np.empty(0), None
+    count, value, c, own = row_count(examples), 0.0, np.empty(0), None
     if isinstance(loss, LinearLoss):
         c = loss.weights(answers)
     elif isinstance(loss, SeparableLoss):
@@ -141,8 +141,8 @@ def _sum(model: Llama, passes: Iterable[Share]) -> Share:
             grads[name] += grad
         add_metrics(metrics, more_metrics)
         tokens += more_tokens
-    world().add(grads)
-    shares = world().gather((metrics, tokens))
+    world().all_reduce(grads)
+    shares = world().all_gather((metrics, tokens))
     return grads, summed(metrics for metrics, _ in shares), sum(tokens for _, tokens in shares)
 
 
@@ -174,7 +174,7 @@ def answer_log_probs(
     logp = np.zeros(sum(len(example.answers) for example in examples))
     for batch, found in zip(batches, side_by_side(one_pass, batches), strict=True):
         logp[places_of(batch, examples)] = found
-    everywhere: Array = np.sum(world().gather(logp), axis=0)
+    everywhere: Array = np.sum(world().all_gather(logp), axis=0)
     return everywhere
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.forest import Batch, pack
 from minibule.core.fused import ComplementLoss
 from minibule.core.head import add_metrics, entropy_and_kl, head_metrics, summed
@@ -39,7 +39,7 @@ def evaluate(
         own = loss if loss.kl else None  # without an anchor all of it is measured as it is
     elif not (separable or isinstance(loss, RowLoss)):
         own, meaningless = None, ("loss", *OF_THE_OBJECTIVE)
-    count, answers = total_weight(examples), answers_of(examples)
+    count, answers = row_count(examples), answers_of(examples)
 
     def one_pass(batch: Batch) -> tuple[dict[str, float], int]:
         ref_hidden, _ = forward_batch(model.base, batch)
@@ -63,19 +63,21 @@ def evaluate(
         for more, size in passes:
             add_metrics(metrics, more)
             bar.update(size)
-    metrics = summed(world().gather(metrics))
+    metrics = summed(world().all_gather(metrics))
     metrics["first_rejected_mass"] /= metrics.pop("first")
     return {name: m for name, m in metrics.items() if name not in meaningless}
 
 
 @np.errstate(all="ignore")
-def spread(model: Llama, examples: Sequence[Example], pass_tokens: int) -> dict[str, float]:
+def mean_entropy_and_kl(
+    model: Llama, examples: Sequence[Example], pass_tokens: int
+) -> dict[str, float]:
     """Means over the tokens of the examples' answers, in nats: "entropy" of p, "kl" KL(p || base).
 
     Of answers that were sampled from the model, each as often as it came, they are estimates for
     what it says.
     """
-    count = total_weight(examples)
+    count = row_count(examples)
 
     def one_pass(batch: Batch) -> dict[str, float]:
         ref_hidden, _ = forward_batch(model.base, batch)
@@ -83,4 +85,4 @@ def spread(model: Llama, examples: Sequence[Example], pass_tokens: int) -> dict[
         return entropy_and_kl(hidden, model.head, batch.rows, ref_hidden, count=count)
 
     batches = pack(examples, "prefix", pass_tokens, threads(), world())
-    return summed(world().gather(summed(side_by_side(one_pass, batches))))
+    return summed(world().all_gather(summed(side_by_side(one_pass, batches))))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minibule.core.complement import log_softmax
-from minibule.core.counts import total_weight
+from minibule.core.counts import row_count
 from minibule.core.loss import SeparableLoss
 from minibule.explain.row import (
     CHARGES,
@@ -79,7 +79,7 @@ def _answers(row: Row, loss: SeparableLoss, subject: Subject, answers: Worked) -
         yield f"     ... {len(body) - MOST_ANSWERS:,} more answers"
     yield ""
     yield f"     f = {loss.formula}" + ("          r(y) = p(y) / p_ref(y)" if relative else "")
-    rows = total_weight([subject.example])
+    rows = row_count([subject.example])
     numbers = ", ".join(f"{n} = {v:g}" for n, v in vars(loss).items() if n != "kl")
     yield f"     {numbers}          n = {len(body):,}, the answers that begin as this one does"
     yield f"     a(y) = {loss.share} times the slope of f          R = {rows:,}, this record's rows"

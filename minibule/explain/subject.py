@@ -15,7 +15,7 @@ from minibule.core.counts import (
     RowCounts,
     expected_attempts,
     path_log_probs_backward,
-    total_weight,
+    row_count,
 )
 from minibule.core.forest import Batch, pack
 from minibule.core.head import head_loss
@@ -85,7 +85,7 @@ def worked(loss: SeparableLoss, example: Example, x: Array) -> Worked:
     """A step of this record alone; x as in `Worked`."""
     answers = answers_of([example])
     f, df = loss.f(x, answers.length)
-    return Worked(x, f, df, total_weight([example]) * loss.weights(answers) * df)
+    return Worked(x, f, df, row_count([example]) * loss.weights(answers) * df)
 
 
 def worked_by(model: Llama, loss: SeparableLoss, example: Example) -> Worked:

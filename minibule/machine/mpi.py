@@ -55,7 +55,7 @@ class Several(Ranks):
         self.failed: tuple[int, BaseException] | None = None  # the first rank that has, and how
         self._meeting: Any = None  # a barrier that this rank has come to
 
-    def gather(self, value: X) -> list[X]:
+    def all_gather(self, value: X) -> list[X]:
         said = self._meet(value)
         if self.failed:
             raise self.failed[1]
@@ -91,13 +91,13 @@ class Several(Ranks):
         rank, reason = self.failed
         return None if rank == self.rank else reason
 
-    def add(self, arrays: Mapping[str, Array]) -> None:
+    def all_reduce(self, arrays: Mapping[str, Array]) -> None:
         names = sorted(arrays)
         flat = np.concatenate([arrays[name].ravel() for name in names])
         parts = np.zeros((self.size, math.ceil(flat.size / self.size)), flat.dtype)
         parts.reshape(-1)[: flat.size] = flat
         theirs = np.empty_like(parts)
-        self.gather(None)  # all have come so far; from here on nothing can go wrong but MPI
+        self.all_gather(None)  # all have come so far; from here on nothing can go wrong but MPI
         self._comm.Alltoall(parts, theirs)  # to each rank its part of every sum,
         self._comm.Allgather(theirs.sum(axis=0), parts)  # which it adds up for all
         start = 0
@@ -107,14 +107,14 @@ class Several(Ranks):
             start += array.size
 
     def one_a_machine(self, load: Callable[[], X], what: str) -> X:
-        sharing = self.gather((self.machine, what))
+        sharing = self.all_gather((self.machine, what))
         lender = sharing.index((self.machine, what))
         lends = lender == self.rank and sharing.count(sharing[lender]) > 1
         own = load() if lends else None
         with _lent(own) if lends else nullcontext() as offer:
-            offered = self.gather(offer)[lender]
+            offered = self.all_gather(offer)[lender]
             taken = _taken(offered) if offered else own
-            self.gather(None)  # all have it: the lender may close it
+            self.all_gather(None)  # all have it: the lender may close it
         return load() if taken is None else taken
 
 
@@ -205,7 +205,7 @@ def together(main: Main) -> Main:
             with among(several):
                 several.check_alike({"minibule": _version()})
                 main(argv)
-                several.gather(None)  # until then, one of the others may fail
+                several.all_gather(None)  # until then, one of the others may fail
         except BaseException as error:
             theirs = several.fail(error)
             if theirs:

@@ -76,11 +76,11 @@ class Ranks:
         """Whether this is the first: the one that prints and writes."""
         return self.rank == 0
 
-    def gather(self, value: X) -> list[X]:
+    def all_gather(self, value: X) -> list[X]:
         """The values of all ranks, in order."""
         return [value]
 
-    def add(self, arrays: Mapping[str, Array]) -> None:
+    def all_reduce(self, arrays: Mapping[str, Array]) -> None:
         """Add up the arrays of all ranks, in place; of each rank the same names and shapes.
 
         In the order of the ranks, whatever MPI it is: the sums are the same each time.
@@ -102,7 +102,7 @@ class Ranks:
                 done = function(*arguments)
             except Exception as error:
                 problem = error
-        done, raised = self.gather((done, problem and sendable(problem)))[0]
+        done, raised = self.all_gather((done, problem and sendable(problem)))[0]
         if raised:
             raise problem or raised
         return done
@@ -113,13 +113,13 @@ class Ranks:
         with among(ALONE):
             done = function(mine) if mine else []
         whole: list[Any] = [None] * len(items)
-        for rank, share in enumerate(self.gather(done)):
+        for rank, share in enumerate(self.all_gather(done)):
             whole[rank :: self.size] = share
         return whole
 
     def check_alike(self, given: Mapping[str, Any]) -> None:
         """InputError that names what other ranks were given other than the first."""
-        expected, *others = self.gather((platform.node(), given))
+        expected, *others = self.all_gather((platform.node(), given))
         problems = [
             f"rank {rank} on {machine}: {name} {_shown(theirs[name])}, {_shown(value)} on rank 0"
             for rank, (machine, theirs) in enumerate(others, start=1)

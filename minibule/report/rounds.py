@@ -190,7 +190,7 @@ def _held(rounds: Rounds) -> list[str]:
     return [
         pictures(rounds),
         table("Held-out questions", columns, rows, range(1, len(columns))),
-        source(rounds.folder, "evaluate.sampled.figures", "evaluate.heldout.spread"),
+        source(rounds.folder, "evaluate.sampled.figures", "evaluate.heldout.mean_entropy_and_kl"),
     ]
 
 

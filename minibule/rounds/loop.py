@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.llama import Llama
 from minibule.core.loss import Loss
 from minibule.errors import InputError
-from minibule.evaluate.heldout import spread
+from minibule.evaluate.heldout import mean_entropy_and_kl
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Asked, Figures, ask, check_questions, figures
@@ -219,7 +219,7 @@ def _learned(
     return examples, sampled | {
         "trained_prompts": len({example.prompt.tobytes() for example in examples}),
         "trained_answers": answers,
-        "trained_tokens": total_weight(examples),
+        "trained_tokens": row_count(examples),
     }
 
 
@@ -276,7 +276,7 @@ def _spread(model: Llama, chat: Chat, asked: Sequence[Asked]) -> dict[str, float
         answers = tuple(np.array(answer) for answer in ids)
         prompt = chat.encode_prompt(one.row["prompt"])
         examples.append(Example(prompt, answers, (1,) * len(ids), len(ids)))
-    return spread(model, examples, FIELDS["pass_tokens"].default)
+    return mean_entropy_and_kl(model, examples, FIELDS["pass_tokens"].default)
 
 
 class _Log:

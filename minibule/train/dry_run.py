@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibule.core.counts import total_weight
+from minibule.core.counts import row_count
 from minibule.core.forest import pack
 from minibule.core.optim import AdamW
 from minibule.evaluate.heldout import evaluate
@@ -83,7 +83,7 @@ def _rehearse(
         passes = [len(batch.ids) for batch in pack(examples, counts, pass_tokens, at_once)]
         tokens.append(sum(passes))
         largest.append(sum(sorted(passes)[-at_once:]))
-        rows += total_weight(examples)
+        rows += row_count(examples)
     try_step(1 + int(np.argmax(largest)))
     usual = np.argsort(np.abs(np.array(tokens) - np.median(tokens)), kind="stable")[:USUAL_STEPS]
     tried, computed, started = list[Tried](), 0, time.perf_counter()
@@ -97,7 +97,7 @@ def _rehearse(
 
 def _snapshot_seconds(setup: Setup) -> float:
     """Seconds of both snapshots; of the held-out records only the longest are tried."""
-    longest = sorted(setup.heldout, key=lambda example: -total_weight([example]))[:4]
+    longest = sorted(setup.heldout, key=lambda example: -row_count([example]))[:4]
     without = dataclasses.replace(setup, heldout=[])
     asking = evaluating = 0.0
     for adapter in (setup.start, setup.adapter):
@@ -109,7 +109,7 @@ def _snapshot_seconds(setup: Setup) -> float:
             started = time.perf_counter()
             evaluate(model, longest, setup.loss, setup.config.pass_tokens)
             evaluating += seconds_since(started)
-    share = total_weight(longest) / total_weight(setup.heldout) if longest else 1.0
+    share = row_count(longest) / row_count(setup.heldout) if longest else 1.0
     return asking + evaluating / share
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.optim import AdamW, clip_gradients, learning_rate
 from minibule.core.step import gradients
 from minibule.errors import InputError
@@ -231,7 +231,7 @@ def _steps(
         skipped = skipped + 1 if "skipped" in line else 0
         is_due = step == setup.steps or (config.save_every and step % config.save_every == 0)
         gives_up = skipped >= MAX_SKIPPED
-        asked = max(world().gather(stop.signal or 0))  # whichever rank it was that heard
+        asked = max(world().all_gather(stop.signal or 0))  # whichever rank it was that heard
         yield line, skipped, bool(is_due or gives_up or asked)
         if gives_up:
             saved = checkpoint_path(folder.checkpoints, step)
@@ -287,7 +287,7 @@ def take_step(
         **metrics,
         "grad_norm": norm,
         "lr": lr,
-        "rows": total_weight(examples),
+        "rows": row_count(examples),
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_s": tokens / seconds,

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.forest import Batch, pack
 from minibule.core.llama import Llama, forward_batch
 from minibule.machine.matrix import Array
@@ -26,7 +26,7 @@ BLOCK_BYTES = 2**26
 
 def most_bytes(model: Llama, examples: Sequence[Example]) -> int:
     """What a store of the examples takes if no two answers begin alike; else it takes less."""
-    return total_weight(examples) * model.config.hidden_size * model.head.dtype.itemsize
+    return row_count(examples) * model.config.hidden_size * model.head.dtype.itemsize
 
 
 class Reference:
@@ -66,7 +66,7 @@ class Reference:
             batches = list(pack(block, "prefix", pass_tokens, threads(), world()))
             hidden = side_by_side(self._hidden, batches)
             mine = [(_keys(b), h) for b, h in zip(batches, hidden, strict=True)]
-            everywhere = [one for rank in world().gather(mine) for one in rank]
+            everywhere = [one for rank in world().all_gather(mine) for one in rank]
             keys, rows = (np.concatenate(parts) for parts in zip(*everywhere, strict=True))
             # A prompt whose answers went to several passes has its row in each: one is kept.
             keys, which = np.unique(keys, axis=0, return_index=True)
@@ -76,7 +76,7 @@ class Reference:
 
     def _blocks(self) -> Iterator[Sequence[Example]]:
         """The examples in order, as many at once as BLOCK_BYTES has room for."""
-        sizes = [total_weight([example]) * self._row_bytes for example in self._examples]
+        sizes = [row_count([example]) * self._row_bytes for example in self._examples]
         begin, taken = 0, 0
         for place, size in enumerate(sizes):
             if place > begin and taken + size > BLOCK_BYTES:

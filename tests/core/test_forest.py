@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import random_examples
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.forest import MAX_SEGMENT, pack
 
 
@@ -53,7 +53,7 @@ def test_rows_are_those_of_the_definition(counts, pass_tokens, seed):
             assert rows.total[row] == sum(c for _, c in v)
             found[context, v] += int(rows.weight[row])
     assert found == naive_rows(examples, counts)
-    assert sum(found.values()) == total_weight(examples)
+    assert sum(found.values()) == row_count(examples)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,7 +13,7 @@ from helpers import (
 )
 
 from minibule.core import llama, ops
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.forest import MAX_SEGMENT, pack
 from minibule.core.fused import ComplementLoss
 from minibule.core.head import head_loss
@@ -104,7 +104,7 @@ def test_logits_of_a_prefix_do_not_depend_on_what_follows():
 
 def separate_runs(model, examples, objective):
     """The loss and gradients of every (prompt, answer) alone, added up: nothing shared."""
-    count = total_weight(examples)
+    count = row_count(examples)
     grads, loss = {}, 0.0
     for example in examples:
         for k in range(len(example.answers)):

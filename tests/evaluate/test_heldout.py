@@ -9,7 +9,7 @@ from helpers import random_adapter, random_examples, random_llama
 from minibule.core.fused import ComplementLoss
 from minibule.core.loss import RowLoss
 from minibule.core.step import gradients
-from minibule.evaluate.heldout import OF_THE_OBJECTIVE, evaluate, spread
+from minibule.evaluate.heldout import OF_THE_OBJECTIVE, evaluate, mean_entropy_and_kl
 from minibule.methods.table import LOSSES
 
 ALWAYS = {"rejected_mass", "first_rejected_mass", "kl_to_base", "entropy"}
@@ -74,6 +74,8 @@ def test_entropy_and_kl_are_means_over_all_tokens_of_all_answers(pass_tokens):
             del entropy[-1], kl[-1]  # after the last token
             first = len(entropy) - (len(ids) - 1)
             del entropy[first : first + start], kl[first : first + start]
-    found = spread(model, examples, pass_tokens)
+    found = mean_entropy_and_kl(model, examples, pass_tokens)
     assert found == pytest.approx({"entropy": np.mean(entropy), "kl": np.mean(kl)}, rel=1e-9)
-    assert spread(model.base, examples, pass_tokens)["kl"] == pytest.approx(0, abs=1e-12)
+    assert mean_entropy_and_kl(model.base, examples, pass_tokens)["kl"] == pytest.approx(
+        0, abs=1e-12
+    )

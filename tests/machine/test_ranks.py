@@ -59,7 +59,7 @@ def test_the_shares_of_a_step_add_up_to_it(objective, size, monkeypatch):
 
 def test_a_process_by_itself_is_all_ranks():
     assert world() is ranks.ALONE and world().leads
-    assert world().gather("x") == ["x"]
+    assert world().all_gather("x") == ["x"]
     assert world().map(lambda some: [2 * x for x in some], [1, 2, 3]) == [2, 4, 6]
     assert world().first(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
@@ -83,7 +83,7 @@ def test_what_a_rank_maps_it_computes_by_itself(monkeypatch):
 def test_ranks_that_were_given_something_else_are_named(monkeypatch):
     first = {"lr": 0.1, "the model": "af", "threads": 1}
     given = [("a", first), ("b", first), ("c", first | {"lr": 0.2, "the model": "0b"})]
-    monkeypatch.setattr(Ranks, "gather", lambda *_: given)
+    monkeypatch.setattr(Ranks, "all_gather", lambda *_: given)
     with pytest.raises(InputError) as error:
         world().check_alike(first)
     assert str(error.value).splitlines()[1:] == [

@@ -7,7 +7,7 @@ import pytest
 from helpers import each_time, random_adapter, random_answers, random_examples, random_llama
 
 from minibule.core.complement import log_softmax
-from minibule.core.counts import total_weight
+from minibule.core.counts import row_count
 from minibule.core.loss import Answers
 from minibule.core.softmax import anchor
 from minibule.core.step import gradients
@@ -96,9 +96,9 @@ def test_the_complement_is_what_is_written_of_it(pass_tokens):
             held += (np.exp(logp) * (logp - ref)).sum()
     loss = Complement(beta, kl)
     _, metrics, _ = gradients(model, examples, loss, pass_tokens)
-    expected = pushed / tokens + kl * held / total_weight(examples)
+    expected = pushed / tokens + kl * held / row_count(examples)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-9)
-    assert metrics["anchor"] == pytest.approx(held / total_weight(examples), rel=1e-9)
+    assert metrics["anchor"] == pytest.approx(held / row_count(examples), rel=1e-9)
 
 
 def test_the_optimum_of_a_row_is_the_one_that_is_written_down():

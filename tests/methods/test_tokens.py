@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import random_adapter, random_examples, random_llama
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.step import gradients
 from minibule.methods.tokens import NSR, Ratio, Unlikelihood
 
@@ -17,7 +17,7 @@ def log_softmax(z):
 
 def plain_loss(model, examples, f, kl):
     """Every rejected answer by itself: the mean over its tokens of v f + kl KL(p || p_ref)."""
-    total, count = 0.0, total_weight(examples)
+    total, count = 0.0, row_count(examples)
     for example in examples:
         for answer, times in zip(example.answers, example.counts, strict=True):
             ids = [*example.prompt, *answer[:-1]]
@@ -88,6 +88,6 @@ def test_an_answer_of_count_two_is_two_answers():
     twice = [Example(prompt, (a, a, b), (1, 1, 1), 3)]
     loss = Ratio(kl=0.0)
     (g, _, _), (h, _, _) = (gradients(model, e, loss, 10**6) for e in (once, twice))
-    scale = total_weight(twice) / total_weight(once)  # the mean is over answers' tokens
+    scale = row_count(twice) / row_count(once)  # the mean is over answers' tokens
     for name, grad in g.items():
         np.testing.assert_allclose(grad, scale * h[name], rtol=1e-9, atol=1e-12)

@@ -96,7 +96,7 @@ def small_flags(tmp_path):
         ("objectives", ["literal, but prior reference", "rate, alpha .7"]),
         ("alpha", ["reference, alpha 0", "reference, alpha 1", "rate, alpha 0.5"]),
         ("knobs", ["uniform, position, plain", "reference, prefix, choice"]),
-        ("data", ["10 records", "1 answer a record", "15 steps", "all, as in the demo"]),
+        ("data", ["10 records", "1 answer a record", "15 steps", "all records, 90 steps"]),
         ("unlikelihood", ["unlikelihood, lr 1e-4", "literal, lr 3e-4", "reference, lr 1e-3"]),
         ("steps", ["alpha 0.3, lr 1e-3, 90 steps", "alpha 0.7, lr 1e-3, 120 steps"]),
     ],

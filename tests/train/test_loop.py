@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT, printed_by
 from safetensors.numpy import load_file
 
-from minibule.core.counts import total_weight
+from minibule.core.counts import row_count
 from minibule.core.objective import OBJECTIVES
 from minibule.errors import InputError
 from minibule.files import embedded_folder
@@ -356,7 +356,7 @@ def test_examples_of_the_caller_s_are_trained_on_as_they_are(data, tmp_path):
     train(config, examples=[longer])
     sizes = json.loads((tmp_path / "given" / "before.json").read_text())["sizes"]
     assert sizes["records"] == 1 and sizes["heldout"] == 0
-    assert {line["rows"] for line in metrics_of("given")} == {4 * total_weight([longer])}
+    assert {line["rows"] for line in metrics_of("given")} == {4 * row_count([longer])}
     with pytest.raises(InputError, match="records"):
         train(config, resume=True, examples=few)
     train(config, resume=True, examples=[longer])

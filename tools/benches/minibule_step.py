@@ -65,7 +65,7 @@ def run_minibule(args: argparse.Namespace) -> Result:
                 pass
             known = reference.hidden
         result = timed(stepper(model, untrained(model.config), objective, low, known), work)
-    result["GB of all"] = sum(world().gather(own_memory_gb()))
+    result["GB of all"] = sum(world().all_gather(own_memory_gb()))
     asks = OBJECTIVES[objective].needs_reference and not known
     flops = [step_flops(model, examples, asks) for examples in work]
     rate = sgemm_rate(model)

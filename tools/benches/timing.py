@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from benches.turns import Result
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.machine.threads import peak_memory_gb
 
 Gradients = Mapping[str, np.ndarray]
@@ -35,7 +35,7 @@ def timed(step: Step, work: list[list[Example]]) -> Result:
 
 def count_tokens(examples: Sequence[Example]) -> int:
     """Each prompt is counted once, for every engine."""
-    return sum(len(example.prompt) for example in examples) + total_weight(examples)
+    return sum(len(example.prompt) for example in examples) + row_count(examples)
 
 
 def sketch(grads: Gradients, size: int = 4096) -> list[float]:

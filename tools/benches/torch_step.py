@@ -13,7 +13,7 @@ from benches.work import LR, batches, untrained
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from minibule.core.counts import Example, total_weight
+from minibule.core.counts import Example, row_count
 from minibule.core.shapes import PROJECTIONS
 from minibule.models.huggingface import load_config
 
@@ -35,7 +35,7 @@ def run_torch(args: argparse.Namespace) -> Result:
         optimiser.zero_grad()
         total = 0.0
         for micro in micro_batches(examples, at_once=args.case == "dense"):
-            loss = loss_of(micro) / total_weight(examples)
+            loss = loss_of(micro) / row_count(examples)
             loss.backward()
             total += loss.item()
         optimiser.step()
