@@ -261,7 +261,7 @@ def _number(value: Any, at: int) -> float | None:
     return number
 
 
-def _told(error: Exception, path: str) -> str:
+def _told(error: BaseException, path: str) -> str:
     """What was raised, and the last line of the user's file on its way."""
     lines = [
         frame.lineno
@@ -292,7 +292,7 @@ def _serve() -> None:
             return {"needed": needed}
         except _FaultError as fault:
             return {"error": str(fault), "at": fault.at}
-        except Exception as error:  # it may fail in any way that a program can
+        except (Exception, KeyboardInterrupt) as error:  # in any way that a program can fail
             return {"error": _told(error, path)}
 
     serve(answer)

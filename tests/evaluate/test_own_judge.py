@@ -152,6 +152,7 @@ def test_a_function_may_use_up_what_it_is_given(named):
 
 BAD_FUNCTIONS = {  # what a function does where an answer is bad, and what is said of it
     "1 / 0": r"it raised ZeroDivisionError: division by zero \(.*mine.py, line 4\)",
+    "raise KeyboardInterrupt": "it raised KeyboardInterrupt",
     "exit()": "it broke off",
     "__import__('time').sleep(600)": "it took more than 0.3 seconds",
     "rewards = [1 for b in bad if not b]": "found 0 rewards for 1 answer",
