@@ -207,6 +207,8 @@ class RoundsConfig:
             seed=self.seed_of(number),
             threads=self.threads,
             matmul=self.matmul,
+            warmup_steps=0,  # each weighs rewards of both signs: no gradient stands out
+            max_grad_norm=1.0,
             **own,
         )
 

@@ -141,14 +141,21 @@ class TrainConfig:
     grad_accum: int = setting(1, "batches added up into one step", 1, 4096, group=OPTIMISER)
     lr: float = setting(3e-4, "peak learning rate", 0, group=OPTIMISER)
     warmup_steps: int = setting(
-        0, "steps over which the learning rate rises to its peak", 0, group=OPTIMISER
+        4, "steps over which the learning rate rises to its peak", 0, group=OPTIMISER
     )
     schedule: Schedule = setting(
         "linear", "how the learning rate goes on after the warm-up", group=OPTIMISER
     )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", 0, group=OPTIMISER)
+    # An answer is let go as a whole, and the longer it is, the sooner: of answers of hundreds of
+    # tokens the first gradient can be forty times as long as the others, and in AdamW's running
+    # mean of gradients it would go on moving the model for the rest of the run.
     max_grad_norm: float = setting(
-        1.0, "gradients longer than this are scaled down; 0 = off", 0, group=OPTIMISER
+        0.02,
+        "gradients longer than this are scaled down, so that none counts much more than another; "
+        "0 = off",
+        0,
+        group=OPTIMISER,
     )
 
     max_length: int = setting(
@@ -300,11 +307,20 @@ MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may
 # The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
 # records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"kl": 0.5, "lr": 1e-3, "steps": 90, "warmup_steps": 3, "eval_every": 10},
+    "tiny": {
+        "kl": 0.5,
+        "lr": 1e-3,
+        "steps": 90,
+        "warmup_steps": 3,
+        "max_grad_norm": 1.0,
+        "eval_every": 10,
+    },
     "smollm2-360m": {
         "objective": "literal",
         "max_records": 5000,
         "lr": 1e-5,
+        "warmup_steps": 0,
+        "max_grad_norm": 1.0,
         "eval_fraction": 0.1,
         "epochs": 1.0,
         "batch_size": 4,

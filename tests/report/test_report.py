@@ -146,7 +146,9 @@ def test_evaluations_stand_where_they_were_made(finished):
     assert found["mass"].level.value == pytest.approx(after["optimal_rejected_mass"], rel=1e-6)
     assert [s.label for s in found["loss"].series] == ["loss", "KL(P || p)", "contrast"]
     limit = max(line["grad_norm"] for line in lines_of(finished))
-    assert (found["gradient"].level is None) == (2 * limit <= 1.0)
+    assert (found["gradient"].level is None) == (
+        2 * limit <= read_run(finished).config.max_grad_norm
+    )
 
 
 CAPTIONS = {
