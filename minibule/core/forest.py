@@ -1,9 +1,9 @@
 """The forest: records packed into one stream of tokens, prompts shared by their answers.
 
 A record is a tree. Its prompt is the root; the answers hang below it, and answers that begin alike
-share their beginning. Every node is a segment of the stream that attends to its
-ancestors and, causally, to itself, so a prompt is computed once however many answers it has, and
-nothing is padded:
+share their beginning. Every node is a segment of the stream that attends to its ancestors and,
+causally, to itself, so a prompt is computed once however many answers it has, and nothing is
+padded:
 
     prompt: what is 3 + 4 ?          segments    [what is 3 + 4 ?] <- [it is] <- [6 ,]
     answers: it is 9 .                                                        <- [9]

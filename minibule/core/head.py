@@ -88,8 +88,8 @@ def head_metrics(
 ) -> dict[str, float]:
     """What an evaluation reports: `fused.row_metrics`, and over it what `loss` says itself.
 
-    hidden, ref_hidden: (R, D), the model's and its base's. The other arguments: `head_loss`.
-    Of a loss of answers, that is only its anchor.
+    Of a loss of answers, that is only its anchor. hidden, ref_hidden: (R, D), the model's and its
+    base's; the other arguments are those of `head_loss`.
     """
     metrics: dict[str, float] = {}
     for c in _chunks(hidden, head, counts, ref_hidden, objective.prior == "rate"):

@@ -142,11 +142,11 @@ def _figures_shown(asked: Sequence[Asked], config: EvaluateConfig) -> Iterator[s
     all_of_them, kinds = figures(asked), by_kind(asked)
     of_kinds = f" of {len(kinds):,} kinds" if kinds else ""
     yield f"{len(asked):,} questions{of_kinds}, judged by {config.judge}"
-    yield f"  greedy answer accepted        {all_of_them.greedy:8.4f}"
-    yield f"{config.samples:,} samples of each at temperature {config.temperature:g}"
     answers = [answer for one in asked for answer in (one.greedy, *one.samples)]
     if left_out := sum(not answer.judged for answer in answers):
         yield f"  left out, not judged          {left_out:8,} of {len(answers):,} answers"
+    yield f"  greedy answer accepted        {all_of_them.greedy:8.4f}"
+    yield f"{config.samples:,} samples of each at temperature {config.temperature:g}"
     yield f"  accepted                      {all_of_them.accepted:8.4f}{_plus_minus(all_of_them)}"
     for k, chance in all_of_them.pass_at.items():
         yield f"  pass@{k:<24} {chance:8.4f}"

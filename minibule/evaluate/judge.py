@@ -211,9 +211,9 @@ def _check_json(row: Row) -> None:
     if ("answer" in row) == ("keys" in row):
         raise ValueError("expected answer, any value, or keys, a list of texts, and not both")
     try:
-        json.dumps(row, allow_nan=False)
-    except ValueError:
-        raise ValueError("found NaN or infinity, which no JSON has, expected a value") from None
+        json.dumps(row.get("answer"), allow_nan=False)
+    except (ValueError, RecursionError):
+        raise ValueError("answer: found NaN, infinity or too many brackets, not JSON") from None
     keys = row.get("keys", [])
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ValueError(f"keys: found {reprlib.repr(keys)}, expected a list of texts")

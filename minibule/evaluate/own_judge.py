@@ -49,7 +49,7 @@ JUDGE_HELP = (
 LOAD = 120.0  # seconds that a file may take until its function is there: some load torch
 SECONDS, MOST_SECONDS = 60.0, 1e6  # for a batch; no clock waits for ever
 
-MOST_REWARD = 1e15  # the squares of rewards are summed in float32, with room for much else
+MOST_REWARD = 1e15  # gradients are float32, and the squares of what rewards make of them are summed
 
 GIVEN = ("prompts", "completions", "log_extra", "log_metric")  # beside the columns
 TRL_ONLY = ("completion_ids", "trainer_state")  # what TRL gives, too

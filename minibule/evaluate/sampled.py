@@ -249,9 +249,9 @@ def figures(asked: Sequence[Asked]) -> Figures:
     """
     n = len(asked[0].samples)
     samples = [sample for one in asked for sample in one.samples]
-    judged = [(sum(s.judged for s in one.samples), one.samples) for one in asked]
-    told = [(m, sum(s.accepted for s in several)) for m, several in judged if m]
-    shares = np.array([right / m for m, right in told])
+    judged = [[s.accepted for s in one.samples if s.judged] for one in asked]
+    told = [(len(right), sum(right)) for right in judged if right]
+    shares = np.array([c / m for m, c in told])
     error = np.std(shares, ddof=1) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
     powers = [2**i for i in range(n.bit_length())]
     return Figures(
@@ -260,7 +260,7 @@ def figures(asked: Sequence[Asked]) -> Figures:
         float(np.mean(shares)),
         float(error),
         {
-            k: float(np.mean([pass_at(min(k, m), m, right) for m, right in told]))
+            k: float(np.mean([pass_at(min(k, m), m, c) for m, c in told]))
             for k in dict.fromkeys([*powers, n])
         },
         float(np.mean([len(sample.ids) for sample in samples])),

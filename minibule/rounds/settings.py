@@ -16,7 +16,7 @@ from minibule.rounds.budget import BUDGETS, Budget
 from minibule.rounds.presets import DEFAULT, PRESETS
 from minibule.rounds.select import SELECTIONS
 from minibule.runs.rounds import SAMPLES
-from minibule.runs.settings import FIELDS, TrainConfig
+from minibule.runs.settings import FIELDS, PLAIN, TrainConfig
 from minibule.settings import Source, checked, setting
 
 DATA, ROUND, TRAINING = "model and questions", "a round", "training"
@@ -194,7 +194,7 @@ class RoundsConfig:
 
     def round_config(self, number: int, place: Path, start: Path | None) -> TrainConfig:
         """The settings of the training run of a round: 1, 2, ..."""
-        own = {name: getattr(self, name) for name in TRAINED} | {"lr": self.resolved_lr}
+        own = {name: getattr(self, name) for name in TRAINED} | {"lr": self.resolved_lr} | PLAIN
         return TrainConfig(
             model=self.model or str(embedded_folder()),
             data=str(place / SAMPLES),
@@ -207,8 +207,6 @@ class RoundsConfig:
             seed=self.seed_of(number),
             threads=self.threads,
             matmul=self.matmul,
-            warmup_steps=0,  # each weighs rewards of both signs: no gradient stands out
-            max_grad_norm=1.0,
             **own,
         )
 

@@ -147,11 +147,9 @@ class TrainConfig:
         "linear", "how the learning rate goes on after the warm-up", group=OPTIMISER
     )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", 0, group=OPTIMISER)
+    # Shorter than nearly all, so that each counts alike: step 9 of the lesson.
     max_grad_norm: float = setting(
-        0.02,  # shorter than nearly all, so that each counts alike: step 9 of the lesson
-        "gradients longer than this are scaled down; 0 = off",
-        0,
-        group=OPTIMISER,
+        0.02, "gradients longer than this are scaled down; 0 = off", 0, group=OPTIMISER
     )
 
     max_length: int = setting(
@@ -300,16 +298,22 @@ FIELDS = settings_of(TrainConfig)
 # moved, their content is compared.
 MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may_change)
 
-PLAIN = {"warmup_steps": 0, "max_grad_norm": 1.0}  # the steps that the presets were measured with
+# The steps that the presets, and all systems of rounds, were measured with.
+PLAIN: dict[str, Any] = {"warmup_steps": 0, "max_grad_norm": 1.0}
 
 # The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
 # records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": PLAIN | {"kl": 0.5, "lr": 1e-3, "steps": 90, "warmup_steps": 3, "eval_every": 10},
     "smollm2-360m": {
-        **{"objective": "literal", "max_records": 5000, "lr": 1e-5, "skip_long": True},
-        **{"eval_fraction": 0.1, "epochs": 1.0, "batch_size": 4},
         **PLAIN,
+        "objective": "literal",
+        "max_records": 5000,
+        "lr": 1e-5,
+        "eval_fraction": 0.1,
+        "epochs": 1.0,
+        "batch_size": 4,
+        "skip_long": True,
     },
 }
 EMBEDDED = "tiny"  # the preset of the embedded model; the others are made for models of their own

@@ -147,7 +147,7 @@ def question(**changes):
         ("number", question(answer=1e999), "answer: found inf, expected a number"),
         ("number", question(answer="1e999"), "answer: found '1e999', expected a number"),
         ("number", question(answer=[7]), r"answer: found \[7\], expected a number"),
-        ("json", question(answer=[1e999]), "found NaN or infinity"),
+        ("json", question(answer=[1e999]), "answer: found NaN, infinity"),
         ("number", question(answer=7, graded=1), "graded: found 1, expected true or false"),
         ("json", {"prompt": "hi"}, "expected answer, any value, or keys, a list of texts"),
         ("json", question(keys=["a"]), "expected answer, any value, or keys, .* and not both"),

@@ -83,7 +83,7 @@ def test_what_a_judge_cannot_tell_is_neither_accepted_nor_rejected(data, tmp_pat
     assert "greedy answer accepted          1.0000" in said and "pass@2 " in said
     assert "accepted                        1.0000" in said
     assert "left out, not judged                 6 of 9 answers" in said
-    assert "  accepted  " in said and "  rejected  " not in said
+    assert "  accepted  '" in said and "  rejected  '" not in said  # of the samples shown
     assert len(output.read_text().splitlines()) == 2
     output.unlink()
     judge.write_text("def f(completions):\n    return [None for _ in completions]\n")

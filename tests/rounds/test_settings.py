@@ -80,6 +80,11 @@ def test_the_seeds_of_all_rounds_are_seeds():
         resolve(given(seed=most + 1))
 
 
+def test_a_round_passes_over_what_it_keeps():
+    with pytest.raises(InputError, match="epochs = 0"):
+        resolve(given(epochs=0.0))
+
+
 @pytest.mark.parametrize("selection", ["raft", "rft", "raft++", "majority"])
 def test_accepted_answers_alone_are_nothing_to_a_loss_of_rejected_ones(selection):
     for objective in ("complement", "nsr", "dpo", "grpo"):
