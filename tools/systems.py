@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,15 +67,17 @@ def measured(run: Run, given: argparse.Namespace) -> list[dict[str, Any]]:
     """The lines of rounds.jsonl, the last one with the perplexity of a text about none of it."""
     config = config_of(run, given)
     place = Path(config.output)
-    done = place / "table.json"
+    done, seconds = place / "table.json", Path(f"{place}.seconds")
     if not done.exists():
         with (
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere),
             contextlib.suppress(NothingToLearnError),  # in its first round: it stays the base
+            _timed(seconds),
         ):
             rounds(config, resume=(place / "rounds.toml").exists())
         lines = [json.loads(line) for line in (place / "rounds.jsonl").read_text().splitlines()]
+        lines[-1]["seconds"] = sum(map(float, seconds.read_text().split()))
         source = model_path(config.model or embedded_folder())
         last = lines[-1]["round"]
         model = load_model(source, place / f"round-{last:03d}" / "adapter" if last else None)
@@ -86,6 +89,20 @@ def measured(run: Run, given: argparse.Namespace) -> list[dict[str, Any]]:
             part.write_text(json.dumps(lines))
     found: list[dict[str, Any]] = json.loads(done.read_text())
     return found
+
+
+@contextlib.contextmanager
+def _timed(file: Path) -> Iterator[None]:
+    """Adds a line to `file`: the processor's seconds, where other work on the machine counts least.
+
+    A run that was stopped and went on has a line for each time.
+    """
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        with file.open("a") as lives:
+            lives.write(f"{time.process_time() - started:.1f}\n")
 
 
 COLUMNS = {
@@ -111,7 +128,7 @@ def table(outcomes: dict[Run, list[dict[str, Any]]]) -> Iterator[str]:
         by_round = [cell([line["eval_accepted"] for line in at], ".2f") for at in rounds_of]
         sampled = [_summed(lines, "sampled_tokens") for lines in those.values()]
         trained = [run.epochs * _summed(lines, "trained_tokens") for run, lines in those.items()]
-        seconds = [sum(map(_seconds, lines)) for lines in those.values()]
+        seconds = [lines[-1]["seconds"] for lines in those.values()]
         last = " | ".join(cells([lines[-1] for lines in those.values()]))
         yield (
             f"| {name} | {lr:g} | {last} | {', '.join(by_round[1:])} | "
@@ -129,10 +146,6 @@ def cells(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 def _summed(lines: Sequence[dict[str, Any]], name: str) -> float:
     return sum(line.get(name, 0) for line in lines)
-
-
-def _seconds(line: dict[str, Any]) -> float:
-    return sum(value for name, value in line.items() if name.endswith("_seconds"))
 
 
 def _preset(word: str) -> tuple[str, int]:
