@@ -62,6 +62,12 @@ class Asked(NamedTuple):
     greedy: Answer
     samples: list[Answer]
 
+    @property
+    def accepted(self) -> float | None:
+        """Share of the judged samples that are accepted; None where none was judged."""
+        right = [sample.accepted for sample in self.samples if sample.judged]
+        return sum(right) / len(right) if right else None
+
 
 class Figures(NamedTuple):
     """What a model does with some questions; shares are from 0 to 1.

@@ -22,7 +22,7 @@ NO_KIND = "no kind"
 def by_kind(rounds: Rounds) -> list[str]:
     """The section's parts: held-out questions, and those that are learnt from."""
     held = {
-        n: _shares((kind_of(one.row), _accepted(one)) for one in asked)
+        n: _shares((kind_of(one.row), one.accepted) for one in asked)
         for n, asked in rounds.asked.items()
     }
     drawn = {n: _shares(samples) for n, samples in rounds.drawn.items()}
@@ -36,15 +36,12 @@ def by_kind(rounds: Rounds) -> list[str]:
     return [*parts, source(rounds.folder, "evaluate.judge.Judge", "rounds.sample.sample_round")]
 
 
-def _accepted(asked: Asked) -> float:
-    return sum(sample.accepted for sample in asked.samples) / len(asked.samples)
-
-
-def _shares(pairs: Iterable[tuple[str, float]]) -> dict[str, tuple[int, float]]:
-    """Of (kind, share) how many there are of each kind, and their mean share."""
+def _shares(pairs: Iterable[tuple[str, float | None]]) -> dict[str, tuple[int, float]]:
+    """Of (kind, share) how many of each kind have a share, and its mean."""
     kinds: dict[str, list[float]] = {}
     for kind, share in pairs:
-        kinds.setdefault(kind, []).append(share)
+        if share is not None:
+            kinds.setdefault(kind, []).append(share)
     return {name: (len(those), sum(those) / len(those)) for name, those in kinds.items()}
 
 
@@ -58,9 +55,10 @@ def _kinds(caption: str, shares: dict[int, dict[str, tuple[int, float]]], word: 
     for kind in kinds:
         found = [shares[n].get(kind) for n in sorted(shares)]
         cells = ["" if one is None else f"{one[1]:.0%}{share_bar(one[1])}" for one in found]
-        change = f"{shares[last][kind][1] - shares[first].get(kind, (0, 0.0))[1]:+.0%}"
+        before = shares[first].get(kind) if first != last else None
+        change = "" if before is None else f"{shares[last][kind][1] - before[1]:+.0%}"
         size = f'<span class="gloss">{shares[last][kind][0]:,}</span>'
-        rows.append([f"{foreign(kind) or NO_KIND}{size}", *cells, change if first != last else ""])
+        rows.append([f"{foreign(kind) or NO_KIND}{size}", *cells, change])
     names = [f"{word} round {n}" if n else "base" for n in sorted(shares)]
     columns = ("kind, and how many", *names, "change")
     return table(f"{caption}; higher is better", columns, rows, range(1, len(columns)))
@@ -76,18 +74,25 @@ def one_question(rounds: Rounds) -> list[str]:
     numbers = sorted(rounds.asked)
     asked = {n: {str(one.row["prompt"]): one for one in rounds.asked[n]} for n in numbers}
     first, last = asked[numbers[0]], asked[numbers[-1]]
-    prompts = [prompt for prompt in last if all(prompt in asked[n] for n in numbers)]
-    if not prompts:
+    shares = {  # of each question that the judge could tell about
+        prompt: (before, after)
+        for prompt in last
+        if all(prompt in asked[n] for n in numbers)
+        and (before := _judged_share(first[prompt])) is not None
+        and (after := _judged_share(last[prompt])) is not None
+    }
+    if not shares:
         return []
 
     def gained(prompt: str) -> tuple[bool, float]:
         turned = last[prompt].greedy.accepted and not first[prompt].greedy.accepted
-        return turned, _accepted(last[prompt]) - _accepted(first[prompt])
+        before, after = shares[prompt]
+        return turned, after - before
 
-    most = max(prompts, key=gained)
-    worst = min(prompts, key=lambda p: (last[p].greedy.accepted, _accepted(last[p])))
+    most = max(shares, key=gained)
+    worst = min(shares, key=lambda p: (last[p].greedy.accepted, shares[p][1]))
     shown = {"Changed most": most}
-    if _accepted(last[worst]) < 1 and worst != most:
+    if shares[worst][1] < 1 and worst != most:
         shown["Accepted least in the end"] = worst
     tables = [
         _through(what, prompt, numbers, [asked[n][prompt] for n in numbers])
@@ -98,6 +103,11 @@ def one_question(rounds: Rounds) -> list[str]:
         *tables,
         source(rounds.folder, "evaluate.sampled.ask"),
     ]
+
+
+def _judged_share(asked: Asked) -> float | None:
+    """Share of the samples that is accepted; None where not the greedy answer, too, was judged."""
+    return asked.accepted if asked.greedy.judged else None
 
 
 def _through(what: str, prompt: str, numbers: Sequence[int], asked: Sequence[Asked]) -> str:
@@ -112,17 +122,30 @@ def _through(what: str, prompt: str, numbers: Sequence[int], asked: Sequence[Ask
 
 
 def _said(asked: Asked) -> str:
-    times = Counter((sample.text, sample.accepted) for sample in asked.samples)
+    times = Counter((_mark(sample), sample.text) for sample in asked.samples)
     lines = [
-        f"<li>{'✓' if accepted else '✗'} {foreign(answer)}{f' {TIMES}{n}' if n > 1 else ''}</li>"
-        for (answer, accepted), n in times.most_common(MOST_ANSWERS)
+        f"<li>{mark} {foreign(answer)}{f' {TIMES}{n}' if n > 1 else ''}</li>"
+        for (mark, answer), n in times.most_common(MOST_ANSWERS)
     ]
     if len(times) > MOST_ANSWERS:
         lines.append(f"<li>{len(times) - MOST_ANSWERS} more</li>")
-    share = f"<li>{_accepted(asked):.0%} of {len(asked.samples)} accepted</li>"
-    return f'{_greedy(asked.greedy)}<ul class="sampled">{share}{"".join(lines)}</ul>'
+    judged = sum(sample.judged for sample in asked.samples)
+    share = "" if asked.accepted is None else f"{asked.accepted:.0%} of {judged} accepted"
+    left_out = f"{len(asked.samples) - judged} not judged" if judged < len(asked.samples) else ""
+    said = f"<li>{', '.join(filter(None, (share, left_out)))}</li>"
+    return f'{_greedy(asked.greedy)}<ul class="sampled">{said}{"".join(lines)}</ul>'
+
+
+def _mark(answer: Answer) -> str:
+    return ("✓" if answer.accepted else "✗") if answer.judged else "?"
 
 
 def _greedy(answer: Answer) -> str:
-    kind, word = ("good", "✓ accepted") if answer.accepted else ("bad", "✗ rejected")
-    return f'<span class="tag {kind}">{word}</span>{foreign(answer.text)}'
+    """The answer under the judge's verdict on it."""
+    if not answer.judged:
+        tag = '<span class="tag">? not judged</span>'
+    elif answer.accepted:
+        tag = '<span class="tag good">✓ accepted</span>'
+    else:
+        tag = '<span class="tag bad">✗ rejected</span>'
+    return f"{tag}{foreign(answer.text)}"

@@ -114,6 +114,32 @@ def test_the_report_command_tells_rounds_from_a_run(rounds, capsys):
     assert (rounds / "report.html").read_bytes() == first
 
 
+def test_what_was_not_judged_counts_nowhere(rounds):
+    """Here a sample of "2 + 2", the greedy answer of "3 + 3", and all samples of "say cat"."""
+
+    def untold(answer):
+        return answer._replace(reward=None)
+
+    for number in range(3):
+        two, three, cat = asked_in(number)
+        two = two._replace(samples=[*two.samples[:3], untold(two.samples[3])])
+        three = three._replace(greedy=untold(three.greedy))
+        cat = cat._replace(samples=[untold(sample) for sample in cat.samples])
+        write_asked(RoundsFolder(rounds).answers(number), [two, three, cat])
+    html = write_rounds_report(rounds).read_text(encoding="utf-8")
+    assert rows(html, "Held-out questions") == {"sum 2": ["29%", "46%", "88%", "+58%"]}
+    text = Page(html).text
+    assert "Changed most: 2 + 2" in text and "Accepted least" not in text
+    for share in ("33%", "67%", "100%"):
+        assert f"{share} of 3 accepted, 1 not judged" in text
+    assert text.count("? answer 3") == 3 and text.count("✗ answer") == 3
+
+    three = three._replace(greedy=two.greedy, samples=[untold(sample) for sample in three.samples])
+    for number in range(3):
+        write_asked(RoundsFolder(rounds).answers(number), [three, cat])
+    assert "Changed most" not in write_rounds_report(rounds).read_text(encoding="utf-8")
+
+
 def test_it_says_what_the_rounds_did(rounds):
     page = page_of(rounds)
     before, after = figures(asked_in(0)), figures(asked_in(2))
