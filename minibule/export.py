@@ -9,7 +9,7 @@ from pathlib import Path
 from minibule.core.llama import Llama
 from minibule.files import check_new, embedded_folder, new_output
 from minibule.models.chat_files import load_chat
-from minibule.models.exports import FORMS
+from minibule.models.exports import FORMS, Export
 from minibule.models.load import load_model
 from minibule.models.named import MODEL_HELP
 from minibule.program import run
@@ -40,11 +40,10 @@ class ExportConfig:
     output: Path = setting(Path(), "file or folder to write", required=True)
 
 
-def export(model: Llama, chat: Chat, form: str, dtype: str | None, output: Path) -> None:
-    """Write `output`, which is new, in one of FORMS; dtype None takes the form's usual one."""
-    kind = FORMS[form]
+def export(model: Llama, chat: Chat, form: Export, output: Path) -> None:
+    """Write `output`, which is new, in that form."""
     with new_output(output) as place:
-        kind(dtype or kind.usual).write(model, chat, place)
+        form.write(model, chat, place)
 
 
 def main(argv: list[str]) -> None:
@@ -61,9 +60,11 @@ def main(argv: list[str]) -> None:
     add_flags(parser, ExportConfig)
     config = from_flags(ExportConfig, vars(parser.parse_args(argv)))
     check_new(config.output)
+    kind = FORMS[config.format]
+    form = kind(config.dtype or kind.usual)
     source = config.model or embedded_folder()
     model, chat = load_model(source, config.adapter), load_chat(source)
-    export(model, chat, config.format, config.dtype, config.output)
+    export(model, chat, form, config.output)
     print(config.output)
 
 

@@ -5,6 +5,7 @@ the docstrings say.
 """
 
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -52,7 +53,7 @@ def required(
 
 def share(value: float, name: str) -> float:
     """A number from 0 to 1."""
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not isinstance(value, Real) or not 0 <= value <= 1:
         raise InputError(f"{name} = {value!r}, expected 0 to 1.")
     return value
 

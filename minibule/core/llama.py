@@ -89,7 +89,10 @@ class Llama:
 
 def check_ids(ids: Sequence[int] | Array, config: LlamaConfig) -> Array:
     """`ids` as an integer array, or an InputError that says what is wrong with it."""
-    tokens = np.asarray(ids)
+    try:
+        tokens = np.asarray(ids)
+    except ValueError:  # rows of different lengths
+        raise InputError("token ids: found sequences of different lengths, expected one.") from None
     if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
         raise InputError(
             f"token ids: found shape {tokens.shape} of {tokens.dtype}, "

@@ -49,7 +49,6 @@ from minibule.methods.table import LOSSES
 from minibule.methods.tokens import TokenLoss
 from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
-from minibule.models.peft import load_adapter
 from minibule.records.records import read_records
 from minibule.runs.settings import TrainConfig
 from minibule.text.chat import Chat
@@ -128,7 +127,7 @@ def scene_of(config: TrainConfig, place: Place, module: str = "") -> Scene:
     _check("--record", place.record, len(records), f"{data} has", "records")
     record = records[place.record - 1]
     where = f"record {place.record}"
-    model, chat = load_model(source), load_chat(source)
+    model, chat = load_model(source, config.init_adapter or None), load_chat(source)
     try:
         limit = min(config.max_length, model.config.max_position_embeddings)
         examples = tokenize([record], chat, limit)
@@ -140,9 +139,7 @@ def scene_of(config: TrainConfig, place: Place, module: str = "") -> Scene:
     _check("--answer", place.answer, len(example.answers), f"{where} has", "rejected answers")
     length = len(example.answers[place.answer - 1])
     _check("--position", place.position, length, f"answer {place.answer} of {where} has", "tokens")
-    if config.init_adapter:
-        model.adapter = load_adapter(config.init_adapter, model.config)
-    else:
+    if model.adapter is None:
         lora = config.resolved_lora(model.config.num_hidden_layers)
         model.adapter = init_adapter(lora, model.config, config.seed)
     loss = explained_loss(config)

@@ -1,13 +1,12 @@
 """`python -m minibule.rounds`."""
 
-from pathlib import Path
-
 from minibule.errors import InputError
 from minibule.machine.mpi import together
 from minibule.program import run
 from minibule.rounds.loop import rounds
 from minibule.rounds.presets import DEFAULT, PRESETS
 from minibule.rounds.settings import DATA, DEFAULTS, ROUND, TRAINING, RoundsConfig, resolve
+from minibule.runs.rounds import RoundsFolder
 from minibule.settings import Parser, Source, add_flags, flags_given, read_toml
 
 
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
         raise InputError("--resume without --output: expected the folder of the rounds.")
     if arguments["preset"]:
         raise InputError("--resume: --preset cannot change in the middle. Leave it out.")
-    file = Path(arguments["output"]) / "rounds.toml"
+    file = RoundsFolder(arguments["output"]).settings
     rounds(resolve([Source(str(file), read_toml(file), False), flags]), resume=True)
 
 

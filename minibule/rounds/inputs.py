@@ -8,6 +8,7 @@ from minibule.errors import InputError
 from minibule.evaluate.judge import Row
 from minibule.files import read_json, whole_file, write_json
 from minibule.machine.ranks import world
+from minibule.machine.threads import threads
 from minibule.program import all_or_nothing
 from minibule.rounds.settings import RoundsConfig, resolve
 from minibule.runs.checkpoint import digest_of_model
@@ -30,6 +31,7 @@ def check_alike(config: RoundsConfig, given: Mapping[str, str]) -> None:
     settings = {name: getattr(config, name) for name in settings_of(RoundsConfig)}
     for name in ("model", "data", "heldout", "output"):  # may lie elsewhere on another machine
         del settings[name]
+    settings["threads"] = threads()  # what is measured is dealt out by them, too
     world().check_alike({**given, **settings})
 
 

@@ -19,9 +19,9 @@ round-001/, round-002/, ...: run folders, with samples.jsonl and answers.jsonl i
 import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ from minibule.evaluate.heldout import mean_entropy_and_kl
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Asked, Figures, ask, check_questions, figures
-from minibule.files import whole_file
+from minibule.files import real_path, whole_file
 from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
@@ -52,7 +52,7 @@ from minibule.rounds.settings import HELD, RoundsConfig
 from minibule.runs.lock import locked
 from minibule.runs.output import free_path
 from minibule.runs.rounds import RoundsFolder, read_log, write_asked
-from minibule.runs.settings import FIELDS
+from minibule.runs.settings import EMBEDDED, FIELDS
 from minibule.text.chat import Chat
 from minibule.train.loop import train
 from minibule.train.resume import resume_hint
@@ -60,7 +60,8 @@ from minibule.train.resume import resume_hint
 Rewards = list[float | None]
 
 HELD_SAMPLES = 8  # of each held-out question, at temperature 1, however many a round draws
-SPREAD_SAMPLES = 2  # of these: exact sums over the vocabulary, of which a few hundred tokens tell
+SPREAD_SAMPLES = 2  # on which entropy and KL are measured: each token gives an exact sum over the
+# vocabulary, so that a few hundred tokens suffice
 
 
 def rounds(config: RoundsConfig, resume: bool = False) -> Path:
@@ -78,37 +79,39 @@ def rounds(config: RoundsConfig, resume: bool = False) -> Path:
     rows, held_rows = read_rows(data, judge), read_rows(heldout, judge)
     base = _model(config, source)
     settle_threads(config.threads, base.config)
-    given = digests(base, rows, held_rows)
-    check_alike(config, given)
+    inputs = digests(base, rows, held_rows)
+    check_alike(config, inputs)
     chat = load_chat(source)
     check_questions(base, chat, [*rows, *held_rows], config.max_new_tokens)
     folder = RoundsFolder(world().first(_output, config, resume))
-    asked = _Given(source, chat, rows, held_rows, judge._replace(rewards=clock), clock)
-    held = locked(folder.path) if world().leads else contextlib.nullcontext()
-    with held, resume_hint(folder.path, "rounds", "where it was", NothingToLearnError):
-        world().first(begin, config, folder, given)
-        log = world().first(_Log, folder.log)
+    shared = _Shared(source, chat, rows, held_rows, judge._replace(rewards=clock), clock)
+    lock = locked(folder.path) if world().leads else contextlib.nullcontext()
+    with lock, resume_hint(folder.path, "rounds", "where it was", NothingToLearnError):
+        world().first(begin, config, folder, inputs)
+        log = world().first(_checked_log, folder.log)
         _print_head(config, rows, held_rows)
-        if 0 not in log.lines:
+        if 0 not in log:
             seconds: dict[str, float] = {}
-            with _spent(seconds, "evaluation", asked.clock):
-                measured = _held(base, asked, config, folder.answers(0))
-            log.add({"round": 0} | measured | seconds)
+            with _spent(seconds, "evaluation", shared.clock):
+                measured = _held_out(base, shared, config, folder.answers(0))
+            log[0] = {"round": 0} | measured | seconds
+            _write_log(folder.log, log)
         del base
-        print(_line(log.lines[0]))
+        print(_line(log[0]))
         start: Path | None = None
         for number in range(1, config.rounds + 1):
-            if number not in log.lines:
+            if number not in log:
                 try:
-                    log.add(_round(config, number, folder, start, asked))
+                    log[number] = _round(config, number, folder, start, shared)
                 except NothingToLearnError as error:
                     if start is None:
                         raise
                     print(f"\n{error}")
                     break
-            print(_line(log.lines[number]))
+                _write_log(folder.log, log)
+            print(_line(log[number]))
             start = folder.run(number).adapter
-        _print_end(config, log.lines, start)
+        _print_end(config, log, start)
         print(f"report     {world().first(write_rounds_report, folder.path)}")
     return folder.path
 
@@ -140,7 +143,7 @@ class _Timed:
             self.seconds += time.perf_counter() - started
 
 
-class _Given(NamedTuple):
+class _Shared(NamedTuple):
     """What all rounds share: the base model, its questions, and the judge with its clock."""
 
     source: Path
@@ -152,27 +155,27 @@ class _Given(NamedTuple):
 
 
 def _round(
-    config: RoundsConfig, number: int, folder: RoundsFolder, start: Path | None, asked: _Given
+    config: RoundsConfig, number: int, folder: RoundsFolder, start: Path | None, shared: _Shared
 ) -> dict[str, Any]:
     """Round 1, 2, ...: its line of metrics."""
     run = folder.run(number)
     world().first(functools.partial(run.path.mkdir, exist_ok=True))
     seconds: dict[str, float] = {}
-    with _spent(seconds, "sampling", asked.clock):
-        model = _model(config, asked.source, start)
+    with _spent(seconds, "sampling", shared.clock):
+        model = _model(config, shared.source, start)
         path = folder.samples(number)
-        sample_round(model, asked.chat, asked.rows, asked.judge, config, number, path)
+        sample_round(model, shared.chat, shared.rows, shared.judge, config, number, path)
         del model
-    examples, sampled = world().first(_learned, config, number, folder, asked)
-    with _spent(seconds, "training", asked.clock):
+    examples, sampled = world().first(_learned, config, number, folder, shared)
+    with _spent(seconds, "training", shared.clock):
         if not world().first(run.report.exists):  # the last that a run writes
             settings = config.round_config(number, run.path, start)
             resume = world().first(run.settings.exists)
-            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            with contextlib.redirect_stdout(io.StringIO()):
                 train(settings, resume, examples=examples)
-    with _spent(seconds, "evaluation", asked.clock):
-        trained = _model(config, asked.source, run.adapter)
-        measured = _held(trained, asked, config, folder.answers(number))
+    with _spent(seconds, "evaluation", shared.clock):
+        trained = _model(config, shared.source, run.adapter)
+        measured = _held_out(trained, shared, config, folder.answers(number))
     return {"round": number} | sampled | measured | seconds
 
 
@@ -187,7 +190,7 @@ def _spent(seconds: dict[str, float], what: str, clock: _Timed) -> Iterator[None
 
 
 def _learned(
-    config: RoundsConfig, number: int, folder: RoundsFolder, asked: _Given
+    config: RoundsConfig, number: int, folder: RoundsFolder, shared: _Shared
 ) -> tuple[list[Example], dict[str, float]]:
     """What a round is to learn, and the figures of its samples.
 
@@ -195,7 +198,7 @@ def _learned(
     """
 
     def samples_of(i: int) -> Drawn:
-        return read_samples(folder.samples(i), asked.rows)
+        return read_samples(folder.samples(i), shared.rows)
 
     drawn = samples_of(number)
     loss = config.round_config(number, folder.path, None).resolved_loss()
@@ -208,8 +211,8 @@ def _learned(
     usual = samples_of(1) if selection.needs_usual else None  # round 1 begins with the base
     rng = np.random.default_rng([config.seed, 4, number])
     progress = (number - 1) / max(1, config.rounds - 1)
-    kept = selection(groups_of(drawn, asked.judge, selection, usual), rng, progress)
-    examples = examples_of(kept, drawn, asked.chat, loss)
+    kept = selection(groups_of(drawn, shared.judge, selection, usual), rng, progress)
+    examples = examples_of(kept, drawn, shared.chat, loss)
     if not examples:
         raise NothingToLearnError(
             f"round {number}: --selection {config.selection} keeps nothing of its samples that "
@@ -244,16 +247,16 @@ def _check_drawn(config: RoundsConfig, number: int, drawn: Drawn, loss: Loss) ->
             )
 
 
-def _held(model: Llama, asked: _Given, config: RoundsConfig, place: Path) -> dict[str, Any]:
+def _held_out(model: Llama, shared: _Shared, config: RoundsConfig, place: Path) -> dict[str, Any]:
     """What the held-out questions give, whatever the rounds' own samples are drawn like.
 
     The answers themselves are written to `place`.
     """
     answered = ask(
         model,
-        asked.chat,
-        asked.held_rows,
-        asked.judge,
+        shared.chat,
+        shared.held_rows,
+        shared.judge,
         samples=HELD_SAMPLES,
         temperature=1.0,
         max_new_tokens=config.max_new_tokens,
@@ -263,7 +266,7 @@ def _held(model: Llama, asked: _Given, config: RoundsConfig, place: Path) -> dic
     found: Figures = figures(answered)
     pass_at = {f"pass@{k}": value for k, value in found.pass_at.items()}
     rest = {name: value for name, value in found._asdict().items() if name != "pass_at"}
-    measured = rest | pass_at | _spread(model, asked.chat, answered)
+    measured = rest | pass_at | _spread(model, shared.chat, answered)
     return {f"eval_{name}": value for name, value in measured.items()}
 
 
@@ -279,34 +282,31 @@ def _spread(model: Llama, chat: Chat, asked: Sequence[Asked]) -> dict[str, float
     return mean_entropy_and_kl(model, examples, FIELDS["pass_tokens"].default)
 
 
-class _Log:
-    """rounds.jsonl: one object a round, round 0 being the base."""
+def _checked_log(path: Path) -> dict[int, dict[str, Any]]:
+    """The lines of rounds.jsonl by round, 0 being the base; InputError where one lacks a figure."""
+    log = read_log(path)
+    for number, line in log.items():
+        try:
+            _line(line)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            raise InputError(
+                f"{path}: found a line of round {number} that lacks what rounds write. Remove "
+                "the line: what it tells of is then done again."
+            ) from None
+    return log
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines = read_log(path)
-        for number, line in self.lines.items():
-            try:
-                _line(line)
-            except (ArithmeticError, LookupError, TypeError, ValueError):
-                raise InputError(
-                    f"{path}: found a line of round {number} that lacks what rounds write. Remove "
-                    "the line: what it tells of is then done again."
-                ) from None
 
-    def add(self, line: dict[str, Any]) -> None:
-        self.lines[line["round"]] = line
-        if not world().leads:
-            return
-        with whole_file(self.path) as part:
-            text = "".join(json.dumps(self.lines[n]) + "\n" for n in sorted(self.lines))
+def _write_log(path: Path, log: dict[int, dict[str, Any]]) -> None:
+    if world().leads:
+        with whole_file(path) as part:
+            text = "".join(json.dumps(log[number]) + "\n" for number in sorted(log))
             part.write_text(text, encoding="utf-8")
 
 
 def _output(config: RoundsConfig, resume: bool) -> Path:
     """The folder to write. InputError where another's is, or where there is none to go on with."""
     if resume:
-        if not config.output or not (Path(config.output) / "rounds.toml").exists():
+        if not config.output or not RoundsFolder(config.output).settings.exists():
             raise InputError(
                 f"--resume: found no rounds in {config.output!r}, expected --output DIR"
             )
@@ -318,7 +318,8 @@ def _output(config: RoundsConfig, resume: bool) -> Path:
                 f"--output {place}: is there already; expected a new folder, or --resume."
             )
         return place
-    return free_path(Path("runs") / f"{Path(config.model).name or 'tiny'}-rounds")
+    name = real_path(config.model).name if config.model else EMBEDDED
+    return free_path(Path("runs") / f"{name}-rounds")
 
 
 # -- what is printed -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from minibule.errors import InputError, listed
 from minibule.machine.matrix import Array
 from minibule.progress import passing_bar
 from minibule.records.records import Record
+from minibule.records.values import turns_of
 from minibule.text.chat import Chat
 
 Order = Literal["file", "shuffle", "density"]  # of the records in training
@@ -136,7 +137,7 @@ def split_by_prompt(
 
     At least one prompt is left to train on.
     """
-    prompts = [json.dumps(record.prompt) for record in records]
+    prompts = [json.dumps(turns_of(record.prompt)) for record in records]
     distinct = list(dict.fromkeys(prompts))
     held = min(round(fraction * len(distinct)), len(distinct) - 1)
     chosen = np.random.default_rng([seed, 2]).permutation(len(distinct))[:held]

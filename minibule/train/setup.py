@@ -177,18 +177,20 @@ def _read_examples(
         )
 
     train_examples = examples(train_records, loss.uses, loss.end_token)
-    if not train_examples:
+    worth_nothing = loss.graded and not any(example.rewards for example in train_examples)
+    if not train_examples or worth_nothing:  # a reward of 0 for every answer teaches nothing
         raise InputError(_nothing_left(config, data, loss, train_records))
     return train_examples, examples(held_records) if held_records else []
 
 
 def _nothing_left(config: TrainConfig, data: Path, loss: Loss, records: Sequence[Record]) -> str:
     """Why there is no record to train on, and what to do."""
-    one_sort = loss.uses == "accepted"
-    if loss.uses in NEEDED and not any(r.accepted and (r.rejected or one_sort) for r in records):
-        others = (name for name, other in LOSSES.items() if other.uses not in NEEDED)
+    needed = NEEDED.get(loss.uses, NEEDED["accepted"] if loss.graded else None)
+    one_sort = loss.uses != "both"
+    if needed and not any(r.accepted and (r.rejected or one_sort) for r in records):
+        others = (n for n, loss in LOSSES.items() if loss.uses not in NEEDED and not loss.graded)
         return (
-            f"{data}: of {len(records):,} records to train on found none with {NEEDED[loss.uses]}, "
+            f"{data}: of {len(records):,} records to train on found none with {needed}, "
             f"which is what --objective {config.objective} learns from. Rejected answers alone are "
             f"enough for {', '.join(others)}."
         )

@@ -118,6 +118,8 @@ def test_loss_keeps_float32_logits_in_float32(rng):
     logits, counts = rng.normal(size=(6, 11)).astype(np.float32), random_counts(rng)
     assert complement_loss(logits, counts)[1].dtype == np.float32
     assert complement_loss([[1, 2, 3]], [[0, 2, 1]])[1].dtype == np.float64
+    both = (complement_loss(logits, counts, alpha)[0] for alpha in (0.5, np.float32(0.5)))
+    assert next(both) == next(both)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,7 @@ def test_loss_keeps_float32_logits_in_float32(rng):
     [
         (lambda: complement_loss(np.zeros((2, 3)), np.zeros((3, 3))), r"\(2, 3\)"),
         (lambda: complement_loss(np.zeros((2, 3)), np.zeros((2, 3)), 1.5), "alpha = 1.5"),
+        (lambda: complement_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.float32(2)), "alpha = "),
         (lambda: complement_loss(np.zeros((2, 3)), -np.ones((2, 3))), "expected 0 to 1e15"),
         (lambda: complement_loss([[0.0, np.nan]], [[1, 0]]), "logits: found NaN"),
         (lambda: complement_loss([[0.0, -np.inf]], [[1, 0]]), "logits: found NaN or infinite"),

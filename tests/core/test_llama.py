@@ -200,6 +200,7 @@ def test_a_long_sequence_is_a_chain_of_segments():
     [
         ([], "at least one"),
         ([[1, 2]], "one sequence"),
+        ([[1, 2], [3]], "different lengths, expected one"),
         ([1.5], "whole number"),
         ([37], "0 to 36"),
         ([-1], "0 to 36"),

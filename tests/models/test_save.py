@@ -11,6 +11,7 @@ from minibule.core.llama import Llama
 from minibule.core.lora import init_adapter
 from minibule.core.shapes import LoraConfig
 from minibule.errors import InputError
+from minibule.explain.__main__ import main as explain
 from minibule.files import embedded_folder
 from minibule.machine.half import Narrow
 from minibule.models.chat_files import load_chat
@@ -67,6 +68,8 @@ def test_an_adapter_does_not_count_twice(form, tmp_path, monkeypatch):
     assert load_model(merged, places[2]).adapter
     with pytest.raises(InputError, match=r"is merged into .* already, and would"):
         load_model(merged, places[1])
+    with pytest.raises(InputError, match=r"is merged into .* already, and would"):
+        explain([f"--model={merged}", f"--data={tiny / 'records.jsonl'}", f"--adapter={places[1]}"])
 
 
 def test_a_merged_folder_acts_like_model_and_adapter(folder, tmp_path):

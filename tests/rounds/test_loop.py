@@ -13,9 +13,11 @@ from safetensors.numpy import load_file
 from minibule.errors import InputError
 from minibule.evaluate import sampled
 from minibule.evaluate.sampled import figures
+from minibule.machine.ranks import world
 from minibule.records.records import read_file
 from minibule.rounds import loop
 from minibule.rounds.__main__ import main
+from minibule.rounds.inputs import check_alike
 from minibule.rounds.presets import PRESETS
 from minibule.rounds.settings import RoundsConfig, resolve
 from minibule.runs.rounds import read_asked
@@ -55,6 +57,15 @@ def one_round(tmp_path_factory):
 def begun(one_round, tmp_path):
     """The folder of rounds, of which one is done."""
     return shutil.copytree(one_round, tmp_path / "c")
+
+
+def test_ranks_must_have_as_many_threads(two_threads, monkeypatch):
+    """Also where each takes those of its machine: what is measured is dealt out by them."""
+    compared = {}
+    monkeypatch.setattr(type(world()), "check_alike", lambda ranks, found: compared.update(found))
+    check_alike(RoundsConfig(), {"the model": "abc"})
+    assert compared["threads"] == 2 and compared["the model"] == "abc"
+    assert compared["samples"] == RoundsConfig().samples and "output" not in compared
 
 
 def files(folder):

@@ -98,6 +98,15 @@ def test_split_by_prompt():
     assert split_by_prompt(records[:1], 0.9, seed=0) == (records[:1], [])
 
 
+def test_a_prompt_in_either_of_its_forms_is_on_one_side():
+    """Text, or the one message that it stands for."""
+    texts = [Record(f"say {i}", ("no",), (1,), 1) for i in range(8)]
+    messages = [Record([{"role": "user", "content": r.prompt}], ("no",), (1,), 1) for r in texts]
+    train, held = split_by_prompt([*texts, *messages], 0.25, seed=0)
+    assert len(train) == 12 and len(held) == 4
+    assert held[2:] == [messages[texts.index(record)] for record in held[:2]]
+
+
 def example(counts, lengths):
     answers = tuple(np.zeros(n, int) for n in lengths)
     return Example(np.zeros(2, int), answers, counts, sum(counts))

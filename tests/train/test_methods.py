@@ -117,14 +117,17 @@ def test_a_beta_reaches_the_loss(name):
 # -- accepted answers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", ["sft", "reinforce", "dpo", "grpo"])
 def test_records_without_accepted_answers_are_refused_in_words(name):
-    needed = "an accepted answer" if name == "sft" else "an accepted and a rejected answer"
+    """Of reinforce, too, whose rewards would all be 0."""
+    alone = name in ("sft", "reinforce")
+    needed = "an accepted answer" if alone else "an accepted and a rejected answer"
     with pytest.raises(InputError, match=f"records to train on found none with {needed}") as error:
         main([*QUICK, "--data=rejected.jsonl", f"--objective={name}", "--output=run"])
     message = str(error.value)
     assert message.startswith("rejected.jsonl: of 18 ") and f"--objective {name}" in message
     assert "nsr" in message and "kto" in message and "slic" not in message
+    assert "w-reinforce" in message and ", reinforce" not in message
     assert not Path("run").exists()
 
 

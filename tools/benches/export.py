@@ -12,6 +12,7 @@ from benches.work import untrained
 from minibule.export import export
 from minibule.machine.threads import memory_gb, peak_memory_gb
 from minibule.models.chat_files import load_chat
+from minibule.models.exports import FORMS
 from minibule.models.load import load_model
 
 
@@ -23,7 +24,7 @@ def export_one(args: argparse.Namespace) -> Result:
     with TemporaryDirectory() as folder:
         output = Path(folder) / "out"
         started = time.perf_counter()
-        export(model, chat, form, dtype, output)
+        export(model, chat, FORMS[form](dtype), output)
         seconds = time.perf_counter() - started
         files = [output] if output.is_file() else list(output.iterdir())
         written = sum(file.stat().st_size for file in files) / 1e9

@@ -21,6 +21,7 @@ from minibule.generate.sampling import Sampling
 from minibule.machine.matmul import TERMS
 from minibule.machine.threads import peak_memory_gb
 from minibule.models.chat_files import load_chat
+from minibule.models.exports import GgufExport
 from minibule.models.load import load_model
 
 
@@ -142,7 +143,7 @@ def bench_generate(args: argparse.Namespace, argv: list[str]) -> None:
     with TemporaryDirectory() as folder:
         gguf = Path(folder) / "f32.gguf"
         if any(name.startswith("llama.cpp") for name in args.engines):
-            export(load_model(args.model), load_chat(args.model), "gguf", "f32", gguf)
+            export(load_model(args.model), load_chat(args.model), GgufExport("f32"), gguf)
         results = in_turn(args.engines, [*argv, "--gguf", str(gguf)], args.rounds)
     many = f"{args.batch} at once"
     sampled = (f"{args.sampled} at once", f"{args.sampled} sampled", "sampled / greedy")
