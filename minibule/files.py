@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from minibule.errors import InputError, Terminated, shortened
 
-# What `whole_file` and `whole_folder` call what is not whole yet: .NAME.a1b2c3d4.partial, with as
-# much of the name as a name may have on any disk.
+# What `whole_file` and `whole_folder` call what is not whole yet: .NAME.a1b2c3d4.partial, with the
+# first `_NAME` characters of the name, so that the whole stays within the 255 bytes of most disks.
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{1,9}\.partial")
 _NAME = 50
 

@@ -1,7 +1,9 @@
 """Repeat a finished run in torch and PEFT, and set its losses beside those of minibule.
 
-    python -m minibule.train --model DIR --data FILE --steps 3 --output RUN
+    python -m minibule.train --model DIR --data FILE --objective reference --steps 3 --output RUN
     python tools/compare_torch.py RUN
+
+Of the objectives with a target: literal, reference and rate.
 
 The settings come from RUN/config.toml; start adapter, records and order follow from them. Needs the
 extra `oracle`.
@@ -18,6 +20,9 @@ from peft import PeftModel
 from torch_reference import step_gradients
 from transformers import LlamaForCausalLM
 
+from minibule.core.fused import TargetLoss
+from minibule.core.objective import OBJECTIVES
+from minibule.errors import InputError
 from minibule.machine.threads import peak_memory_gb
 from minibule.models.peft import save_adapter
 from minibule.program import run
@@ -39,7 +44,9 @@ def main(argv: list[str]) -> None:
     setup.model.weights.clear()  # torch has its own copy
     params = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(params, weight_decay=config.weight_decay)
-    objective = config.resolved_objective()
+    if not isinstance(setup.loss, TargetLoss):
+        known = ", ".join(OBJECTIVES)
+        raise InputError(f"{folder}: a run of {config.objective}, expected one of {known}.")
     print(f"{'step':>4} {'minibule':>14} {'torch':>14} {'relative':>10} {'torch s':>8}")
     worst = 0.0
     for line in lines:
@@ -47,7 +54,7 @@ def main(argv: list[str]) -> None:
         step = line["step"]
         examples = setup.examples_of(step)
         optimiser.zero_grad()
-        loss = step_gradients(model, examples, objective)
+        loss = step_gradients(model, examples, setup.loss.objective)
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
         for group in optimiser.param_groups:

@@ -1,7 +1,7 @@
 """Experiments, one command each; each prints a table of EXPERIMENTS.md.
 
     python tools/experiments.py methods         losses of rejected answers, the default among them
-    python tools/experiments.py objectives      complement objectives, and the prior varied alone
+    python tools/experiments.py objectives      those with a target, and the prior varied alone
     python tools/experiments.py alpha           the contrast alone (0) to the target alone (1)
     python tools/experiments.py knobs           prior, counts and contrast, each against each
     python tools/experiments.py data            fewer records, fewer answers, fewer steps

@@ -1,7 +1,9 @@
 """The complement distribution and its loss, dense: every token of the vocabulary in the open.
 
-Training does not run this file. It runs `fused.py`, which gives the same numbers from a few entries
-a row and is tested against this one. Read this first: it is the formula, line by line.
+This is the loss of the objectives `literal`, `reference` and `rate`, which have a target for each
+row; the default, `complement`, counts whole answers (`methods/rejected.py`). Training does not run
+this file. It runs `fused.py`, which gives the same numbers from a few entries a row and is tested
+against this one. Read this first: it is the formula, line by line.
 
 A row is a context after which some rejected answer goes on. v(i) counts how often token i was
 rejected there and T = sum_i v(i). What was not rejected is what we want:

@@ -1,4 +1,4 @@
-"""The complement loss from a few entries a row: `complement.py` at speed.
+"""The loss with a target distribution, from a few entries a row: `complement.py` at speed.
 
 Every target of the three objectives is a dense prior q, corrected at the few rejected tokens:
 
@@ -27,7 +27,7 @@ from minibule.machine.matrix import Array
 
 
 @dataclass(frozen=True)
-class ComplementLoss(RowLoss):
+class TargetLoss(RowLoss):
     """alpha KL(P || p) + (1 - alpha) contrast, as the objective says."""
 
     objective: Objective

@@ -6,7 +6,7 @@ import numpy as np
 
 from minibule.core.counts import Example, row_count
 from minibule.core.forest import Batch, pack
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.head import add_metrics, entropy_and_kl, head_metrics, summed
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.loss import Loss, RowLoss, SeparableLoss
@@ -16,7 +16,7 @@ from minibule.machine.ranks import world
 from minibule.machine.threads import side_by_side, threads
 from minibule.progress import passing_bar
 
-# Measures of a complement objective's two parts, and of the p* that minimises them.
+# Measures of a `TargetLoss`: of its two parts, and of the p* that minimises them.
 OF_THE_OBJECTIVE = ("kl", "contrast", "optimal_rejected_mass", "optimality_gap")
 
 
@@ -27,14 +27,14 @@ def evaluate(
     """Means over the rows of held-out examples; what they are, `fused.row_metrics` says.
 
     "loss" is the loss that is trained, with its "anchor" where it has one: left out if it is not of
-    rejected answers alone. Only a complement objective has what is OF_THE_OBJECTIVE; None: of no
+    rejected answers alone. Only a `TargetLoss` has what is OF_THE_OBJECTIVE. None: of no
     loss at all.
     """
     objective, own = OBJECTIVES["reference"], loss
     rejected = loss is not None and loss.uses == "rejected"  # of held-out records only these count
     separable = loss if rejected and isinstance(loss, SeparableLoss) else None
     meaningless: tuple[str, ...] = OF_THE_OBJECTIVE
-    if isinstance(loss, ComplementLoss):
+    if isinstance(loss, TargetLoss):
         objective, meaningless = loss.objective, ()
         own = loss if loss.kl else None  # without an anchor all of it is measured as it is
     elif not (separable or isinstance(loss, RowLoss)):

@@ -8,7 +8,7 @@ import numpy as np
 from minibule.core.complement import contrast_weights, log_softmax, optimum, target_distribution
 from minibule.core.counts import Example
 from minibule.core.forest import pack
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.llama import Llama, forward_batch
 from minibule.core.loss import Loss
 from minibule.machine.matrix import Array
@@ -25,8 +25,8 @@ class Token(NamedTuple):
     rejected      v, how often it was rejected there
     base, model   its probability under the base, and under the model
     target        in P; None for a loss without a target distribution
-    optimum       in p*, the distribution that minimises a complement objective's two parts; None
-                  for another loss, and where alpha = 0 and there is none
+    optimum       in p*, the distribution that minimises a `TargetLoss`; None for another loss, and
+                  where alpha = 0 and there is none
     """
 
     id: int
@@ -104,8 +104,8 @@ def telling_position(
 
 
 def _optimum(loss: Loss, P: Array | None, v: Array, z_ref: Array) -> Array | None:
-    """p* (1, V), where the loss is a complement objective that has one."""
-    if P is None or not isinstance(loss, ComplementLoss) or loss.objective.alpha == 0:
+    """p* (1, V), where the loss is a `TargetLoss` that has one."""
+    if P is None or not isinstance(loss, TargetLoss) or loss.objective.alpha == 0:
         return None
     _, _, contrast, alpha = loss.objective
     beside = np.exp(log_softmax(z_ref)) if contrast == "ratio" else None

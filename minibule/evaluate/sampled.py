@@ -22,9 +22,9 @@ from minibule.text.chat import Chat
 # keys and values may take.
 SEQUENCES, CACHE_BYTES = 256, 2**30
 
-# Answers of a rank's that are asked for in one go: places that become free in it are filled, but
-# where one ends all of them are waited for.
-GO = 2 * SEQUENCES
+# Answers that a rank asks for in one go: places that become free in it are filled, but the next go
+# begins only when every answer of this one is done.
+ANSWERS_IN_ONE_GO = 2 * SEQUENCES
 
 ACCEPTED_FROM = 0.5  # the least reward of an accepted answer
 
@@ -108,15 +108,16 @@ def ask(
 ) -> list[Asked]:
     """Put every question to the model, once greedily and `samples` times at the temperature.
 
-    What is drawn for a sample depends on the seed, the prompt and its number among the samples
-    alone. InputError where a prompt and max_new_tokens exceed the model's context, or where the
-    judge can tell about no answer.
+    The random numbers of a sample depend on the seed, the prompt and its number among the samples
+    alone; its tokens, in rare cases, on the other questions, too (`in_one_go`). InputError where a
+    prompt and max_new_tokens exceed the model's context, or where the judge can tell about no
+    answer.
     """
     check_questions(model, chat, rows, max_new_tokens)
     likeliest = Wanted(chat.stop, max_new_tokens, Sampling())
     drawn = Wanted(chat.stop, max_new_tokens, Sampling(temperature, seed=seed), samples)
-    greedy = [several[0] for several in answers(model, chat, rows, judge, likeliest)]
-    sampled = list(answers(model, chat, rows, judge, drawn))
+    greedy = [several[0] for several in judged_answers(model, chat, rows, judge, likeliest)]
+    sampled = list(judged_answers(model, chat, rows, judge, drawn))
     for some, what in ((greedy, "greedy answers"), (itertools.chain(*sampled), "samples")):
         if not any(answer.judged for answer in some):
             raise InputError(
@@ -136,7 +137,7 @@ def check_questions(model: Llama, chat: Chat, rows: Sequence[Row], max_new_token
             raise InputError(f"question {shortened(row['prompt'], 80)!r}: {error}") from None
 
 
-def answers(
+def judged_answers(
     model: Llama, chat: Chat, rows: Sequence[Row], judge: Judge, wanted: Wanted
 ) -> Iterator[list[Answer]]:
     """The answers to each question, in order; some questions are answered at once."""
@@ -191,7 +192,7 @@ def in_one_go(samples: int) -> int:
     What is computed for a sequence differs in its last digits with those beside it, and so, now and
     then, does the token that is drawn: an answer is the same again only among the same questions.
     """
-    return max(1, GO // samples) * world().size
+    return max(1, ANSWERS_IN_ONE_GO // samples) * world().size
 
 
 def _at_once(model: Llama, prompts: Sequence[Array], wanted: Wanted) -> int:
@@ -212,7 +213,9 @@ def _judged(
     return [
         [
             Answer(text, list(ids), len(ids) < max_new_tokens, reward)
-            for ids, (text, reward) in zip(several, said, strict=False)  # and the rest stays
+            for ids, (text, reward) in zip(
+                several, itertools.islice(said, len(several)), strict=True
+            )
         ]
         for several in samples
     ]

@@ -23,7 +23,7 @@ def explain_lora(
     """How the gradient comes to the uppermost LoRA pair, and what it is there."""
     yield from heading(6, "On into LoRA")
     yield from prose(
-        "The head W takes the gradient to the model's last hidden state: dh = dz W. From there it "
+        "The head takes the gradient to the model's last hidden state: dh = dz head. From there it "
         "runs down through the layers to the output y of every adapted projection, as dy. The "
         "uppermost is"
     )
@@ -85,7 +85,8 @@ def _sizes(name: str, x: Array) -> list[str]:
 
 
 def one_step(adapter: Adapter, grads: Mapping[str, Array], config: TrainConfig) -> float:
-    """The first step of a training, in place; the change of the loss that `grads` predict for it.
+    """One step of AdamW from rest, at the whole rate, in place; by how much `grads` say that the
+    loss changes.
 
     That is sum_i dL/dtheta_i (theta_i after - theta_i before), the loss being straight. The step
     itself is made of clipped gradients, which are no longer those of the loss: a copy is clipped.

@@ -12,8 +12,10 @@ from minibule.explain.text import decimals_for, prose, table
 from minibule.machine.matrix import Array, Matrix
 
 STEP = 1e-5  # h of the central differences in float64: near the cube root of its precision
-AGREE = 1e-6  # of the largest entry: the error of central differences themselves is h^2 times
-#               the third derivative, some 1e-10, and that of rounding, which `verdict` adds
+
+# Of the largest entry. The error of central differences themselves is h^2 times the third
+# derivative, some 1e-10, and that of rounding, which `verdict` adds.
+AGREE = 1e-6
 
 
 def central_difference(f: Callable[[], float], x: Array, index: int | tuple[int, ...]) -> float:

@@ -1,4 +1,4 @@
-"""A row of a complement objective worked through as text: its target, its loss, its gradient."""
+"""A row of a loss with a target worked through as text: its target, its loss, its gradient."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core.complement import LossParts, log_softmax, loss_parts, target_factors
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.objective import Objective, Prior
 from minibule.explain.row import (
     Anchor,
@@ -61,7 +61,7 @@ class Worked(NamedTuple):
         return decimals_for(np.append(self.parts.kl, self.parts.contrast), self.row.digits)
 
 
-def explain_complement(row: Row, loss: ComplementLoss, shown_in: str = "") -> Iterator[str]:
+def explain_complement(row: Row, loss: TargetLoss, shown_in: str = "") -> Iterator[str]:
     """Three sections of text, line by line; shown_in as in `checked_gradient`."""
     prior, _, contrast, _ = loss.objective
     attempts = row.counts.attempts
@@ -109,9 +109,9 @@ def explain_target(row: Row, prior: Prior, shown: list[int]) -> Iterator[str]:
 
 def _rate(attempts: Array) -> Iterator[str]:
     n = f"{attempts[0]:,.4g}"
-    yield f"     g(i) = max(.05, (n(i) - v(i) + 1) / (n(i) + 1))     n(i) = {n} p_ref(i)"
+    yield f"     g(i) = max(.05, (m(i) - v(i) + 1) / (m(i) + 1))     m(i) = {n} p_ref(i)"
     yield from prose(
-        f"About {n} of the sampled answers reached this point, so n(i) of them are expected to "
+        f"About {n} of the sampled answers reached this point, so m(i) of them are expected to "
         "have continued with token i; g(i) estimates the share of those not rejected."
     )
 

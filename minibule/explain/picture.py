@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minibule.core.complement import log_softmax, loss_parts
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.llama import backward
 from minibule.core.lora import lora_name
 from minibule.explain.adapter import one_step
@@ -158,7 +158,7 @@ def _rejected(it: Numbers) -> dict[str, Box]:
         1, 1, "rejected", "The base p_ref", ("asked for the same, without A and B",), p_ref,
         "core/llama.py", columns=2,
     )  # fmt: skip
-    if isinstance(it.row.loss, ComplementLoss):
+    if isinstance(it.row.loss, TargetLoss):
         prior, _, contrast, _ = it.row.loss.objective
         z, z_ref, attempts = it.row.z[None], it.row.z_ref[None], it.row.counts.attempts
         parts = loss_parts(z, v[None], prior, contrast, z_ref, attempts)
@@ -219,7 +219,7 @@ def _formulas(row: Row) -> tuple[str, ...]:
     """The loss of a row as it is written, in lines."""
     loss = row.loss
     held = (f"+ {loss.kl:g} KL(p || p_ref)",) if loss.kl else ()
-    if isinstance(loss, ComplementLoss):
+    if isinstance(loss, TargetLoss):
         alpha = loss.objective.alpha
         return f"{alpha:g} KL(P || p)", f"+ {1 - alpha:g} contrast", *held
     if isinstance(loss, Pushed):

@@ -14,7 +14,7 @@ import numpy as np
 
 from minibule.core.complement import log_softmax
 from minibule.core.counts import Example
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.head import entry_log_probs
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, init_adapter, lora_name
@@ -283,7 +283,7 @@ def _counts(
 
 def _explain_row(row: Row, subject: Subject, shown_in: str = "") -> Iterator[str]:
     loss = row.loss
-    if isinstance(loss, ComplementLoss):
+    if isinstance(loss, TargetLoss):
         yield from explain_complement(row, loss, shown_in)
     elif isinstance(loss, TokenLoss):
         yield from explain_tokens(row, loss, shown_in)

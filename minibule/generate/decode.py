@@ -36,6 +36,7 @@ class Wanted(NamedTuple):
 
     stop             tokens that end a sequence; they are not part of the answer
     max_new_tokens   at most so many tokens of each answer
+    sampling         how a token is chosen
     samples          how many answers
     first            the number of the first of them: which draws an answer gets depends on the
                      seed, the prompt and its number

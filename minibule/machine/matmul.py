@@ -10,9 +10,14 @@ bfloat16 has 8 significant bits, a float32 has 24; sums are float32 in every cas
                  x W^T = x1 W1^T + x2 W1^T + x1 W2^T, the smallest product being left out
     bfloat16x3   likewise of three terms, as exact as float32
 
-A W that is made of bfloat16 numbers, as published models are, has no second term. A product errs by
-2e-3, 2e-6 to 4e-6, and 1e-7 of its length, one of float32 by 3e-7. On SmolLM2-135M the gradients
-are then 1e-2 and 1e-5 to 5e-5 from those of float32, which are 1e-6 to 5e-6 from exact ones.
+A W that is made of bfloat16 numbers, as published models are, has no second term. How far results
+are from exact ones, as a share of their length:
+
+                 a product       a gradient of SmolLM2-135M
+    float32      3e-7            1e-6 to 5e-6
+    bfloat16     2e-3            1e-2
+    bfloat16x2   2e-6 to 4e-6    1e-5 to 5e-5
+    bfloat16x3   1e-7
 
 A row of a product is the same to the last bit whatever other rows stand beside it.
 """
@@ -29,18 +34,15 @@ import numpy as np
 
 from minibule.errors import InputError
 from minibule.machine.matrix import Array, Matrix, Transposed, for_few_rows
-from minibule.machine.threads import at_once
+from minibule.machine.threads import in_parallel
 
 Mode = Literal["auto", "float32", "bfloat16", "bfloat16x2", "bfloat16x3"]
 HELP = (
     "how matrices are multiplied: float32 by NumPy; bfloat16x3 as exactly, bfloat16x2 nearly so, "
     "or bfloat16 roughly, by numkong (pip install '.[fast]'); auto = bfloat16x2 where it is faster"
 )
-TERMS = {
-    "bfloat16": 1,
-    "bfloat16x2": 2,
-    "bfloat16x3": 3,
-}  # bfloat16 numbers whose sum stands for a float32
+# How many bfloat16 numbers there are whose sum stands for a float32.
+TERMS = {"bfloat16": 1, "bfloat16x2": 2, "bfloat16x3": 3}
 
 # What numkong 7.8 is given at once: a block of x, of so many rows with all its terms, and a panel
 # of W. On an AMD EPYC with AVX512-BF16 it multiplies 64 rows of x together, those left over at half
@@ -168,8 +170,8 @@ class _Product:
                 ]
                 _add(products, block)
 
-        at_once(split, starts)
-        at_once(multiply, self.panels)
+        in_parallel(split, starts)
+        in_parallel(multiply, self.panels)
 
 
 def _add(products: list[Array], y: Array) -> None:

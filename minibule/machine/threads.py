@@ -102,7 +102,7 @@ def side_by_side(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
         blas.set_num_threads(number)
 
 
-def at_once(function: Callable[[X], object], items: Sequence[X]) -> None:
+def in_parallel(function: Callable[[X], object], items: Sequence[X]) -> None:
     """function(item) of every item, on as many threads as matrix products may use by now.
 
     For the parts of one product: within `side_by_side` that is one thread, the caller's own.
@@ -123,7 +123,7 @@ def at_once(function: Callable[[X], object], items: Sequence[X]) -> None:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    """Threads that wait for what `at_once` gives them."""
+    """Threads that wait for what `in_parallel` gives them."""
     return ThreadPoolExecutor(os.cpu_count())
 
 

@@ -1,6 +1,6 @@
-"""The losses by their names. Adding one: its class in a file of its own, and a line here."""
+"""The losses by their names. Adding one: its class beside its kin, and a line here."""
 
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.loss import Loss
 from minibule.core.objective import OBJECTIVES
 from minibule.methods.kto import KTO
@@ -10,7 +10,7 @@ from minibule.methods.rewarded import GRPO, REDI, SFT, Reinforce, WReinforce
 from minibule.methods.tokens import NSR, Ratio, Unlikelihood
 
 LOSSES: dict[str, Loss] = {
-    **{name: ComplementLoss(objective) for name, objective in OBJECTIVES.items()},
+    **{name: TargetLoss(objective) for name, objective in OBJECTIVES.items()},
     # from rejected answers alone
     "complement": Complement(),
     "ratio": Ratio(),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.loss import Loss, SeparableLoss
 from minibule.methods.tokens import Ratio, TokenLoss
 from minibule.report import figures
@@ -35,7 +35,7 @@ class Chart(NamedTuple):
 
 def _loss_in_words(run: Run, loss: Loss) -> str:
     held = f" + {loss.kl:g} KL(p || base)" if loss.kl else ""
-    if isinstance(loss, ComplementLoss):
+    if isinstance(loss, TargetLoss):
         alpha = loss.objective.alpha
         parts = f"{alpha:g} KL(P || p) + {1 - alpha:g} contrast{held}"
     elif isinstance(loss, SeparableLoss) and loss.uses == "rejected":
@@ -52,13 +52,13 @@ def _loss_in_words(run: Run, loss: Loss) -> str:
 
 
 def _loss_chart(run: Run) -> Chart:
-    """The loss and its parts: of a complement objective the two, of any other the anchor's."""
+    """The loss and its parts: of a `TargetLoss` the two, of any other the anchor's."""
     loss = run.config.resolved_loss()
     parts = [
         series(run, "kl", "KL(P || p)", "orange"),
         series(run, "contrast", "contrast", "green"),
     ]
-    if not isinstance(loss, ComplementLoss) and loss.kl:
+    if not isinstance(loss, TargetLoss) and loss.kl:
         rest = "loss without KL"
         if loss.uses == "rejected":
             rest = "rejected tokens" if isinstance(loss, TokenLoss) else "rejected answers"
@@ -195,7 +195,7 @@ def course(run: Run) -> list[str]:
 
 
 def _class_of(loss: Loss) -> str:
-    """What computes the loss, as "core.fused.ComplementLoss"."""
+    """What computes the loss, as "core.fused.TargetLoss"."""
     cls = type(loss)
     return f"{cls.__module__}.{cls.__name__}".removeprefix("minibule.")
 

@@ -12,16 +12,16 @@ from minibule.machine.matrix import Array
 
 Rng = np.random.Generator
 
-SHORT = np.nextafter(ACCEPTED_FROM, -1)  # the best reward that is not yet accepted
+HIGHEST_REJECTED = np.nextafter(ACCEPTED_FROM, -1)
 
 
 def signed(rewards: Sequence[float | None]) -> Array:
-    """A judge's rewards as a `Group` has them, (n,) float64: less SHORT; None becomes NaN.
+    """A judge's rewards as a `Group` has them, (n,) float64: less HIGHEST_REJECTED; None is NaN.
 
     So above 0 is just what was accepted, and how far two rewards are apart stays as it was. To
     groups' advantages this is all the same; REINFORCE gets 1/2 and -1/2 of a judge of yes and no.
     """
-    return np.array(rewards, np.float64) - SHORT
+    return np.array(rewards, np.float64) - HIGHEST_REJECTED
 
 
 class Group(NamedTuple):

@@ -28,8 +28,8 @@ class Preset(NamedTuple):
 DEFAULT = "rejection"
 
 PRESETS: dict[str, Preset] = {
-    # Ours: the group method, which tells accepted and rejected answers of a prompt apart by nothing
-    # but their difference, held to the base by the whole KL, at the rate of `train`.
+    # Ours: GRPO, an answer's reward less the mean of its prompt's, held to the base by its KL, at
+    # the rate of `train`.
     "rejection": Preset("all", "fixed", "grpo", 8, kl=0.1),
     # Yuan et al. 2023, with the numbers of trlx; and Dong et al. 2023, RAFT.
     "rft": Preset("rft", "fixed", "sft", 32),

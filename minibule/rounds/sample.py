@@ -1,6 +1,6 @@
 """A round's samples: the questions put to the model, judged, and written as records.
 
-What is drawn for a sample depends on the seed, the round, the prompt and the sample's number alone.
+The random numbers of a sample depend on the seed, the round, the prompt and its own number alone.
 Samples are appended question by question, in the stages that the budget asks for: sampling that
 stopped in the middle is gone through again up to where it was, and goes on to the same bytes. For
 that, the questions that were put to the model together are put to it together again.
@@ -20,7 +20,7 @@ from minibule.core.llama import Llama
 from minibule.core.lora import init_adapter
 from minibule.errors import InputError, shortened
 from minibule.evaluate.judge import Judge, Row
-from minibule.evaluate.sampled import SEQUENCES, Answer, answers, in_one_go, record_row
+from minibule.evaluate.sampled import SEQUENCES, Answer, in_one_go, judged_answers, record_row
 from minibule.files import from_json, open_own, reading, whole_file, writing
 from minibule.generate.decode import Wanted
 from minibule.generate.sampling import Sampling
@@ -84,7 +84,7 @@ def sample_round(
 
     def ask(asked: Sequence[Row], first: int, more: int) -> Iterator[list[Answer]]:
         wanted = Wanted(chat.stop, config.max_new_tokens, sampling, more, first)
-        return answers(model, chat, asked, judge, wanted)
+        return judged_answers(model, chat, asked, judge, wanted)
 
     def norms(drawn: Drawn) -> Array:
         return _norms(model, chat, drawn, config, number)

@@ -1,9 +1,10 @@
 """Which of a round's samples are trained on, and with what reward: the published choices by name.
 
-Every choice is a function (groups, rng, progress) -> what is kept. A group is the samples of one
-prompt; rewards above 0 are those of accepted answers, as all losses take them, but for the choices
-that give rewards of their own (`shapes`). Where rewards are tied, and with a judge that says yes or
-no nearly all are, the choice between them is drawn from `rng`, never made by position.
+Every choice is a `Selection`: called with (groups, rng, progress), it says what is kept. A group is
+the samples of one prompt; rewards above 0 are those of accepted answers, as all losses take them,
+but for the choices that give rewards of their own (`shapes`). Where rewards are tied, and with a
+judge that says yes or no nearly all are, the choice between them is drawn from `rng`, never made by
+position.
 
     all              every sample with its reward: NSR, W-REINFORCE and GRPO
     pooled           the same, with the samples of all rounds so far: our own

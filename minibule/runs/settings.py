@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minibule.core.counts import Counts
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.loss import Loss
 from minibule.core.objective import OBJECTIVES, Contrast, Objective, Prior
 from minibule.core.optim import Schedule
@@ -35,6 +35,8 @@ from minibule.settings import (
     show,
 )
 from minibule.text.examples import Order
+
+HAVING_BETA = ", ".join(name for name, loss in LOSSES.items() if hasattr(loss, "beta"))
 
 # The headings of --help, in their order.
 DATA, OBJECTIVE, ADAPTER, OPTIMISER, RECORDS, MEASURING, MACHINE, RUN = GROUPS = (
@@ -95,8 +97,7 @@ class TrainConfig:
     )
     beta: float | None = setting(
         None,
-        "the number called beta in complement, ratio, npo, simnpo, kto, dpo, rso and rso-hinge "
-        "(default: the objective's own)",
+        f"the number called beta in {HAVING_BETA} (default: the objective's own)",
         1e-6,
         group=OBJECTIVE,
     )
@@ -258,36 +259,28 @@ class TrainConfig:
         modules = module_names(last, self.lora_targets)
         return LoraConfig(self.lora_r, self.lora_alpha, modules, self.rslora)
 
-    def resolved_objective(self) -> Objective:
-        """The complement objective, with what is set separately; of another loss `reference`.
+    def resolved_loss(self) -> Loss:
+        """What is minimised: the named loss, with what is set separately.
 
-        Raises InputError if a part of one is set for a loss that is none.
+        Raises InputError if something is set that this loss has not.
         """
-        parts = {name: getattr(self, name) for name in Objective._fields}
-        given = {name: value for name, value in parts.items() if value is not None}
-        if self.objective not in OBJECTIVES and given:
-            flags = ", ".join(f"--{name}" for name in given)
+
+        def given(*names: str) -> dict[str, Any]:
+            values = {name: getattr(self, name) for name in names}
+            return {name: value for name, value in values.items() if value is not None}
+
+        loss, parts = LOSSES[self.objective], given(*Objective._fields)
+        if isinstance(loss, TargetLoss):
+            loss = TargetLoss(loss.objective._replace(**parts))
+        elif parts:
+            flags = ", ".join(f"--{name}" for name in parts)
             raise InputError(
                 f"{flags}: part of the objectives {', '.join(OBJECTIVES)}, and not of "
                 f"{self.objective}. Leave it out, or choose one of these."
             )
-        return OBJECTIVES.get(self.objective, OBJECTIVES["reference"])._replace(**given)
-
-    def resolved_loss(self) -> Loss:
-        """What is minimised: the named loss, with what is set separately.
-
-        Raises InputError if `beta` is set for a loss that has none.
-        """
-        objective = self.resolved_objective()
-        loss = LOSSES[self.objective]
-        if isinstance(loss, ComplementLoss):
-            loss = ComplementLoss(objective)
         if self.beta is not None and not hasattr(loss, "beta"):
-            having = ", ".join(name for name, other in LOSSES.items() if hasattr(other, "beta"))
-            raise InputError(f"--beta: a number of {having}, and not of {self.objective}.")
-        given = {"kl": self.kl, "beta": self.beta}
-        given = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(loss, **given)  # type: ignore[type-var]
+            raise InputError(f"--beta: a number of {HAVING_BETA}, and not of {self.objective}.")
+        return dataclasses.replace(loss, **given("kl", "beta"))  # type: ignore[type-var]
 
 
 FIELDS = settings_of(TrainConfig)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from minibule.core.counts import Example
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.llama import Llama, check_ids
 from minibule.core.lora import Adapter, init_adapter
 from minibule.core.loss import Loss, Uses
@@ -139,7 +139,7 @@ def prepare(config: TrainConfig, examples: Sequence[Example] | None = None) -> S
     else:
         for ids in itertools.chain.from_iterable((e.prompt, *e.answers) for e in examples):
             check_ids(ids, model.config)
-    if isinstance(loss, ComplementLoss):  # whose anchor is 0 unless it is given
+    if isinstance(loss, TargetLoss):  # whose anchor is 0 unless it is given
         config = dataclasses.replace(config, **loss.objective._asdict())
     else:
         config = dataclasses.replace(config, kl=loss.kl, beta=getattr(loss, "beta", None))

@@ -15,7 +15,7 @@ from helpers import (
 from minibule.core import llama, ops
 from minibule.core.counts import Example, row_count
 from minibule.core.forest import MAX_SEGMENT, pack
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.head import head_loss
 from minibule.core.llama import backward, forward_batch
 from minibule.core.objective import OBJECTIVES, Objective
@@ -26,7 +26,7 @@ CHOICES = [*OBJECTIVES.values(), Objective("reference", "position", "plain", 0.3
 
 
 def step_loss(model, examples, objective):
-    return gradients(model, examples, ComplementLoss(objective), 10**6)[1]["loss"]
+    return gradients(model, examples, TargetLoss(objective), 10**6)[1]["loss"]
 
 
 @pytest.mark.parametrize("objective", CHOICES, ids=lambda o: "-".join(map(str, o)))
@@ -34,7 +34,7 @@ def test_adapter_gradients_are_the_gradient_of_the_loss(objective):
     model = random_llama(dtype=np.float64)
     model.adapter = random_adapter(dtype=np.float64)
     examples = random_examples()
-    grads, _, _ = gradients(model, examples, ComplementLoss(objective), 10**6)
+    grads, _, _ = gradients(model, examples, TargetLoss(objective), 10**6)
     params = model.adapter.params
     assert list(grads) and set(grads) == set(params)
     for name, p in params.items():
@@ -72,11 +72,11 @@ def test_upper_layers_alone_learn_the_same(layers):
         if int(name.split(".")[2]) not in layers and ".lora_B." in name:
             p[...] = 0  # these layers' adapters do nothing
     examples = random_examples()
-    full, _, _ = gradients(model, examples, ComplementLoss(OBJECTIVES["literal"]), 10**6)
+    full, _, _ = gradients(model, examples, TargetLoss(OBJECTIVES["literal"]), 10**6)
     upper = random_adapter(layers=layers)
     upper.params = {name: model.adapter.params[name] for name in upper.params}
     model.adapter = upper
-    grads, _, _ = gradients(model, examples, ComplementLoss(OBJECTIVES["literal"]), 10**6)
+    grads, _, _ = gradients(model, examples, TargetLoss(OBJECTIVES["literal"]), 10**6)
     assert set(grads) == set(upper.params)
     for name, grad in grads.items():
         np.testing.assert_allclose(grad, full[name], rtol=1e-4, atol=1e-7)
@@ -87,7 +87,7 @@ def test_any_subset_of_the_projections_learns_its_own_gradient(targets):
     model = random_llama(dtype=np.float64)
     model.adapter = random_adapter(dtype=np.float64, targets=targets, rslora=True)
     examples = random_examples()
-    grads, _, _ = gradients(model, examples, ComplementLoss(OBJECTIVES["reference"]), 10**6)
+    grads, _, _ = gradients(model, examples, TargetLoss(OBJECTIVES["reference"]), 10**6)
     assert set(grads) == set(model.adapter.params)
     for name, p in model.adapter.params.items():
         error = slope_error(
@@ -133,7 +133,7 @@ def separate_runs(model, examples, objective):
             ref, _ = forward_batch(model.base, batch)
             hidden, cache = forward_batch(model, batch, keep=True)
             metrics, dhidden = head_loss(
-                hidden, model.head, rows, ComplementLoss(objective), ref, count=count
+                hidden, model.head, rows, TargetLoss(objective), ref, count=count
             )
             loss += metrics["loss"]
             for name, grad in backward(dhidden, cache).items():
@@ -146,7 +146,7 @@ def test_packed_and_shared_equals_separate_runs(objective):
     model = random_llama()
     model.adapter = random_adapter()
     examples = random_examples()
-    grads, metrics, tokens = gradients(model, examples, ComplementLoss(objective), 10**6)
+    grads, metrics, tokens = gradients(model, examples, TargetLoss(objective), 10**6)
     loss, expected = separate_runs(model, examples, objective)
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
     apart = sum(len(e.prompt) + len(a) - 1 for e in examples for a in e.answers)
@@ -161,8 +161,8 @@ def test_a_step_cut_into_passes_has_the_gradient_of_the_whole(objective):
     model = random_llama()
     model.adapter = random_adapter()
     examples = random_examples()
-    whole, metrics, tokens = gradients(model, examples, ComplementLoss(objective), 10**6)
-    parts, other, more = gradients(model, examples, ComplementLoss(objective), 5)
+    whole, metrics, tokens = gradients(model, examples, TargetLoss(objective), 10**6)
+    parts, other, more = gradients(model, examples, TargetLoss(objective), 5)
     assert more > tokens  # some prompts were computed again
     assert whole.keys() == parts.keys() != set()
     assert other["loss"] == pytest.approx(metrics["loss"], rel=1e-5)

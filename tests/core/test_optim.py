@@ -71,7 +71,7 @@ def test_the_reference_run_has_1125_steps():
     assert config.max_records == 5000
     trained = config.max_records - round(config.eval_fraction * config.max_records)
     assert planned_steps(config, trained) == 1125
-    assert config.resolved_objective() == ("uniform", "position", "plain", 0.7)
+    assert config.resolved_loss().objective == ("uniform", "position", "plain", 0.7)
     assert (config.lora_r, len(config.lora_targets)) == (16, 7)
 
 

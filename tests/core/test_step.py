@@ -13,7 +13,7 @@ from helpers import (
 
 from minibule.core.counts import Example, path_log_probs, path_log_probs_backward
 from minibule.core.forest import pack
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.head import entry_log_probs, entry_log_probs_backward
 from minibule.core.loss import AnswerLoss
 from minibule.core.step import answer_log_probs, gradients
@@ -40,7 +40,7 @@ class WithinRecord(AnswerLoss):
 
 
 LOSSES = {
-    **{name: loss for name, loss in table.LOSSES.items() if not isinstance(loss, ComplementLoss)},
+    **{name: loss for name, loss in table.LOSSES.items() if not isinstance(loss, TargetLoss)},
     "npo, beta 1": NPO(1.0),
     "npo, held": NPO(kl=0.7),
     "dpo, held": DPO(kl=0.3),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import random_adapter, random_examples, random_llama
 
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.loss import RowLoss
 from minibule.core.step import gradients
 from minibule.evaluate.heldout import OF_THE_OBJECTIVE, evaluate, mean_entropy_and_kl
@@ -41,7 +41,7 @@ def test_only_what_has_a_meaning_is_measured(name):
     expected = set(ALWAYS)
     if loss.uses == "rejected":
         expected |= {"loss", "anchor"} if loss.kl else {"loss"}
-    if isinstance(loss, ComplementLoss):
+    if isinstance(loss, TargetLoss):
         expected |= set(OF_THE_OBJECTIVE)
     assert set(evaluate(model_of(), random_examples(), loss, 1000)) == expected
 

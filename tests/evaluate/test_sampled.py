@@ -97,7 +97,7 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
     assert [len(one.samples) for one in together] == [4] * 3
     monkeypatch.setattr(sampled, "SEQUENCES", 1)  # each prompt by itself
     assert ask(*tiny, ROWS, JUDGES["regex"], samples=4) == together
-    monkeypatch.setattr(sampled, "GO", 8)  # two of them together
+    monkeypatch.setattr(sampled, "ANSWERS_IN_ONE_GO", 8)  # two of them together
     assert ask(*tiny, ROWS, JUDGES["regex"], samples=4) == together
     backwards = ask(*tiny, ROWS[::-1], JUDGES["regex"], samples=2)
     for one, other in zip(together, backwards[::-1], strict=True):
@@ -109,7 +109,7 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
 
 
 def test_a_question_that_is_too_long_is_told_before_others_are_asked(tiny, monkeypatch):
-    monkeypatch.setattr(sampled, "GO", 1)
+    monkeypatch.setattr(sampled, "ANSWERS_IN_ONE_GO", 1)
     monkeypatch.setattr(sampled, "generate_in_turn", None)
     with pytest.raises(InputError, match=r"question 'word .* context of 2,048"):
         ask(*tiny, [*ROWS, ROWS[0] | {"prompt": "word " * 3000}], JUDGES["regex"])

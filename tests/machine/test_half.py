@@ -9,7 +9,7 @@ from helpers import ODD, random_adapter, random_llama
 
 from minibule.core import ops
 from minibule.core.counts import Example
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.step import gradients
 from minibule.files import embedded_folder, write_json
@@ -58,7 +58,7 @@ def test_a_model_loaded_narrow_is_the_same_model(dtype, tmp_path, monkeypatch):
     steps = []
     for model in models:
         model.adapter = random_adapter(model.config)
-        steps.append(gradients(model, EXAMPLES, ComplementLoss(OBJECTIVES["reference"]), 512))
+        steps.append(gradients(model, EXAMPLES, TargetLoss(OBJECTIVES["reference"]), 512))
     for name, grad in steps[0][0].items():
         scale = np.abs(grad).max()
         np.testing.assert_allclose(steps[1][0][name], grad, rtol=1e-4, atol=1e-5 * scale)
@@ -81,7 +81,7 @@ def attentions(monkeypatch):
 def test_recomputed_blocks_give_the_same_bits(pass_tokens, attentions):
     model = random_llama(ODD)
     model.adapter = random_adapter(model.config)
-    loss, done, computed = ComplementLoss(OBJECTIVES["reference"]), [], []
+    loss, done, computed = TargetLoss(OBJECTIVES["reference"]), [], []
     for recompute in (False, True):
         attentions.clear()
         done.append(gradients(model, EXAMPLES, loss, pass_tokens, recompute))

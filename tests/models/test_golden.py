@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT
 
 from minibule.core.counts import Example
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
 from minibule.core.step import gradients
@@ -48,7 +48,7 @@ def test_logits_are_those_of_transformers_and_peft(model, expected):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_adapter_gradients_are_those_of_autograd(model, expected, examples, name):
     theirs = expected["objectives"][name]
-    grads, metrics, _ = gradients(model, examples, ComplementLoss(OBJECTIVES[name]), 10**6)
+    grads, metrics, _ = gradients(model, examples, TargetLoss(OBJECTIVES[name]), 10**6)
     assert metrics["loss"] == pytest.approx(theirs["losses"][0], rel=1e-5)
     assert set(grads) == set(theirs["gradients"])
     for key, grad in grads.items():
@@ -61,7 +61,7 @@ def test_ten_steps_follow_torch(model, expected, examples, name):
     optimiser = AdamW(model.adapter.params, expected["steps"]["weight_decay"])
     losses = []
     for _ in range(10):
-        grads, metrics, _ = gradients(model, examples, ComplementLoss(OBJECTIVES[name]), 10**6)
+        grads, metrics, _ = gradients(model, examples, TargetLoss(OBJECTIVES[name]), 10**6)
         optimiser.step(grads, expected["steps"]["lr"])
         losses.append(metrics["loss"])
     np.testing.assert_allclose(losses, expected["objectives"][name]["losses"], rtol=1e-3)

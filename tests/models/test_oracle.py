@@ -20,7 +20,7 @@ from transformers import LlamaConfig as TransformersConfig
 from transformers import LlamaForCausalLM
 
 from minibule.core.complement import complement_loss
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.core.objective import OBJECTIVES
 from minibule.core.optim import AdamW
 from minibule.core.shapes import LlamaConfig
@@ -119,7 +119,7 @@ def test_adapter_gradients_are_those_of_autograd(objective, rslora):
     model.adapter = random_adapter(SMALL, rslora=rslora)
     other, examples = peft_model(model), random_examples()
     loss = step_gradients(other, examples, objective)
-    grads, metrics, _ = gradients(model, examples, ComplementLoss(objective), 10**6)
+    grads, metrics, _ = gradients(model, examples, TargetLoss(objective), 10**6)
     worst = 0.0
     for name, p in torch_params(other).items():
         theirs = p.grad.numpy()
@@ -145,7 +145,7 @@ def test_ten_steps_follow_torch_and_peft(objective):
         loss = step_gradients(other, examples, objective)
         torch_optimiser.step()
         theirs.append(loss)
-        grads, metrics, _ = gradients(model, examples, ComplementLoss(objective), 20)
+        grads, metrics, _ = gradients(model, examples, TargetLoss(objective), 20)
         optimiser.step(grads, 1e-2)
         ours.append(metrics["loss"])
     error = np.abs(np.divide(ours, theirs) - 1).max()

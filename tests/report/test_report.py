@@ -62,7 +62,7 @@ def short_run(folder, objective):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The run of a complement objective, of whose page all is asked."""
+    """The run of an objective with a target, of whose page all is asked."""
     return short_run(tmp_path_factory.mktemp("report"), "reference")
 
 

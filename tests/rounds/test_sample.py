@@ -43,7 +43,7 @@ def asked(monkeypatch):
                 asked.append((row["prompt"], number))
             yield several
 
-    monkeypatch.setattr(sample, "answers", answers)
+    monkeypatch.setattr(sample, "judged_answers", answers)
     monkeypatch.setattr(sample, "in_one_go", lambda samples: 2)
     monkeypatch.setattr(sample, "_norms", lambda *given: np.array([1.0, 2, 3, 4]))
     return asked

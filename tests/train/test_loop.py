@@ -153,7 +153,7 @@ def test_the_objective_is_settled_once(data):
     """Of a set-up it is what the settings name, and its settings then say so knob by knob."""
     setup = prepare(resolve({"data": str(data), "objective": "rate", "alpha": "0.5"}))
     assert setup.loss.objective == OBJECTIVES["rate"]._replace(alpha=0.5)
-    assert setup.config.resolved_objective() == setup.loss.objective
+    assert setup.config.resolved_loss() == setup.loss
     assert (setup.config.prior, setup.config.alpha) == ("rate", 0.5)
 
 

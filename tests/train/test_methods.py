@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minibule.core.fused import ComplementLoss
+from minibule.core.fused import TargetLoss
 from minibule.errors import InputError
 from minibule.explain.__main__ import main as explain
 from minibule.files import embedded_folder
@@ -18,7 +18,7 @@ from minibule.train.__main__ import main
 QUICK = ("--steps=3", "--batch-size=2", "--max-records=20", "--export=none", "--lora-r=2")
 QUICK = (*QUICK, "--data=records.jsonl", "--eval-every=2")  # own data: no questions to ask
 CLOCK = ("seconds", "tokens_per_s", "rss_gb")
-OTHERS = [name for name, loss in LOSSES.items() if not isinstance(loss, ComplementLoss)]
+OTHERS = [name for name, loss in LOSSES.items() if not isinstance(loss, TargetLoss)]
 
 
 @pytest.fixture(autouse=True)
