@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from minibule.core.arguments import numbers, one_of, rejection_counts, required, share
-from minibule.core.objective import MIN_RATE, OBJECTIVES, Contrast, Prior, optimal_p
+from minibule.core.objective import MIN_RATE, OBJECTIVES, Contrast, Prior, needed, optimal_p
 from minibule.errors import InputError
 from minibule.machine.matrix import Array
 
@@ -94,11 +94,11 @@ def target_factors(
     T - v + 1, or for the rate prior max(.05, (m - v + 1) / (m + 1)).
     """
     kept = _complement(v)
-    if ref_logits is None or prior == "uniform":
+    if prior == "uniform":
         return np.ones_like(kept), kept
-    p_ref = np.exp(log_softmax(ref_logits))
-    if prior == "rate" and attempts is not None:
-        m = attempts[:, None] * p_ref
+    p_ref = np.exp(log_softmax(needed(ref_logits, "ref_logits")))
+    if prior == "rate":
+        m = needed(attempts, "attempts")[:, None] * p_ref
         kept = np.maximum(MIN_RATE, (m - v + 1) / (m + 1))
     return p_ref, kept
 
@@ -106,8 +106,8 @@ def target_factors(
 def contrast_weights(v: Array, contrast: Contrast, ref_logits: Array | None = None) -> Array:
     """w (n, V): v/T, times 1 - p_ref for the choice contrast; 0 in a row without rejections."""
     w = v / np.maximum(v.sum(axis=-1, keepdims=True), 1)
-    if contrast == "choice" and ref_logits is not None:
-        w = w * (1 - np.exp(log_softmax(ref_logits)))
+    if contrast == "choice":
+        w = w * (1 - np.exp(log_softmax(needed(ref_logits, "ref_logits"))))
     return w
 
 
@@ -204,8 +204,8 @@ def loss_parts(
     log_rest = log_one_minus_p(z)
     p = np.exp(logp)
     kl = P * (np.log(P) - logp)
-    if contrast == "ratio" and ref_logits is not None:
-        x = logp - log_softmax(ref_logits)
+    if contrast == "ratio":
+        x = logp - log_softmax(needed(ref_logits, "ref_logits"))
         a = 2 * w / (1 + np.exp(-x))
         dcontrast = a - a.sum(axis=-1, keepdims=True) * p
         return LossParts(P, w, logp, log_rest, kl, 2 * w * np.logaddexp(0, x), a, p - P, dcontrast)

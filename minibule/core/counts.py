@@ -104,17 +104,17 @@ class RowCounts(NamedTuple):
         """The rows of a slice, with their entries. parent_entry still counts all entries."""
         entries = self.entries(chunk)
         return RowCounts(
-            self.weight[chunk],
-            self.alike[chunk],
-            self.total[chunk],
-            self.depth[chunk],
-            self.rounds[chunk],
-            self.parent_entry[chunk],
-            self.entry_row[entries] - chunk.indices(len(self.weight))[0],
-            self.entry_id[entries],
-            self.entry_count[entries],
-            None if self.attempts is None else self.attempts[chunk],
-            None if self.slope is None else self.slope[entries],
+            weight=self.weight[chunk],
+            alike=self.alike[chunk],
+            total=self.total[chunk],
+            depth=self.depth[chunk],
+            rounds=self.rounds[chunk],
+            parent_entry=self.parent_entry[chunk],
+            entry_row=self.entry_row[entries] - chunk.indices(len(self.weight))[0],
+            entry_id=self.entry_id[entries],
+            entry_count=self.entry_count[entries],
+            attempts=None if self.attempts is None else self.attempts[chunk],
+            slope=None if self.slope is None else self.slope[entries],
         )
 
 
@@ -172,16 +172,16 @@ class CountTable:
 # -- along the tree --------------------------------------------------------------------------------
 
 
-def path_log_probs(counts: RowCounts, logp: Array) -> tuple[Array, Array]:
+def path_log_probs(rows: RowCounts, logp: Array) -> tuple[Array, Array]:
     """From log p of each entry's token (E,) to log p of whole beginnings of answers.
 
     Of the answer up to each row (R,), and of the answer up to and with each entry's token (E,):
 
         prefix(row) = path(parent entry), 0 at the root      path(e) = prefix(row of e) + logp(e)
     """
-    prefix, path = np.zeros(len(counts.weight)), np.empty(len(logp))
-    starts = np.searchsorted(counts.entry_row, np.arange(len(prefix) + 1))
-    for row, parent in enumerate(counts.parent_entry):  # a row's parent entry stands before it
+    prefix, path = np.zeros(len(rows.weight)), np.empty(len(logp))
+    starts = np.searchsorted(rows.entry_row, np.arange(len(prefix) + 1))
+    for row, parent in enumerate(rows.parent_entry):  # a row's parent entry stands before it
         if parent >= 0:
             prefix[row] = path[parent]
         entries = slice(starts[row], starts[row + 1])
@@ -189,24 +189,24 @@ def path_log_probs(counts: RowCounts, logp: Array) -> tuple[Array, Array]:
     return prefix, path
 
 
-def path_log_probs_backward(dpath: Array, counts: RowCounts) -> Array:
+def path_log_probs_backward(dpath: Array, rows: RowCounts) -> Array:
     """dlogp (E,) from dpath (E,): an entry is part of every path that goes on from it.
 
     dlogp(e) = dpath(e), and the parent entry of e's row gets dpath(e) added: rows in reverse.
     """
     dpath = dpath.copy()
-    starts = np.searchsorted(counts.entry_row, np.arange(len(counts.weight) + 1))
-    for row in range(len(counts.weight) - 1, -1, -1):
-        parent = counts.parent_entry[row]
+    starts = np.searchsorted(rows.entry_row, np.arange(len(rows.weight) + 1))
+    for row in range(len(rows.weight) - 1, -1, -1):
+        parent = rows.parent_entry[row]
         if parent >= 0:
             dpath[parent] += dpath[starts[row] : starts[row + 1]].sum()
     return dpath
 
 
-def expected_attempts(counts: RowCounts, ref_logp: Array) -> Array:
+def expected_attempts(rows: RowCounts, ref_logp: Array) -> Array:
     """max(T, N p_ref(prefix)), (R,): sampled answers expected to have come by each row.
 
     ref_logp (E,): log p_ref of the entries; N is total_rounds.
     """
-    prefix, _ = path_log_probs(counts, ref_logp)
-    return np.maximum(counts.total, counts.rounds * np.exp(prefix))
+    prefix, _ = path_log_probs(rows, ref_logp)
+    return np.maximum(rows.total, rows.rounds * np.exp(prefix))

@@ -71,6 +71,23 @@ def pack(
         yield forest.batch()
 
 
+class _Branch(NamedTuple):
+    """A segment that is to come.
+
+    tokens         those it begins with
+    alike          the answers that have begun just like this ...
+    depth          ... by so many tokens
+    ancestors (S,) places in the stream that it attends to
+    parent_entry   the entry that leads to it; -1: none
+    """
+
+    tokens: list[int]
+    alike: list[int]
+    depth: int
+    ancestors: Array
+    parent_entry: int
+
+
 class _Forest:
     """A batch in the making: plain lists that grow tree by tree."""
 
@@ -90,10 +107,8 @@ class _Forest:
         answers = [answer.tolist() for answer in example.answers]
         members, rejections = frozenset(members), example.rejections
         completed: dict[int, int] = {}  # answer -> the entry that completes it
-        # Segments to come: the tokens each begins with, the answers that have begun just like this
-        # and by how many tokens, what it attends to, and the entry that leads to it.
-        root = (example.prompt.tolist(), list(range(len(answers))), 0, np.empty(0, np.int64), -1)
-        pending: list[tuple[list[int], list[int], int, Array, int]] = [root]
+        root = np.empty(0, np.int64)
+        pending = [_Branch(example.prompt.tolist(), list(range(len(answers))), 0, root, -1)]
         while pending:
             tokens, alike, depth, ancestors, parent_entry = pending.pop()
             first, position = len(self.ids), len(ancestors)
@@ -126,7 +141,7 @@ class _Forest:
                 parent_entry = entries[token]
             keys = self.segment(tokens, position, ancestors)
             pending += [
-                ([token], longer, depth, keys, entries[token])
+                _Branch([token], longer, depth, keys, entries[token])
                 for token, longer in reversed(followers.items())
             ]
         self.answer += [(number, k) for k in sorted(members)]

@@ -21,7 +21,7 @@ import numpy as np
 
 from minibule.core.counts import Counts, RowCounts
 from minibule.core.loss import RowLoss, Values
-from minibule.core.objective import MIN_RATE, Objective, Prior, optimal_p
+from minibule.core.objective import MIN_RATE, Objective, Prior, needed, optimal_p
 from minibule.core.softmax import SplitSoftmax, per_row, split_softmax
 from minibule.machine.matrix import Array
 
@@ -52,8 +52,8 @@ class TargetLoss(RowLoss):
     def prior(self) -> Prior | None:
         return self.objective.prior
 
-    def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
-        return row_losses(z, z_ref, counts, self.objective)
+    def of_rows(self, z: Array, z_ref: Array | None, rows: RowCounts) -> tuple[Values, Array]:
+        return row_losses(z, z_ref, rows, self.objective)
 
 
 def row_losses(
@@ -138,8 +138,8 @@ def _compare(
             ref_logp = ref.logp
 
     q = np.exp(logq)
-    if rows.attempts is not None:
-        m = rows.attempts[row] * q
+    if objective.prior == "rate":
+        m = needed(rows.attempts, "attempts")[row] * q
         g = np.maximum(MIN_RATE, (m - v + 1) / (m + 1))
     else:
         g = (T - v + 1) / (T + 1)

@@ -14,7 +14,7 @@ from minibule.core.counts import RowCounts, expected_attempts
 from minibule.core.fused import row_metrics
 from minibule.core.loss import Loss, RowLoss, Values
 from minibule.core.objective import Objective
-from minibule.core.softmax import anchor, log_probs_backward, split_softmax
+from minibule.core.softmax import Anchor, anchor, log_probs_backward, split_softmax
 from minibule.machine.matrix import Array, Matrix
 
 # Logits computed at once by a thread: 2^24 float32 are 64 MB. With fewer rows at a time the matrix
@@ -25,11 +25,11 @@ CHUNK_LOGITS = 2**24
 def head_loss(
     hidden: Array,
     head: Matrix,
-    counts: RowCounts,
+    rows: RowCounts,
     loss: RowLoss,
     ref_hidden: Array | None = None,
     *,
-    count: float,
+    total_rows: float,
 ) -> tuple[dict[str, float], Array]:
     """The loss of all rows, and its gradient with respect to their hidden states.
 
@@ -37,54 +37,55 @@ def head_loss(
     ----------
     hidden : (R, D), final hidden states of the rows
     head : (V, D)
-    counts : RowCounts
+    rows : RowCounts
     loss : RowLoss
     ref_hidden : (R, D)
         The base model's hidden states, where the loss needs them.
-    count : float
+    total_rows : float
         What the sums over rows are divided by: the weight of all rows of the whole step, so that
         the metrics and gradients of its passes simply add up.
 
     Returns
     -------
     metrics : dict of str to float
-        These rows' share of each metric: sum over rows of weight * value / count.
+        These rows' share of each metric: sum over rows of weight * value / total_rows.
     dhidden : (R, D)
     """
     dhidden = np.empty_like(hidden)
     metrics: dict[str, float] = {}
-    for c in _chunks(hidden, head, counts, ref_hidden, loss.needs_attempts):
-        values, dz = anchored(loss, c.z, c.z_ref, c.counts)  # (n,) each, (n, V)
-        share = c.counts.weight / count
+    for c in _chunks(hidden, head, rows, ref_hidden, loss.needs_attempts):
+        values, dz = anchored(loss, c.z, c.z_ref, c.rows)  # (n,) each, (n, V)
+        share = c.rows.weight / total_rows
         dhidden[c.where] = (dz @ head) * share.astype(dz.dtype)[:, None]
         _add_shares(metrics, share, values)
     return metrics, dhidden
 
 
-def anchored(
-    loss: RowLoss, z: Array, z_ref: Array | None, counts: RowCounts
-) -> tuple[Values, Array]:
-    """`loss.rows` with kl times the anchor added to "loss" and to dz; z, z_ref are overwritten."""
-    held = None
-    if loss.kl and z_ref is not None:  # first: both are still whole
-        held = anchor(z, z_ref, loss.kl)
-    values, dz = loss.rows(z, z_ref if loss.needs_reference else None, counts)
+def anchored(loss: RowLoss, z: Array, z_ref: Array | None, rows: RowCounts) -> tuple[Values, Array]:
+    """`loss.of_rows` with the anchor added to "loss" and to dz; z, z_ref are overwritten."""
+    held = _held(z, z_ref, loss.kl)
+    values, dz = loss.of_rows(z, z_ref if loss.needs_reference else None, rows)
     if held:
-        values["anchor"] = held[0]
-        values["loss"] = values["loss"] + loss.kl * held[0]
-        dz += held[1]
+        values["anchor"] = held.kl
+        values["loss"] = values["loss"] + loss.kl * held.kl
+        dz += held.dz
     return values, dz
+
+
+def _held(z: Array, z_ref: Array | None, kl: float) -> Anchor | None:
+    """The anchor, of a loss that has one. To be asked first: the loss itself overwrites z."""
+    return anchor(z, z_ref, kl) if kl and z_ref is not None else None
 
 
 def head_metrics(
     hidden: Array,
     head: Matrix,
-    counts: RowCounts,
+    rows: RowCounts,
     objective: Objective,
     ref_hidden: Array,
     loss: Loss | None = None,
     *,
-    count: float,
+    total_rows: float,
 ) -> dict[str, float]:
     """What an evaluation reports: `fused.row_metrics`, and over it what `loss` says itself.
 
@@ -92,74 +93,72 @@ def head_metrics(
     base's; the other arguments are those of `head_loss`.
     """
     metrics: dict[str, float] = {}
-    for c in _chunks(hidden, head, counts, ref_hidden, objective.prior == "rate"):
+    for c in _chunks(hidden, head, rows, ref_hidden, objective.prior == "rate"):
         own: Values = {}
         if isinstance(loss, RowLoss) and c.z_ref is not None:
-            own, _ = anchored(loss, c.z.copy(), c.z_ref.copy(), c.counts)
+            own, _ = anchored(loss, c.z.copy(), c.z_ref.copy(), c.rows)
         elif loss:
             own["loss"] = np.zeros(len(c.z))
             if loss.kl and c.z_ref is not None:
-                own["anchor"], _ = anchor(c.z, c.z_ref, loss.kl)
+                own["anchor"] = anchor(c.z, c.z_ref, loss.kl).kl
                 own["loss"] += loss.kl * own["anchor"]
-        values = row_metrics(c.z, c.z_ref, c.counts, objective) | own
-        _add_shares(metrics, c.counts.weight / count, values)
+        values = row_metrics(c.z, c.z_ref, c.rows, objective) | own
+        _add_shares(metrics, c.rows.weight / total_rows, values)
     return metrics
 
 
 def entropy_and_kl(
-    hidden: Array, head: Matrix, counts: RowCounts, ref_hidden: Array, *, count: float
+    hidden: Array, head: Matrix, rows: RowCounts, ref_hidden: Array, *, total_rows: float
 ) -> dict[str, float]:
     """These rows' share of the means of the entropy of p and of KL(p || p_ref), in nats.
 
-    hidden, ref_hidden (R, D): of the model and of its base; `count` as in `head_loss`.
+    hidden, ref_hidden (R, D): of the model and of its base; `total_rows` as in `head_loss`.
     """
     metrics: dict[str, float] = {}
-    both = zip(_chunks(hidden, head, counts), _chunks(ref_hidden, head, counts), strict=True)
+    both = zip(_chunks(hidden, head, rows), _chunks(ref_hidden, head, rows), strict=True)
     for c, ref in both:
-        kl, _ = anchor(c.z, ref.z, 0.0)
+        kl = anchor(c.z, ref.z, 0.0).kl
         z = c.z.copy()
-        p = split_softmax(c.z, c.counts)
+        p = split_softmax(c.z, c.rows)
         values = {"entropy": p.lse - np.vecdot(p.dense(), z), "kl": kl}
-        _add_shares(metrics, c.counts.weight / count, values)
+        _add_shares(metrics, c.rows.weight / total_rows, values)
     return metrics
 
 
-def entry_log_probs(hidden: Array, head: Matrix, counts: RowCounts) -> Array:
+def entry_log_probs(hidden: Array, head: Matrix, rows: RowCounts) -> Array:
     """log p of every entry's token in its row, (E,) float64."""
-    chunks = _chunks(hidden, head, counts)
-    return np.concatenate([split_softmax(c.z, c.counts).logp for c in chunks])
+    chunks = _chunks(hidden, head, rows)
+    return np.concatenate([split_softmax(c.z, c.rows).logp for c in chunks])
 
 
 def entry_log_probs_backward(
     dlogp: Array,
     hidden: Array,
     head: Matrix,
-    counts: RowCounts,
+    rows: RowCounts,
     kl: float = 0.0,
     ref_hidden: Array | None = None,
     *,
-    count: float = 1.0,
+    total_rows: float = 1.0,
 ) -> tuple[dict[str, float], Array, Array]:
     """From dlogp (E,) to dhidden (R, D), the logits worked out once more.
 
     Returns metrics, dhidden, and log p of the entries (E,). With kl, which needs ref_hidden (R, D),
     the loss has kl times the mean KL(p || p_ref) added: the metrics are these rows' share of it,
-    `count` as in `head_loss`.
+    `total_rows` as in `head_loss`.
     """
     dhidden, logp = np.empty_like(hidden), np.empty(len(dlogp))
     metrics: dict[str, float] = {}
-    for c in _chunks(hidden, head, counts, ref_hidden):
-        held = None
-        if kl and c.z_ref is not None:  # first: z is overwritten
-            held = anchor(c.z, c.z_ref, kl)
-        p = split_softmax(c.z, c.counts)
-        entries = counts.entries(c.where)
+    for c in _chunks(hidden, head, rows, ref_hidden):
+        held = _held(c.z, c.z_ref, kl)
+        p = split_softmax(c.z, c.rows)
+        entries = rows.entries(c.where)
         logp[entries] = p.logp
-        dz = log_probs_backward(dlogp[entries], p, c.counts)
+        dz = log_probs_backward(dlogp[entries], p, c.rows)
         if held:
-            share = c.counts.weight / count
-            dz += held[1] * share.astype(dz.dtype)[:, None]
-            _add_shares(metrics, share, {"loss": kl * held[0], "anchor": held[0]})
+            share = c.rows.weight / total_rows
+            dz += held.dz * share.astype(dz.dtype)[:, None]
+            _add_shares(metrics, share, {"loss": kl * held.kl, "anchor": held.kl})
         dhidden[c.where] = dz @ head
     return metrics, dhidden, logp
 
@@ -186,7 +185,7 @@ class _Chunk(NamedTuple):
     """n rows: where they stand, what they count, their logits and those of the base (n, V)."""
 
     where: slice
-    counts: RowCounts
+    rows: RowCounts
     z: Array
     z_ref: Array | None
 
@@ -194,7 +193,7 @@ class _Chunk(NamedTuple):
 def _chunks(
     hidden: Array,
     head: Matrix,
-    counts: RowCounts,
+    rows: RowCounts,
     ref_hidden: Array | None = None,
     needs_attempts: bool = False,
 ) -> Iterator[_Chunk]:
@@ -202,12 +201,12 @@ def _chunks(
     ref_logp = np.empty(0)  # log p_ref of the entries so far
     chunks = math.ceil(len(hidden) * len(head) / CHUNK_LOGITS)
     size = math.ceil(len(hidden) / chunks)
-    for start in range(0, len(counts.weight), size):
+    for start in range(0, len(rows.weight), size):
         chunk = slice(start, start + size)
-        part = counts.part(chunk)
+        part = rows.part(chunk)
         z_ref = None if ref_hidden is None else ref_hidden[chunk] @ head.T
         if needs_attempts and z_ref is not None:
             ref_logp = np.append(ref_logp, split_softmax(z_ref.copy(), part).logp)
-            so_far = counts.part(slice(start + size))  # what stands before a row decides
+            so_far = rows.part(slice(start + size))  # what stands before a row decides
             part = part._replace(attempts=expected_attempts(so_far, ref_logp)[chunk])
         yield _Chunk(chunk, part, hidden[chunk] @ head.T, z_ref)

@@ -77,7 +77,7 @@ class RowLoss(_Loss):
         return False
 
     @abstractmethod
-    def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
+    def of_rows(self, z: Array, z_ref: Array | None, rows: RowCounts) -> tuple[Values, Array]:
         """Values (n,) and the gradient dz (n, V) of each row's loss.
 
         z, z_ref: (n, V) logits of the model and of its base, which may be overwritten.

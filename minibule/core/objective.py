@@ -54,6 +54,13 @@ OBJECTIVES = {
 }
 
 
+def needed(value: Array | None, name: str) -> Array:
+    """`value`, for an objective that cannot do without it."""
+    if value is None:
+        raise ValueError(f"this objective needs {name}")
+    return value
+
+
 def optimal_p(lam: Array, aP: Array, c: Array, p_ref: Array | None) -> Array:
     """The stationary p for the multiplier lambda; aP = alpha P, c = (1 - alpha) w; all broadcast.
 

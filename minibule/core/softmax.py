@@ -77,20 +77,27 @@ def per_row(values: Array, row: Array, n: int) -> Array:
     return np.bincount(row, values, n)
 
 
-def log_probs_backward(dlogp: Array, p: SplitSoftmax, counts: RowCounts) -> Array:
+def log_probs_backward(dlogp: Array, p: SplitSoftmax, rows: RowCounts) -> Array:
     """dz (n, V) from dlogp (E,), written over p.
 
     log p(e) = z(e) - logsumexp(z), so dz = sum over the row's entries of dlogp(e) (onehot(e) - p).
     """
-    row = counts.entry_row
+    row = rows.entry_row
     dz = p.dense()
     dz *= -per_row(dlogp, row, len(dz)).astype(dz.dtype)[:, None]
-    dz[row, counts.entry_id] += dlogp.astype(dz.dtype)  # a row names each token once
+    dz[row, rows.entry_id] += dlogp.astype(dz.dtype)  # a row names each token once
     return dz
 
 
-def anchor(z: Array, z_held: Array, kl: float) -> tuple[Array, Array]:
-    """KL(p || q) of each row (n,), and kl times its gradient dz (n, V); p, q of z, z_held (n, V).
+class Anchor(NamedTuple):
+    """What holds n rows to their base: KL(p || q) (n,), and dz (n, V) of so many times that."""
+
+    kl: Array
+    dz: Array
+
+
+def anchor(z: Array, z_held: Array, times: float) -> Anchor:
+    """KL(p || q) of each row, and `times` its gradient; p, q of z, z_held (n, V).
 
     With t = log p - log q:  KL = sum_j p_j t_j,  dKL/dz_j = p_j (t_j - KL).
     """
@@ -100,8 +107,8 @@ def anchor(z: Array, z_held: Array, kl: float) -> tuple[Array, Array]:
     value = np.vecdot(p, t)
     t -= value[:, None]
     t *= p
-    t *= kl
-    return value.astype(np.float64), t
+    t *= times
+    return Anchor(value.astype(np.float64), t)
 
 
 def _log_softmax(z: Array) -> Array:

@@ -70,7 +70,9 @@ def _row_gradients(
         ref_hidden = None
         if loss.asks_base:
             ref_hidden = known(batch, examples) if known else forward_base(cache)
-        metrics, dhidden = head_loss(hidden, model.head, batch.rows, loss, ref_hidden, count=count)
+        metrics, dhidden = head_loss(
+            hidden, model.head, batch.rows, loss, ref_hidden, total_rows=count
+        )
         return backward(dhidden, cache), metrics, len(batch.ids)
 
     batches = pack(examples, loss.counts, pass_tokens, threads(), world())
@@ -117,7 +119,7 @@ def _answer_gradients(
         np.add.at(dpath, batch.answer_entry, dlogp)
         dentry = path_log_probs_backward(dpath, batch.rows)
         sums, dhidden, entries = entry_log_probs_backward(
-            dentry, hidden, model.head, batch.rows, loss.kl, ref_hidden, count=count
+            dentry, hidden, model.head, batch.rows, loss.kl, ref_hidden, total_rows=count
         )
         logp = _completed(batch, entries)
         if isinstance(loss, LinearLoss):

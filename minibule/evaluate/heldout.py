@@ -47,7 +47,7 @@ def evaluate(
         if model.adapter:
             hidden, _ = forward_batch(model, batch)
         metrics = head_metrics(
-            hidden, model.head, batch.rows, objective, ref_hidden, own, count=count
+            hidden, model.head, batch.rows, objective, ref_hidden, own, total_rows=count
         )
         if separable:
             base = ref_hidden if separable.needs_reference else None
@@ -82,7 +82,7 @@ def mean_entropy_and_kl(
     def one_pass(batch: Batch) -> dict[str, float]:
         ref_hidden, _ = forward_batch(model.base, batch)
         hidden = forward_batch(model, batch)[0] if model.adapter else ref_hidden
-        return entropy_and_kl(hidden, model.head, batch.rows, ref_hidden, count=count)
+        return entropy_and_kl(hidden, model.head, batch.rows, ref_hidden, total_rows=count)
 
     batches = pack(examples, "prefix", pass_tokens, threads(), world())
     return summed(world().all_gather(summed(side_by_side(one_pass, batches))))

@@ -61,10 +61,10 @@ class Pushed(RowLoss):
     def counts(self) -> Counts:
         return self.of.counts
 
-    def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
-        p, slope = split_softmax(z, counts), np.asarray(counts.slope)
-        loss = per_row(slope * p.logp, counts.entry_row, len(z))
-        return {"loss": loss}, log_probs_backward(slope, p, counts)
+    def of_rows(self, z: Array, z_ref: Array | None, rows: RowCounts) -> tuple[Values, Array]:
+        p, slope = split_softmax(z, rows), np.asarray(rows.slope)
+        loss = per_row(slope * p.logp, rows.entry_row, len(z))
+        return {"loss": loss}, log_probs_backward(slope, p, rows)
 
 
 class Worked(NamedTuple):
@@ -194,5 +194,7 @@ def one_pass(
     model = dataclasses.replace(model, adapter=adapter)
     hidden, cache = forward_batch(model, mean.batch, keep=True, recompute=recompute)
     total = mean.rows.weight.sum()
-    metrics, dhidden = head_loss(hidden, model.head, mean.rows, mean.loss, ref_hidden, count=total)
+    metrics, dhidden = head_loss(
+        hidden, model.head, mean.rows, mean.loss, ref_hidden, total_rows=total
+    )
     return Pass(hidden, cache, metrics["loss"], dhidden)

@@ -42,15 +42,15 @@ class TokenLoss(RowLoss):
     def token(self, logp: Array, log_rest: Array, ref_logp: Array) -> tuple[Array, Array]:
         """f and its derivative by log p, (E,) each, from log p, log(1 - p) and log p_ref, (E,)."""
 
-    def rows(self, z: Array, z_ref: Array | None, counts: RowCounts) -> tuple[Values, Array]:
-        row, n = counts.entry_row, len(z)
-        p = split_softmax(z, counts)
-        ref_logp = p.logp if z_ref is None else split_softmax(z_ref, counts).logp
+    def of_rows(self, z: Array, z_ref: Array | None, rows: RowCounts) -> tuple[Values, Array]:
+        row, n = rows.entry_row, len(z)
+        p = split_softmax(z, rows)
+        ref_logp = p.logp if z_ref is None else split_softmax(z_ref, rows).logp
         f, df = self.token(p.logp, p.log_rest, ref_logp)
-        share = counts.entry_count / counts.alike[row]
-        mean_p = per_row(counts.entry_count / counts.total[row] * np.exp(p.logp), row, n)
+        share = rows.entry_count / rows.alike[row]
+        mean_p = per_row(rows.entry_count / rows.total[row] * np.exp(p.logp), row, n)
         values = {"loss": per_row(share * f, row, n), "rejected_mass": mean_p}
-        return values, log_probs_backward(share * df, p, counts)
+        return values, log_probs_backward(share * df, p, rows)
 
 
 @dataclass(frozen=True)

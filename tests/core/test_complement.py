@@ -311,7 +311,9 @@ def test_the_head_never_holds_all_logits(objective, rng, monkeypatch):
     def peak(chunk_rows):
         monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_rows * len(head))
         tracemalloc.start()
-        loss.head_loss(hidden, head, rows, TargetLoss(objective), ref_hidden, count=len(hidden))
+        loss.head_loss(
+            hidden, head, rows, TargetLoss(objective), ref_hidden, total_rows=len(hidden)
+        )
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
@@ -335,7 +337,7 @@ def test_chunks_of_any_size_give_the_same_gradient(objective, chunk_rows, rng, m
     def run(chunk_rows):
         monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_rows * len(head))
         return loss.head_loss(
-            hidden, head, rows, TargetLoss(objective), ref_hidden, count=len(hidden)
+            hidden, head, rows, TargetLoss(objective), ref_hidden, total_rows=len(hidden)
         )
 
     metrics, dhidden = run(chunk_rows)

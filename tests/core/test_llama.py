@@ -133,7 +133,7 @@ def separate_runs(model, examples, objective):
             ref, _ = forward_batch(model.base, batch)
             hidden, cache = forward_batch(model, batch, keep=True)
             metrics, dhidden = head_loss(
-                hidden, model.head, rows, TargetLoss(objective), ref, count=count
+                hidden, model.head, rows, TargetLoss(objective), ref, total_rows=count
             )
             loss += metrics["loss"]
             for name, grad in backward(dhidden, cache).items():

@@ -615,8 +615,8 @@ def test_a_wrong_anchor_in_training_shows(monkeypatch, moved):
     right = head.anchor
 
     def wrong(*args):
-        value, dz = right(*args)
-        return value, 1.01 * dz
+        found = right(*args)
+        return found._replace(dz=1.01 * found.dz)
 
     def within():
         text = "\n".join(lines_of(objective="complement", init_adapter=str(moved)))

@@ -111,7 +111,7 @@ def test_the_optimum_of_a_row_is_the_one_that_is_written_down():
         x = (log_softmax(z) - log_softmax(z_ref))[0, rejected]
         a = np.zeros(5)
         a[rejected] = loss.answers(given, x)[1]
-        z -= a - a.sum() * np.exp(log_softmax(z)) + anchor(z, z_ref, loss.kl)[1]
+        z -= a - a.sum() * np.exp(log_softmax(z)) + anchor(z, z_ref, loss.kl).dz
     p, p_ref = (np.exp(log_softmax(x)[0]) for x in (z, z_ref))
     weight = p_ref * np.exp(-(2 / loss.kl) * (v / v.sum()) / (p_ref + p))
     np.testing.assert_allclose(p, weight / weight.sum(), rtol=1e-8)

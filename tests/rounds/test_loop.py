@@ -111,9 +111,7 @@ def test_what_rounds_write(config, tmp_path, capsys):
 
 def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
     """Stopped in the middle of sampling, of training, and between rounds."""
-    monkeypatch.setattr(
-        sampled, "ANSWERS_IN_ONE_GO", 16
-    )  # four questions put to the model together
+    monkeypatch.setattr(sampled, "ANSWERS_IN_ONE_GO", 16)  # of four questions
     loop.rounds(config("whole"))
 
     stopped = RuntimeError("stopped")
