@@ -23,7 +23,6 @@ import re
 import shutil
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ from minibule.runs.output import free_path
 from minibule.runs.settings import FIELDS, read_settings, resolve
 from minibule.settings import Parser, add_flags, from_flags, setting
 from minibule.train.loop import train
-from minibule.wording import did_you_mean, harmless
+from minibule.wording import columns_of, did_you_mean, harmless
 
 MODEL, ANSWERS, TEACHING = "model", "answers", "teaching"
 
@@ -343,7 +342,7 @@ def in_columns(left: str, right: str, width: int) -> Iterator[str]:
     """The lines of two texts side by side, each cut to so many cells of a terminal."""
     both = [list(_lines(harmless(text), max(width, 2))) for text in (left, right)]
     for one, other in itertools.zip_longest(*both, fillvalue=""):
-        yield f"{one}{' ' * (width - _cells(one))} | {other}".rstrip()
+        yield f"{one}{' ' * (width - columns_of(one))} | {other}".rstrip()
 
 
 def _lines(text: str, width: int) -> Iterator[str]:
@@ -351,23 +350,15 @@ def _lines(text: str, width: int) -> Iterator[str]:
     for paragraph in text.expandtabs().split("\n"):
         line = ""
         for word in re.findall(r"\s*\S+", paragraph):
-            if line and _cells(line + word) > width:
+            if line and columns_of(line + word) > width:
                 yield line
                 line, word = "", word.lstrip()
             for character in word:
-                if _cells(line + character) > width:
+                if columns_of(line + character) > width:
                     yield line
                     line = ""
                 line += character
         yield line
-
-
-def _cells(text: str) -> int:
-    """How wide a terminal shows a text: some characters take two places, some none."""
-    return sum(
-        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
-        for c in text
-    )
 
 
 if __name__ == "__main__":

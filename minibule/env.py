@@ -34,8 +34,14 @@ EXTRAS = {
 }
 # Of the environment, what changes how or where minibule works.
 VARIABLES = (
-    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE"),
-    *("XDG_CACHE_HOME", "HF_ENDPOINT", "NO_COLOR", "PYTHONPATH"),
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_CORETYPE",
+    "XDG_CACHE_HOME",
+    "HF_ENDPOINT",
+    "NO_COLOR",
+    "PYTHONPATH",
 )
 
 

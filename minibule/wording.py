@@ -1,6 +1,7 @@
-"""What is said of a value from outside that cannot be: what was expected, what may be meant."""
+"""Words about what comes from outside: what was expected, what may be meant, how wide it shows."""
 
 import reprlib  # values of a damaged file may be as long as the file
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -103,3 +104,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes: some characters take two, some none."""
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )

@@ -13,7 +13,6 @@ from minibule.core.counts import Example
 PASS_COST = 64
 PRODUCTS = 0.6
 
-
 # A tree to compute: the example's number, and which of its answers.
 Tree = tuple[int, list[int]]
 

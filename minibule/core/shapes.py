@@ -29,18 +29,6 @@ def module_names(layers: Iterable[int], projections: Container[str]) -> tuple[st
     )
 
 
-# What a model's own description may claim. The deepest Llama has 126 layers; the shapes of so many
-# as a damaged file may name would fill the memory. RoPE's base and RMSNorm's epsilon (1e4 to 1e7
-# and 1e-5 or 1e-6 in every Llama) must leave float32 numbers.
-MAX_LAYERS = 1000
-
-
-ROPE_THETA = (1.0, 1e12)
-
-
-RMS_NORM_EPS = (1e-12, 0.1)
-
-
 @dataclass(frozen=True)
 class LlamaConfig:
     """The shapes of a LlamaForCausalLM, under the names of its config.json."""

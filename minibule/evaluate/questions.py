@@ -33,7 +33,6 @@ from minibule.text.chat import Chat
 ACCEPTED = "accepted"
 NOISE = "noise"
 
-
 SAMPLES = 3  # of the answers to each question at temperature 1, to be looked at
 
 
@@ -45,7 +44,7 @@ class Question(NamedTuple):
     kind: str = ""
 
 
-class Answer(NamedTuple):
+class StyledAnswer(NamedTuple):
     """An answer, and the style it is of."""
 
     text: str
@@ -63,11 +62,11 @@ class Reply(NamedTuple):
     prompt: str
     kind: str
     accepted: float
-    greedy: Answer
-    samples: list[Answer]
+    greedy: StyledAnswer
+    samples: list[StyledAnswer]
 
 
-class Answers(NamedTuple):
+class Replies(NamedTuple):
     """What a model does with the questions.
 
     greedy       share of the questions whose greedy answer is of each style, noise last
@@ -152,7 +151,7 @@ def check_fit(chat: Chat, questions: Sequence[Question], context: int) -> tuple[
     return longest_prompt, longest
 
 
-def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int) -> Answers:
+def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: int) -> Replies:
     """Put every question to the model; InputError where one does not fit into its context."""
     context = model.config.max_position_embeddings
     longest_prompt, longest = check_fit(chat, questions, context)
@@ -185,18 +184,18 @@ def ask(model: Llama, chat: Chat, questions: Sequence[Question], pass_tokens: in
     ]
     found = [reply.greedy.style for reply in replies]
     shares = {style: found.count(style) / len(questions) for style in [*styles, NOISE]}
-    return Answers(shares, exact, float(np.exp(-sum(logps) / tokens)), replies)
+    return Replies(shares, exact, float(np.exp(-sum(logps) / tokens)), replies)
 
 
 def _answers(
     model: Llama, chat: Chat, questions: Sequence[Question], wanted: Wanted
-) -> list[list[Answer]]:
+) -> list[list[StyledAnswer]]:
     """The answers to each question, with their styles."""
     asked = [(question, chat.encode_prompt(question.prompt)) for question in questions]
 
-    def styled(some: Sequence[Question], found: Ids) -> list[list[Answer]]:
+    def styled(some: Sequence[Question], found: Ids) -> list[list[StyledAnswer]]:
         return [
-            [Answer(text, _style(question, text)) for text in map(chat.decode, several)]
+            [StyledAnswer(text, _style(question, text)) for text in map(chat.decode, several)]
             for question, several in zip(some, found, strict=True)
         ]
 

@@ -18,7 +18,7 @@ from minibule.explain.row import (
     pushed_gradient,
     token_table,
 )
-from minibule.explain.subject import Subject, Worked
+from minibule.explain.subject import Subject, WorkedAnswers
 from minibule.explain.text import decimals, decimals_for, heading, prose, table
 from minibule.machine.matrix import Array
 
@@ -29,7 +29,7 @@ def explain_answers(
     row: Row,
     loss: SeparableLoss,
     subject: Subject,
-    answers: Worked,
+    answers: WorkedAnswers,
     shown_in: str = "",
 ) -> Iterator[str]:
     """Three sections of text, line by line; shown_in as in `checked_gradient`."""
@@ -45,7 +45,9 @@ def explain_answers(
     yield from pushed_gradient(row, shown, a, anchor, made_of, remarks, code, shown_in)
 
 
-def _answers(row: Row, loss: SeparableLoss, subject: Subject, answers: Worked) -> Iterator[str]:
+def _answers(
+    row: Row, loss: SeparableLoss, subject: Subject, answers: WorkedAnswers
+) -> Iterator[str]:
     """What pushes: the answers through the row, each as a whole."""
     yield from heading(4, "The loss")
     yield from prose(

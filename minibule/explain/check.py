@@ -7,7 +7,7 @@ import numpy as np
 
 from minibule.core.llama import Llama, backward, forward_batch
 from minibule.core.lora import Adapter, lora_name
-from minibule.explain.subject import MeanLoss, Pass, one_pass
+from minibule.explain.subject import MeanLoss, RowPass, one_pass
 from minibule.explain.text import decimals_for, prose, table
 from minibule.machine.matrix import Array, Matrix
 
@@ -64,7 +64,7 @@ class AdapterCheck:
         config = dataclasses.replace(adapter.config, modules=(module,))
         wide = Adapter(config, {n: p.astype(np.float64) for n, p in adapter.params.items()})
 
-        def again() -> Pass:
+        def again() -> RowPass:
             return one_pass(self.wide, wide, self.mean, self.ref_hidden, recompute=True)
 
         now = again()

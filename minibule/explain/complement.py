@@ -38,7 +38,7 @@ RATIO = Push(
 )
 
 
-class Worked(NamedTuple):
+class WorkedTarget(NamedTuple):
     """A row with its loss taken apart: what the sections on loss and gradient have in common.
 
     parts    the loss's and the gradient's, each (V,)
@@ -67,7 +67,7 @@ def explain_complement(row: Row, loss: TargetLoss, shown_in: str = "") -> Iterat
     attempts = row.counts.attempts
     stacked = loss_parts(row.z[None], row.v[None], prior, contrast, row.z_ref[None], attempts)
     parts = LossParts(*(part[0] for part in stacked))
-    it = Worked(row, loss.objective, parts, anchor_of(row), row.shown(parts.P))
+    it = WorkedTarget(row, loss.objective, parts, anchor_of(row), row.shown(parts.P))
     yield from explain_target(row, prior, it.shown)
     yield from _loss(it)
     yield from _gradient(it, shown_in)
@@ -116,7 +116,7 @@ def _rate(attempts: Array) -> Iterator[str]:
     )
 
 
-def _loss(it: Worked) -> Iterator[str]:
+def _loss(it: WorkedTarget) -> Iterator[str]:
     (_, _, contrast, alpha), parts, anchor = it.objective, it.parts, it.anchor
     part, share = it.part, decimals(it.row.digits)
     yield from heading(4, "The loss")
@@ -152,7 +152,7 @@ def _loss(it: Worked) -> Iterator[str]:
     yield f"              = {numbers} = {part(loss)}"
 
 
-def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
+def _gradient(it: WorkedTarget, shown_in: str) -> Iterator[str]:
     parts, anchor, alpha = it.parts, it.anchor, it.objective.alpha
     dz = alpha * parts.dkl + (1 - alpha) * parts.dcontrast + (anchor.gradient if anchor else 0)
     slope = decimals_for(dz, it.row.digits)

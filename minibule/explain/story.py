@@ -32,9 +32,9 @@ from minibule.explain.check import AdapterCheck
 from minibule.explain.complement import explain_complement
 from minibule.explain.row import Row
 from minibule.explain.subject import (
-    Pass,
     Place,
     Pushed,
+    RowPass,
     Subject,
     one_pass,
     row_counts,
@@ -90,7 +90,7 @@ class Passed(NamedTuple):
     """The row, what a forward pass left, and the base's hidden states of all rows."""
 
     row: Row
-    before: Pass
+    before: RowPass
     ref_hidden: Array
 
 

@@ -67,7 +67,7 @@ class Pushed(RowLoss):
         return {"loss": loss}, log_probs_backward(slope, p, rows)
 
 
-class Worked(NamedTuple):
+class WorkedAnswers(NamedTuple):
     """The answers of a record under a loss of answers; (A,) each.
 
     x          log p, less log p_ref for a loss that needs the reference
@@ -81,14 +81,14 @@ class Worked(NamedTuple):
     slope: Array
 
 
-def worked(loss: SeparableLoss, example: Example, x: Array) -> Worked:
-    """A step of this record alone; x as in `Worked`."""
+def worked(loss: SeparableLoss, example: Example, x: Array) -> WorkedAnswers:
+    """A step of this record alone; x as in `WorkedAnswers`."""
     answers = answers_of([example])
     f, df = loss.f(x, answers.length)
-    return Worked(x, f, df, row_count([example]) * loss.weights(answers) * df)
+    return WorkedAnswers(x, f, df, row_count([example]) * loss.weights(answers) * df)
 
 
-def worked_by(model: Llama, loss: SeparableLoss, example: Example) -> Worked:
+def worked_by(model: Llama, loss: SeparableLoss, example: Example) -> WorkedAnswers:
     """The same, of what a model says."""
     size = len(example.prompt) + sum(map(len, example.answers))
     batches = list(pack([example], loss.counts, pass_tokens=size))
@@ -111,7 +111,7 @@ class Subject(NamedTuple):
     row: int
     place: Place
     loss: RowLoss
-    answers: Worked | None = None
+    answers: WorkedAnswers | None = None
 
     @property
     def counts(self) -> RowCounts:
@@ -136,7 +136,7 @@ class Subject(NamedTuple):
 
 
 def subject_of(
-    example: Example, place: Place, loss: RowLoss, answers: Worked | None = None
+    example: Example, place: Place, loss: RowLoss, answers: WorkedAnswers | None = None
 ) -> Subject:
     """Pack the example up to the row at `place`."""
     batch = _packed(example, place.position, loss, answers)
@@ -148,7 +148,7 @@ def subject_under(
     loss: RowLoss | SeparableLoss,
     example: Example,
     place: Place,
-    work: Callable[[SeparableLoss], Worked],
+    work: Callable[[SeparableLoss], WorkedAnswers],
 ) -> Subject:
     """`subject_of`, and for a loss of whole answers with these as `work` gives them."""
     if isinstance(loss, RowLoss):
@@ -156,7 +156,7 @@ def subject_under(
     return subject_of(example, place, Pushed(loss), work(loss))
 
 
-def _packed(example: Example, length: int, loss: RowLoss, whole: Worked | None) -> Batch:
+def _packed(example: Example, length: int, loss: RowLoss, whole: WorkedAnswers | None) -> Batch:
     """The example in one stream, its answers cut to `length` tokens; whole: as they were before."""
     answers = tuple(answer[:length] for answer in example.answers)
     size = len(example.prompt) + sum(map(len, answers))
@@ -178,7 +178,7 @@ def row_counts(subject: Subject, ref_logp: Array) -> RowCounts:
     return subject.counts._replace(attempts=attempts)
 
 
-class Pass(NamedTuple):
+class RowPass(NamedTuple):
     """What a forward pass and a loss leave for `backward`."""
 
     hidden: Array
@@ -189,7 +189,7 @@ class Pass(NamedTuple):
 
 def one_pass(
     model: Llama, adapter: Adapter, mean: MeanLoss, ref_hidden: Array, recompute: bool = False
-) -> Pass:
+) -> RowPass:
     """Forward and loss of a step that consists of these rows."""
     model = dataclasses.replace(model, adapter=adapter)
     hidden, cache = forward_batch(model, mean.batch, keep=True, recompute=recompute)
@@ -197,4 +197,4 @@ def one_pass(
     metrics, dhidden = head_loss(
         hidden, model.head, mean.rows, mean.loss, ref_hidden, total_rows=total
     )
-    return Pass(hidden, cache, metrics["loss"], dhidden)
+    return RowPass(hidden, cache, metrics["loss"], dhidden)

@@ -1,13 +1,13 @@
 """How the explanation is written: headings, sentences, tables and numbers, 100 columns wide."""
 
 import textwrap
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from minibule.machine.matrix import Array
+from minibule.wording import columns_of
 
 WIDTH = 100  # columns of the text
 LONG = 1e5  # from here on a number with six decimals is too long for a table
@@ -54,11 +54,6 @@ def decimals_for(x: Array, digits: int) -> Show:
     if largest >= LONG or 0 < largest < 100 * 10.0**-digits:
         return lambda number: f"{number:.2e}"
     return decimals(digits)
-
-
-def columns_of(text: str) -> int:
-    """How many columns of a terminal a text takes: wide characters take two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def shortened(text: str, width: int) -> str:

@@ -22,7 +22,7 @@ from minibule.machine.matrix import Array
 from minibule.methods.tokens import TokenLoss
 
 
-class Worked(NamedTuple):
+class WorkedTokens(NamedTuple):
     """A row with its loss taken apart.
 
     share, f, a    v / answers through the row, f of the loss, and share df/dlog p; each (V,)
@@ -56,13 +56,13 @@ def explain_tokens(row: Row, loss: TokenLoss, shown_in: str = "") -> Iterator[st
     f, df = loss.token(logp, log_one_minus_p(row.z[None])[0], ref_logp)
     share, anchor = row.v / row.counts.alike[0], anchor_of(row)
     shown = row.shown(np.exp(ref_logp))
-    it = Worked(row, loss, share, f, share * df, anchor, shown)
+    it = WorkedTokens(row, loss, share, f, share * df, anchor, shown)
     yield from explain_base(row, anchor, loss.needs_reference, shown)
     yield from _loss(it)
     yield from _gradient(it, shown_in)
 
 
-def _loss(it: Worked) -> Iterator[str]:
+def _loss(it: WorkedTokens) -> Iterator[str]:
     row, loss, part, number = it.row, it.loss, it.part, decimals(it.row.digits)
     n, anchor = row.counts.alike[0], it.anchor
     yield from heading(4, "The loss")
@@ -90,7 +90,7 @@ def _loss(it: Worked) -> Iterator[str]:
     yield f"     {written} = {value}"
 
 
-def _gradient(it: Worked, shown_in: str) -> Iterator[str]:
+def _gradient(it: WorkedTokens, shown_in: str) -> Iterator[str]:
     remarks = [lets_go()] if it.loss.needs_reference else []
     made_of = f"     a = share df/dlog p          df/dlog p = {it.loss.df}{it.beta}"
     code = "methods.tokens.TokenLoss.rows"

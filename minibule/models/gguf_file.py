@@ -135,7 +135,6 @@ _SCALARS = {
     GGUFValueType.FLOAT64: "d",
 }
 
-
 # Of a file's metadata, each of which becomes an object of Python's. The largest vocabularies, of
 # 2**18 tokens, come with scores, types and merges to 1.3 million.
 MAX_ITEMS = 2**21

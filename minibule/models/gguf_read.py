@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
+from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import native_parser, write_json
 from minibule.machine.matrix import Array
 from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
 from minibule.models.huggingface import config_json, save_chat
-from minibule.models.keys import GGUF, MERGED
+from minibule.models.keys import GGUF, MAX_LAYERS, MERGED, RMS_NORM_EPS, ROPE_THETA
 from minibule.models.safetensors import check_finite, check_shapes
 from minibule.text.chat import Chat, check_token_texts, default_template
 from minibule.wording import Number

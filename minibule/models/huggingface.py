@@ -15,11 +15,19 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from minibule.core.shapes import MAX_LAYERS, RMS_NORM_EPS, ROPE_THETA, LlamaConfig
+from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import native_parser, read_json, real_path, write_json
 from minibule.machine.matrix import Array
-from minibule.models.keys import CONFIG_JSON, MERGED, ROPE, TOKENIZER_JSON
+from minibule.models.keys import (
+    CONFIG_JSON,
+    MAX_LAYERS,
+    MERGED,
+    RMS_NORM_EPS,
+    ROPE,
+    ROPE_THETA,
+    TOKENIZER_JSON,
+)
 from minibule.models.safetensors import (
     TORCH_DTYPE,
     read_metadata,

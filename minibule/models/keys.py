@@ -13,6 +13,13 @@ from typing import Any
 
 from minibule.core.shapes import LlamaConfig
 
+# What a model's own description may claim. The deepest Llama has 126 layers; the shapes of so many
+# as a damaged file may name would fill the memory. RoPE's base and RMSNorm's epsilon (1e4 to 1e7
+# and 1e-5 or 1e-6 in every Llama) must leave float32 numbers.
+MAX_LAYERS = 1000
+ROPE_THETA = (1.0, 1e12)
+RMS_NORM_EPS = (1e-12, 0.1)
+
 # Metadata of a merged model's weights: the `fingerprint` of the adapter that is in them.
 MERGED = "minibule.merged_adapter"
 

@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from minibule.evaluate.questions import ACCEPTED, NOISE, Answer, Answers, Reply
-from minibule.report.page import foreign, scrolling, source, table, text
+from minibule.evaluate.questions import ACCEPTED, NOISE, Replies, Reply, StyledAnswer
+from minibule.report.page import TIMES, foreign, scrolling, source, table, text
 from minibule.runs.read import Run
 
 FIRST_ANSWERS = 8  # prompts seen at once, the others when asked for
 SHOWN_ANSWERS = 200  # of the held-out prompts; all are in after.json
-TIMES = "\u00d7"
 
 Pair = tuple[Reply, Reply]  # to the same prompt, before and after
 
@@ -46,7 +45,7 @@ def _worst_first(replies: Sequence[Reply]) -> tuple[bool, float]:
     return replies[-1].greedy.style == ACCEPTED, replies[-1].accepted
 
 
-def _turned(was: Answers, now: Answers) -> str:
+def _turned(was: Replies, now: Replies) -> str:
     pairs = [
         (a.greedy.style, b.greedy.style) for a, b in zip(was.replies, now.replies, strict=False)
     ]
@@ -139,5 +138,5 @@ def _sign(style: str) -> str:
     return "✓ " if style == ACCEPTED else "✗ "
 
 
-def _style(answer: Answer) -> str:
+def _style(answer: StyledAnswer) -> str:
     return "" if answer.style == ACCEPTED else f" ({text(answer.style)})"

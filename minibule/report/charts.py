@@ -11,7 +11,7 @@ from minibule.methods.tokens import Ratio, TokenLoss
 from minibule.report import figures
 from minibule.report.figures import FEWEST, Level, Series, short
 from minibule.report.page import computed_by, source, table, text
-from minibule.report.series import evaluated, series, without_anchor
+from minibule.report.series import evaluated, legend, series, without_anchor
 from minibule.runs.comparison import MEASURES
 from minibule.runs.read import Run
 
@@ -217,14 +217,10 @@ def _not_drawn(few: Sequence[Chart]) -> str:
 
 def _figure(chart: Chart, title: str) -> str:
     """title: HTML"""
-    keys = [f'<span><i class="key {s.colour}"></i>{text(s.label)}</span>' for s in chart.series]
-    if chart.level:
-        keys.append(f'<span><i class="key dashed"></i>{text(chart.level.label)}</span>')
-    legend = f'<div class="legend">{"".join(keys) if len(keys) > 1 else ""}</div>'
     picture = figures.line_chart(_alternative(chart), chart.series, chart.level, chart.from_zero)
     caption = chart.caption + _far_out(chart)
     return (
-        f"<figure><h3>{title}</h3>{legend}{picture}"
+        f"<figure><h3>{title}</h3>{legend(chart.series, chart.level)}{picture}"
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 

@@ -17,6 +17,8 @@ from minibule.wording import BIDI
 PACKAGE = Path(__file__).parents[1]
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
+TIMES = "\u00d7"  # the multiplication sign
+
 # Nothing is loaded from anywhere and nothing runs, whatever the data hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 

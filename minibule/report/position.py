@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from minibule.evaluate.position import Position, Token
 from minibule.report import figures
 from minibule.report.figures import Bars
-from minibule.report.page import code, foreign, source, table, text
+from minibule.report.page import TIMES, code, foreign, source, table, text
 from minibule.runs.read import Run
 
 SHOWN_TOKENS = 10  # of the position's likeliest
 MOVED = 0.001  # of probability: less is no movement worth a sentence
-TIMES = "\u00d7"
 
 
 def one_position(run: Run) -> list[str]:

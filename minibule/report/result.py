@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minibule.evaluate.questions import ACCEPTED, Answers
+from minibule.evaluate.questions import ACCEPTED, Replies
 from minibule.report.figures import short
 from minibule.report.page import computed_by, foreign, source, table, text
 from minibule.report.series import series
@@ -59,7 +59,7 @@ def lead(run: Run) -> str:
     return "No step of this run has been recorded."
 
 
-def _answers(run: Run) -> tuple[Answers, Answers] | None:
+def _answers(run: Run) -> tuple[Replies, Replies] | None:
     if run.before and run.after and run.before.questions and run.after.questions:
         return run.before.questions, run.after.questions
     return None

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from minibule.evaluate.sampled import Answer, Asked
-from minibule.report.page import foreign, scrolling, source, table
+from minibule.report.page import TIMES, foreign, scrolling, source, table
 from minibule.report.stacks import share_bar
 from minibule.runs.rounds import Rounds, kind_of
 
-TIMES = "\u00d7"
 MOST_ANSWERS = 6  # different ones to a question that are shown of a round
 NO_KIND = "no kind"
 

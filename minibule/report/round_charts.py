@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from minibule.report import figures
 from minibule.report.figures import Series, short
 from minibule.report.page import source, text
-from minibule.report.series import is_number
+from minibule.report.series import is_number, legend, line_through
 from minibule.runs.rounds import Rounds
 
 PASS = "eval_pass@"  # noqa: S105 - pass@k, in rounds.jsonl
@@ -43,12 +41,12 @@ def pass_at(rounds: Rounds) -> dict[int, list[tuple[int, float]]]:
 
 
 def pictures(rounds: Rounds) -> str:
-    """pass@k before and after, and the length, the distance and the entropy round by round."""
+    """pass@k before and after, and the length and the distance round by round."""
     curves = pass_at(rounds)
     ends = [
-        _line(f"after round {n}" if n else "base", colour, curves[n])
+        line
         for n, colour in ((rounds.last, "blue"), (0, "grey"))
-        if n in curves
+        if (line := line_through(_after(n), colour, curves.get(n, ()), "points"))
     ]
     parts = []
     if ends and len(ends[0].steps) > 1:
@@ -64,6 +62,10 @@ def pictures(rounds: Rounds) -> str:
     return f'<div class="charts">{"".join(parts)}</div>' if parts else ""
 
 
+def _after(number: int) -> str:
+    return f"after round {number}" if number else "base"
+
+
 def _through(rounds: Rounds, key: str, label: str, colour: str) -> Series | None:
     """A number of every round's line, as a line to draw."""
     pairs = [
@@ -71,12 +73,7 @@ def _through(rounds: Rounds, key: str, label: str, colour: str) -> Series | None
         for n, line in sorted(rounds.lines.items())
         if is_number(line.get(key))
     ]
-    return _line(label, colour, pairs) if pairs else None
-
-
-def _line(label: str, colour: str, pairs: Sequence[tuple[int, float]]) -> Series:
-    steps, values = (np.array(column) for column in zip(*pairs, strict=True))
-    return Series(label, colour, steps, values, "points")
+    return line_through(label, colour, pairs, "points")
 
 
 def _figure(title: str, lines: Sequence[Series], axis: str) -> str:
@@ -92,10 +89,8 @@ def _drawn(title: str, lines: Sequence[Series], axis: str, heading: str) -> str:
         )
         for line in lines
     )
-    keys = [f'<span><i class="key {s.colour}"></i>{text(s.label)}</span>' for s in lines]
-    legend = f'<div class="legend">{"".join(keys) if len(keys) > 1 else ""}</div>'
     picture = figures.line_chart(f"{title}. {described}.", lines, None, from_zero=True)
     return (
-        f"<{heading}>{text(title)}</{heading}>{legend}{picture}"
+        f"<{heading}>{text(title)}</{heading}>{legend(lines)}{picture}"
         f"<figcaption>Horizontally: {text(axis)}.</figcaption>"
     )

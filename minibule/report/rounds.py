@@ -90,9 +90,15 @@ def number(line: Mapping[str, Any], key: str) -> float | None:
 
 
 def _head(rounds: Rounds) -> str:
-    name = real_path(rounds.folder).name
-    words = ("minibule rounds report", name, _headline(rounds), _lead(rounds))
-    return head(*words, _unfinished(rounds), course(rounds), _facts(rounds))
+    return head(
+        kind="minibule rounds report",
+        name=real_path(rounds.folder).name,
+        headline=_headline(rounds),
+        lead=_lead(rounds),
+        more=_unfinished(rounds),
+        picture=course(rounds),
+        about=_facts(rounds),
+    )
 
 
 def _ends(rounds: Rounds, key: str) -> tuple[float, float] | None:
@@ -210,8 +216,15 @@ def _learnt(rounds: Rounds) -> list[str]:
     if not numbers:
         return []
     columns = (
-        *("", "samples", "accepted", "ended", "none accepted", "all accepted"),
-        *("answers trained", "tokens trained", "seconds"),
+        "",
+        "samples",
+        "accepted",
+        "ended",
+        "none accepted",
+        "all accepted",
+        "answers trained",
+        "tokens trained",
+        "seconds",
     )
     drawn = table(
         "Samples of the model that the round begins with, and how many questions had none or all "
@@ -250,8 +263,10 @@ def _learnt_row(rounds: Rounds, n: int) -> list[str]:
         count("samples"),
         f"{accepted / (accepted + rejected):.1%}" if accepted + rejected else "",
         "" if cut is None else f"{1 - cut:.1%}",
-        *(count(key) for key in ("fully_unsolved", "fully_solved")),
-        *(count(key) for key in ("trained_answers", "trained_tokens")),
+        count("fully_unsolved"),
+        count("fully_solved"),
+        count("trained_answers"),
+        count("trained_tokens"),
         f"{sum(number(line, key) or 0 for key in SECONDS):,.1f}",
     ]
 

@@ -41,7 +41,7 @@ def write_report(folder: str | Path) -> Path:
     InputError where the folder is no run's, or holds files that are none of a run's.
     """
     run = read_run(folder)
-    path = run.folder / "report.html"
+    path = run.files.report
     manifest = Manifest(run.folder)
     with manifest.writing(path) if manifest.exists else writing(path):
         write_page(path, report(run))
@@ -74,9 +74,15 @@ def _name(run: Run) -> str:
 
 
 def _head(run: Run) -> str:
-    more = _unfinished(run) + probe(run)
-    words = ("minibule training report", _name(run), headline(run), lead(run))
-    return head(*words, more, styles(run), _facts(run))
+    return head(
+        kind="minibule training report",
+        name=_name(run),
+        headline=headline(run),
+        lead=lead(run),
+        more=_unfinished(run) + probe(run),
+        picture=styles(run),
+        about=_facts(run),
+    )
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -157,7 +163,7 @@ def _settings(run: Run) -> list[str]:
         for field in dataclasses.fields(run.config)
         if (value := getattr(run.config, field.name)) != field.default
     ]
-    whole = (run.folder / "config.toml").read_text(encoding="utf-8").rstrip()
+    whole = run.files.settings.read_text(encoding="utf-8").rstrip()
     return [
         table("What differs from the defaults", ("setting", "here", "default"), rows),
         "<details><summary>All settings, as resolved for this run</summary>\n"
@@ -178,9 +184,9 @@ def _commands(run: Run) -> list[str]:
     if not run.finished:
         resume = command("minibule.train", "--resume", "--output", str(folder))
         parts += ["<h3>Continue this run</h3>", code(resume, "command")]
-    if (folder / "adapter").is_dir():
+    if run.files.adapter.is_dir():
         model = [*(("--model", config.model) if config.model else ()), "--adapter"]
-        model.append(str(folder / "adapter"))
+        model.append(str(run.files.adapter))
         gguf = next(iter(sorted(folder.glob("model-*.gguf"))), None)
         parts += [
             "<h3>Talk to it</h3>",
@@ -202,7 +208,7 @@ def _commands(run: Run) -> list[str]:
         "<h3>Train again with these settings</h3>",
         code(
             command(
-                "minibule.train", "--config", str(folder / "config.toml"),
+                "minibule.train", "--config", str(run.files.settings),
                 "--output", f"{folder}-again",
             ),
             "command",

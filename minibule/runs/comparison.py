@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from minibule.evaluate.questions import ACCEPTED, NOISE, Answers
+from minibule.evaluate.questions import ACCEPTED, NOISE, Replies
 from minibule.runs.snapshot import Snapshot
 
 WIDTH = 100  # columns of the terminal's text
@@ -127,7 +127,7 @@ def _of(
 SAME = 0.005  # a factor this close to 1 is no change worth a word
 
 
-def in_words(was: Answers, now: Answers) -> list[str]:
+def in_words(was: Replies, now: Replies) -> list[str]:
     """Which styles of answers became less likely and which more, and what is left to reject."""
     factors = {style: _factor(p, now.exact.get(style, 0.0)) for style, p in was.exact.items()}
     falling = sorted(factors.items(), key=lambda item: item[1])

@@ -33,7 +33,12 @@ class RunFolder:
     def results(self, config: TrainConfig) -> list[Path]:
         """All that the run writes and keeps, but for its manifest, in the order of writing."""
         return [
-            *(self.settings, self.metrics, self.checkpoints, self.adapter),
+            self.settings,
+            self.metrics,
+            self.checkpoints,
+            self.adapter,
             *(path for _, path in self.exports(config)),
-            *(self.before, self.after, self.report),
+            self.before,
+            self.after,
+            self.report,
         ]

@@ -33,7 +33,6 @@ _NAMES = re.compile(
     r"|(tokenizer|generation)_config\.json|special_tokens_map\.json|chat_template\.jinja"
 )
 
-
 # A file in the folder, or in one of its folders: on Windows, too, where other signs cut names.
 _ENTRY = re.compile(r"[^/\\:\0]+(/[^/\\:\0]+)?")
 

@@ -40,8 +40,14 @@ HAVING_BETA = ", ".join(name for name, loss in LOSSES.items() if hasattr(loss, "
 
 # The headings of --help, in their order.
 DATA, OBJECTIVE, ADAPTER, OPTIMISER, RECORDS, MEASURING, MACHINE, RUN = GROUPS = (
-    *("data and output", "objective", "adapter", "optimiser", "records", "measuring"),
-    *("machine and memory", "run"),
+    "data and output",
+    "objective",
+    "adapter",
+    "optimiser",
+    "records",
+    "measuring",
+    "machine and memory",
+    "run",
 )
 
 

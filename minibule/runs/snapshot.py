@@ -5,7 +5,7 @@ from typing import NamedTuple, cast
 
 from minibule.errors import InputError
 from minibule.evaluate.position import Position
-from minibule.evaluate.questions import Answers
+from minibule.evaluate.questions import Replies
 from minibule.files import from_json, read_json, to_json, whole_file, write_json, writing
 
 
@@ -23,7 +23,7 @@ class Snapshot(NamedTuple):
 
     sizes: dict[str, int]
     probe: str | None
-    questions: Answers | None
+    questions: Replies | None
     heldout: dict[str, float] | None
     position: Position | None
 

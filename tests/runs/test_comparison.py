@@ -12,7 +12,7 @@ from minibule.core.fused import row_metrics
 from minibule.core.objective import OBJECTIVES
 from minibule.evaluate.heldout import evaluate
 from minibule.evaluate.position import Position
-from minibule.evaluate.questions import Answer, Answers, Reply
+from minibule.evaluate.questions import Replies, Reply, StyledAnswer
 from minibule.methods.table import LOSSES
 from minibule.runs.comparison import MEASURES, comparison_lines, comparisons, in_words
 from minibule.runs.snapshot import Snapshot
@@ -21,10 +21,10 @@ from minibule.runs.snapshot import Snapshot
 def answers(exact, greedy=0.5):
     share = {"accepted": greedy, "noise": 1 - greedy}
     replies = [
-        Reply(prompt, "", 0.5, Answer("c", style), [])
+        Reply(prompt, "", 0.5, StyledAnswer("c", style), [])
         for prompt, style in (("a", "accepted"), ("b", "noise"))
     ]
-    return Answers(share, exact, 1.5, replies)
+    return Replies(share, exact, 1.5, replies)
 
 
 WAS = answers({"accepted": 0.4, "echo": 0.3, "rude": 0.1, "odd": 0.0, "flat": 0.2, "noise": 0.0})
