@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import native_parser, write_json
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 from minibule.models.gguf_file import Gguf, gguf_name, permuted_heads, unpermute
 from minibule.models.huggingface import config_json, save_chat
 from minibule.models.keys import GGUF, MAX_LAYERS, MERGED, RMS_NORM_EPS, ROPE_THETA
@@ -54,7 +54,7 @@ class GgufModel:
     def config(self) -> LlamaConfig:
         return gguf_config(self.file)
 
-    def weights(self, config: LlamaConfig, narrow: bool) -> dict[str, Array]:
+    def weights(self, config: LlamaConfig, narrow: bool) -> Mapping[str, Matrix]:
         return gguf_weights(self.file, config)  # of types of its own, which are widened all
 
     def weight(self, config: LlamaConfig, name: str) -> Array:

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr  # values of a damaged file may be as long as the file
@@ -18,7 +19,8 @@ from tokenizers import Tokenizer
 from minibule.core.shapes import LlamaConfig
 from minibule.errors import InputError, listed
 from minibule.files import native_parser, read_json, real_path, write_json
-from minibule.machine.matrix import Array
+from minibule.machine.half import widened
+from minibule.machine.matrix import Array, Matrix
 from minibule.models.keys import (
     CONFIG_JSON,
     MAX_LAYERS,
@@ -66,7 +68,7 @@ class HuggingFaceFolder:
                 return dataclasses.replace(config, tie_word_embeddings=False)
         return config
 
-    def weights(self, config: LlamaConfig, narrow: bool) -> dict[str, Array]:
+    def weights(self, config: LlamaConfig, narrow: bool) -> Mapping[str, Matrix]:
         stored = {
             name: tensor
             for name, tensor in stored_tensors(weight_files(self.path)).items()
@@ -77,7 +79,7 @@ class HuggingFaceFolder:
     def weight(self, config: LlamaConfig, name: str) -> Array:
         found = stored_tensors(weight_files(self.path))
         stored = {name: found[name]} if name in found else {}
-        return read_tensors(stored, {name: config.tensor_shapes()[name]}, self.path)[name]
+        return widened(read_tensors(stored, {name: config.tensor_shapes()[name]}, self.path)[name])
 
     def merged(self) -> str:
         return read_metadata(weight_files(self.path)[0]).get(MERGED, "")

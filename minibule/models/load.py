@@ -9,10 +9,8 @@ from minibule.errors import InputError
 from minibule.machine.matmul import Mode, Packed, check_installed, faster, is_installed, mode_of
 from minibule.machine.matrix import Array, Matrix
 from minibule.machine.threads import set_threads, threads
-from minibule.models.gguf_read import GgufModel
-from minibule.models.huggingface import HuggingFaceFolder
 from minibule.models.peft import fingerprint, load_adapter
-from minibule.models.source import open_source
+from minibule.models.source import Source, open_source
 
 # Of fewer parameters, a model's matrix products are over before a second thread has woken up; on a
 # busy machine the two then wait for each other. And other ways to multiply gain nothing.
@@ -97,9 +95,7 @@ def settled(matmul: Mode, path: str | Path) -> Mode:
     return matmul
 
 
-def _packed(
-    model: Llama, source: HuggingFaceFolder | GgufModel, mode: Mode, low: bool
-) -> dict[str, Matrix]:
+def _packed(model: Llama, source: Source, mode: Mode, low: bool) -> dict[str, Matrix]:
     """The model's weights, those that are multiplied packed one by one, in place of their numbers.
 
     The embedding's rows are looked up as well: where it is the head, too, its numbers are kept.
@@ -122,9 +118,7 @@ def _packed(
     return packed
 
 
-def _again(
-    source: HuggingFaceFolder | GgufModel, config: LlamaConfig, name: str, total: float
-) -> Array:
+def _again(source: Source, config: LlamaConfig, name: str, total: float) -> Array:
     """A weight read once more; InputError if its numbers do not have the sum that they had."""
     W = source.weight(config, name)
     if float(W.sum()) != total:

@@ -14,6 +14,7 @@ from minibule.core.lora import Adapter, adapter_shapes, lora_name
 from minibule.core.shapes import PROJECTIONS, LlamaConfig, LoraConfig, module_names
 from minibule.errors import InputError, listed
 from minibule.files import existing_folder, read_json, whole_folder, write_json
+from minibule.machine.half import widened
 from minibule.models.keys import ADAPTER_CONFIG
 from minibule.models.safetensors import read_tensors, stored_tensors, write_safetensors
 from minibule.wording import Number
@@ -74,7 +75,8 @@ def load_adapter(path: str | Path, model: LlamaConfig) -> Adapter:
     config = _lora_config(raw, file, model, stored)
     shapes = {PEFT_PREFIX + name: shape for name, shape in adapter_shapes(config, model).items()}
     params = read_tensors(stored, shapes, where)
-    return Adapter(config, {name.removeprefix(PEFT_PREFIX): p for name, p in params.items()})
+    arrays = {name.removeprefix(PEFT_PREFIX): widened(p) for name, p in params.items()}
+    return Adapter(config, arrays)
 
 
 def fingerprint(adapter: Adapter) -> str:

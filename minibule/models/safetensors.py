@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 from minibule.errors import InputError, listed, shortened
 from minibule.files import native_parser, reading
 from minibule.machine.half import LEAST_SIZE, Narrow, widened
-from minibule.machine.matrix import Array
+from minibule.machine.matrix import Array, Matrix
 
 NUMPY_DTYPE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -60,10 +60,10 @@ def read_tensors(
     expected: Mapping[str, tuple[int, ...]],
     where: Path,
     narrow: bool = False,
-) -> dict[str, Array]:
+) -> dict[str, Matrix]:
     """The expected tensors as float32, or an InputError that lists what is wrong.
 
-    narrow: large matrices stored in 16 bits stay so, each in a `Narrow` that stands for its array.
+    narrow: large matrices stored in 16 bits stay so, each in a `Narrow`.
     """
     check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, where)
     problems = [
@@ -106,12 +106,12 @@ def check_finite(
         raise InputError(f"{where}: {what}:\n{listed(problems)}")
 
 
-def _read(tensor: Stored, narrow: bool) -> Array:
+def _read(tensor: Stored, narrow: bool) -> Matrix:
     """Read a tensor from disk as float32, or, a matrix in 16 bits, as what stands for it."""
     raw = read_array(tensor.file, NUMPY_DTYPE[tensor.dtype], tensor.start, tensor.shape)
     matrix = len(tensor.shape) == 2 and raw.size >= LEAST_SIZE
     if narrow and matrix and tensor.dtype != "F32":
-        return cast(Array, Narrow(raw))
+        return Narrow(raw)
     return raw.astype(np.float32, copy=False) if tensor.dtype == "F32" else Narrow(raw)[:]
 
 
@@ -133,7 +133,7 @@ def same_numbers(one: Stored, other: Stored) -> bool:
     """Whether two tensors on disk have one shape and the same numbers, whatever their types."""
     if one.shape != other.shape or not {one.dtype, other.dtype} <= NUMPY_DTYPE.keys():
         return False
-    return np.array_equal(_read(one, narrow=False), _read(other, narrow=False))
+    return np.array_equal(_read(one, narrow=False)[:], _read(other, narrow=False)[:])
 
 
 def narrowed(x: Array, dtype: str) -> Array:
