@@ -21,6 +21,24 @@ from minibule.models.chat_files import load_chat
 from minibule.models.load import load_model
 from minibule.records.records import read_records
 from minibule.runs.settings import resolve
+from minibule.train.__main__ import main as train
+
+
+@pytest.mark.filterwarnings("ignore")  # the oracles' own deprecations
+def test_torch_and_peft_come_to_the_losses_of_a_run(tmp_path, capsys):
+    for library in ("torch", "transformers", "peft"):
+        pytest.importorskip(library, reason="needs pip install '.[oracle]'")
+    import compare_torch
+
+    few = ["--steps=2", "--heldout=", "--probe=", "--export=none", "--eval-fraction=0"]
+    few.append(f"--data={embedded_folder() / 'records.jsonl'}")
+    for objective in ("rate", "complement"):
+        train([*few, f"--objective={objective}", f"--output={tmp_path / objective}"])
+    compare_torch.main([str(tmp_path / "rate")])
+    error = re.search(r"largest relative difference (\S+);", capsys.readouterr().out)[1]
+    assert float(error) < 3e-6
+    with pytest.raises(InputError, match="a run of complement, expected one of literal, ref"):
+        compare_torch.main([str(tmp_path / "complement")])
 
 
 def test_the_embedded_models_maker_repeats_itself(tmp_path):
