@@ -416,7 +416,7 @@ def test_every_file_and_function_named_exists(text):
             assert any((place / quote).exists() for place in places), quote
         named = re.fullmatch(r"(\w+)\.(\w+)", quote)
         if named and named[1] == "minibule":
-            names = {*dir(minibule), *(path.name for path in (ROOT / "minibule").iterdir())}
+            names = {*dir(minibule), *(path.stem for path in (ROOT / "minibule").iterdir())}
             assert named[2] in names, quote
         elif named and named[1] in modules and named[2] not in SUFFIXES:
             module = modules[named[1]].relative_to(ROOT).with_suffix("").parts
