@@ -15,7 +15,6 @@ fails, its samples are put to it one by one, to find the one that it fails on.
 This module is both sides: it is asked once with the name of the judge, then for rewards.
 """
 
-import asyncio
 import importlib.util
 import inspect
 import json
@@ -199,7 +198,11 @@ def _function(path: str, name: str) -> tuple[Ask, list[str]]:
         there |= {"log_extra": _keep_nothing, "log_metric": _keep_nothing}
         names = there if takes_all else [p.name for p in named if p.name in there]
         rewards = function(**{name: there[name] for name in names})
-        return asyncio.run(_awaited(rewards)) if inspect.isawaitable(rewards) else rewards
+        if not inspect.isawaitable(rewards):
+            return rewards
+        import asyncio  # which few judges need, and which loads as slowly as all else here
+
+        return asyncio.run(_awaited(rewards))
 
     return ask, needed
 
