@@ -60,8 +60,10 @@ from minibule.train.resume import resume_hint
 Rewards = list[float | None]
 
 HELD_SAMPLES = 8  # of each held-out question, at temperature 1, however many a round draws
-SPREAD_SAMPLES = 2  # on which entropy and KL are measured: each token gives an exact sum over the
-# vocabulary, so that a few hundred tokens suffice
+
+# Of these, the ones on which entropy and KL are measured: each of their tokens gives an exact sum
+# over the vocabulary, so that a few hundred tokens suffice.
+SPREAD_SAMPLES = 2
 
 
 def rounds(config: RoundsConfig, resume: bool = False) -> Path:
