@@ -5,6 +5,7 @@ pytest --only-skipped FILE      what FILE names and what is marked `extra`; now 
 """
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,6 +14,12 @@ import pytest
 # Before NumPy is imported, here and in the programs that tests start: for the small models of the
 # tests threads are no gain, and beside other work they wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# pytest's own setting of where its temporary folders are: a disk in memory where there is room on
+# one, because each of thousands of small files is waited for on others.
+MEMORY = Path("/dev/shm")  # noqa: S108 - only folders that pytest makes there
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**31:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # Of a skip's reason: what the machine lacks, and no extra brings.
 OF_THE_MACHINE = (

@@ -84,8 +84,8 @@ class Terminal:
         return shown.removesuffix(end)
 
     def shown(self):
-        """What has come within a second."""
-        if not select.select([self.end], [], [], 1)[0]:
+        """What has come by now, or comes soon."""
+        if not select.select([self.end], [], [], 0.1)[0]:
             return ""
         try:
             shown = os.read(self.end, 4096).decode().replace("\r\n", "\n")

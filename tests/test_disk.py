@@ -81,8 +81,13 @@ def refused(done):
     return message
 
 
-# Room for nothing, for a config.json, and for a tokenizer.json but no weights.
-@pytest.mark.parametrize("room", [0, 3000, 50_000])
+# Room for nothing, for a config.json, and for a tokenizer.json but no weights: three moments of a
+# folder, of a single file one.
+ROOM = [("hf", 0), ("hf", 3000), ("hf", 50_000)]
+ROOM += [("gguf", 50_000), ("gguf-lora", 0), ("records", 3000)]
+
+
+@pytest.mark.parametrize(("output", "room"), ROOM, indirect=["output"])
 def test_a_full_disk(output, room):
     kind, path = output
     before = tree(path.parent)

@@ -32,7 +32,7 @@ def test_it_lists_the_commands(argv, capsys):
     assert lines[0] == "Commands, each with `--help`:"
     assert any(line.startswith("    python -m minibule.train ") for line in lines)
     assert any(line.startswith("    python -m minibule.env ") for line in lines)
-    assert "The code is meant" not in lines[-1] and len(lines) > 7
+    assert not any("The code is meant" in line for line in lines) and len(lines) > 7
 
 
 COMMANDS = re.findall(r"^    python -m minibule\.(\w+)", minibule.__doc__, re.M)

@@ -237,6 +237,7 @@ def left():
 def test_a_run_goes_on_where_nobody_reads(tmp_path, end):
     records = embedded_folder() / "records.jsonl"  # named, so that nothing else is asked
     flags = f"--steps=3 --save-every=1 --export=none --data={records} --output=run"
+    flags += " --lora-r=1 --batch-size=1 --eval-fraction=0 --probe="
     shell = f"set -o pipefail; {sys.executable} -m minibule.train {flags} {end}"
     more = {"cwd": tmp_path, "env": ENV, "capture_output": True, "timeout": 120}
     done = subprocess.run(["bash", "-c", shell], check=False, **more)

@@ -4,6 +4,7 @@ printed."""
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -189,6 +190,7 @@ def test_a_marked_table_shows_its_command():
             assert f"\n    {command}\n\n<!-- printed by: {command} (commit " in text.whole
 
 
+@functools.cache
 def known_flags() -> set[str]:
     settings = {*FIELDS, *settings_of(GenerateConfig), *settings_of(RoundsConfig)}
     flags = {"--help"} | {"--" + name.replace("_", "-") for name in settings}

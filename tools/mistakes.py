@@ -84,9 +84,8 @@ MISTAKES = {
 
 def copy_to(folder: Path) -> Path:
     """What `git clone` gives of the package, its model and the lesson's tests, and more quickly."""
-    ignore = shutil.ignore_patterns("__pycache__")
     for part in ("minibule", "weights/tiny", "tests/core", "tests/check"):
-        shutil.copytree(ROOT / part, folder / part, ignore=ignore)
+        shutil.copytree(ROOT / part, folder / part)
     for file in ("pyproject.toml", "tests/conftest.py", "tests/helpers.py"):
         shutil.copy(ROOT / file, folder / file)
     return folder

@@ -79,7 +79,7 @@ def _kinds(pairs: Sequence[Sequence[Reply]]) -> str:
         change = exact[1] - exact[0]
         good = f'<span class="{"good" if change > 0 else "bad"}">{change:+.2f}</span>'
         cells = [*(f"{x:.0%}" for x in greedy), *(f"{x:.2f}" for x in exact)]
-        rows.append((exact[1], [foreign(kind) or "no kind", f"{len(those):,}", *cells, good]))
+        rows.append((exact[1], [foreign(kind or "no kind"), f"{len(those):,}", *cells, good]))
     rows.sort(key=lambda row: row[0])
     times = ("greedy before", "after", "T = 1 before", "after", "change")
     caption = "Share of accepted answers to each kind of prompt; higher is better"

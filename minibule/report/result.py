@@ -98,7 +98,8 @@ def probe(run: Run) -> str:
         return ""
     rows = [("Prompt", "", run.config.probe), *answers]
     inside = "".join(
-        f'<div class="{kind}"><dt>{when}</dt><dd>{foreign(answer) or "&nbsp;"}</dd></div>'
+        f'<div class="{kind}"><dt>{when}</dt>'
+        f"<dd>{foreign(answer) if answer else '&nbsp;'}</dd></div>"
         for when, kind, answer in rows
     )
     return f'<div class="probe"><dl>{inside}</dl></div>'

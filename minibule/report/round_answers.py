@@ -57,7 +57,7 @@ def _kinds(caption: str, shares: dict[int, dict[str, tuple[int, float]]], word: 
         before = shares[first].get(kind) if first != last else None
         change = "" if before is None else f"{shares[last][kind][1] - before[1]:+.0%}"
         size = f'<span class="gloss">{shares[last][kind][0]:,}</span>'
-        rows.append([f"{foreign(kind) or NO_KIND}{size}", *cells, change])
+        rows.append([f"{foreign(kind or NO_KIND)}{size}", *cells, change])
     names = [f"{word} round {n}" if n else "base" for n in sorted(shares)]
     columns = ("kind, and how many", *names, "change")
     return table(f"{caption}; higher is better", columns, rows, range(1, len(columns)))

@@ -91,6 +91,15 @@ def tiny():
     return load_model(folder), load_chat(folder)
 
 
+def test_a_judge_that_can_tell_about_no_sample(tiny):
+    def greedy_alone(texts, rows):
+        return [1.0 if len(texts) == len(ROWS) else None for _ in texts]
+
+    judge = JUDGES["regex"]._replace(rewards=greedy_alone)
+    with pytest.raises(InputError, match="none of the samples to 3 questions"):
+        ask(*tiny, ROWS, judge, samples=2)
+
+
 def test_a_sample_depends_on_seed_prompt_and_number_alone(tiny, monkeypatch):
     together = ask(*tiny, ROWS, JUDGES["regex"], samples=4)
     assert [one.row for one in together] == ROWS

@@ -332,7 +332,7 @@ def test_a_prompt_that_is_no_text():
     [
         "PYTHONIOENCODING=ascii {python} -m minibule.generate --prompt 'é' --raw --temperature 2",
         "{python} -m minibule.generate --prompt hello >&-",
-        "{python} -m minibule.generate --prompt hello -n 50 --temperature 1 | true",
+        "set -o pipefail; {python} -m minibule.generate --prompt hi -n 50 --temperature 1 | true",
     ],
     ids=["a terminal that knows only ASCII", "closed output", "a reader that leaves"],
 )

@@ -245,9 +245,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bytes(mpiexec, rec
             break
     else:
         pytest.fail("no such rank")
-    started = time.monotonic()
-    finish(process, None)
-    assert time.monotonic() - started < 10
+    finish(process, None, seconds=30)
     assert not Path("cut/adapter").exists()
     shutil.copytree("cut", "more")
     out, _ = train(mpiexec, 2, "--resume", "--output=cut")

@@ -187,6 +187,7 @@ def test_weights_shapes_and_logits_come_back_to_the_bit(written, embedded):
     assert again.config == model.config
     for name, W in model.weights.items():
         np.testing.assert_array_equal(again.weights[name], W)
+    np.testing.assert_array_equal(again.logits([1, 2, 3]), model.logits([1, 2, 3]))
 
 
 def test_tokenizer_and_template_come_back(written, embedded):

@@ -750,7 +750,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
     ),
     (
         {"chosen": "\n\nHuman: \n\nAssistant: y"} | {"rejected": "\n\nHuman: \n\nAssistant: x"},
-        "no t",
+        "found no text",
     ),
     # LLaMA-Factory
     (factory(conversations="Hi"), 'conversations: found "Hi", expected a list of messages'),

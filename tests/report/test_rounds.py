@@ -11,6 +11,7 @@ from pages import CONTRAST, SCRIPT, Page, check_form
 from minibule.errors import InputError
 from minibule.evaluate.sampled import Answer, Asked, by_kind, figures
 from minibule.report.__main__ import main
+from minibule.report.page import TIMES
 from minibule.report.rounds import write_rounds_report
 from minibule.rounds.settings import RoundsConfig
 from minibule.runs.rounds import RoundsFolder, write_asked
@@ -138,6 +139,37 @@ def test_what_was_not_judged_counts_nowhere(rounds):
     for number in range(3):
         write_asked(RoundsFolder(rounds).answers(number), [three, cat])
     assert "Changed most" not in write_rounds_report(rounds).read_text(encoding="utf-8")
+
+
+def test_questions_of_no_kind_have_a_name(rounds):
+    for number in range(3):
+        bare = [one._replace(row={"prompt": one.row["prompt"]}) for one in asked_in(number)]
+        write_asked(RoundsFolder(rounds).answers(number), bare)
+    html = write_rounds_report(rounds).read_text(encoding="utf-8")
+    assert list(rows(html, "Held-out questions")) == ["no kind 3"]
+
+
+def test_a_greedy_answer_that_turned_comes_before_a_share_that_grew(rounds):
+    """Of "2 + 2" a sample more is accepted and the greedy answer turns; of "3 + 3" all samples."""
+    for n in range(3):
+        two, three, cat = asked_in(n)
+        few = [answer(f"s{i}", n == 2 and i == 0) for i in range(8)]
+        two = two._replace(greedy=answer("g", n == 2), samples=few)
+        three = three._replace(greedy=answer("g", True), samples=[answer("s", n == 2)] * 4)
+        write_asked(RoundsFolder(rounds).answers(n), [two, three, cat])
+    text = page_of(rounds).text
+    assert "Changed most: 2 + 2" in text
+    assert "2 more" in text  # of 8 different samples 6 are shown
+    assert "Accepted least in the end: say cat" in text
+
+
+def test_equal_samples_are_counted(rounds):
+    for n in range(3):
+        one = Asked({"prompt": "2 + 2"}, answer("g", True), [answer("same", n == 2)] * 4)
+        write_asked(RoundsFolder(rounds).answers(n), [one])
+    text = page_of(rounds).text
+    assert f"✗ same {TIMES}4" in text and f"✓ same {TIMES}4" in text
+    assert "100% of 4 accepted" in text
 
 
 def test_it_says_what_the_rounds_did(rounds):

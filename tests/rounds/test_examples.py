@@ -14,8 +14,6 @@ from minibule.rounds.sample import Sample
 from minibule.rounds.select import SELECTIONS
 from minibule.text.examples import tokenize
 
-RNG = np.random.default_rng(0)
-
 
 @pytest.fixture(scope="module")
 def chat():
@@ -30,7 +28,9 @@ def learned(drawn, chat, objective, selection="all", usual=None):
     """Of each example: answers, counts, rewards."""
     chosen = SELECTIONS[selection]
     groups = groups_of(drawn, JUDGES["exact"], chosen, usual)
-    found = examples_of(chosen(groups, RNG, 0.0), drawn, chat, LOSSES[objective])
+    found = examples_of(
+        chosen(groups, np.random.default_rng(0), 0.0), drawn, chat, LOSSES[objective]
+    )
     return [([a.tolist() for a in e.answers], e.counts, e.rewards) for e in found], found
 
 

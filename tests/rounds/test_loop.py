@@ -4,6 +4,8 @@ import functools
 import json
 import math
 import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,12 +35,17 @@ def few(path, n, start=0):
     return str(path)
 
 
+HELD, ROWS, SAMPLES = 3, 12, 4
+ASKED = HELD * (1 + loop.HELD_SAMPLES)  # answers to held-out questions, greedily and at T = 1
+DRAWN = ROWS * SAMPLES  # samples of a round
+
+
 def config_in(folder, name, **more):
     usual = {
-        "data": few(folder / "questions.jsonl", 12),
-        "heldout": few(folder / "heldout.jsonl", 8, 40),
+        "data": few(folder / "questions.jsonl", ROWS),
+        "heldout": few(folder / "heldout.jsonl", HELD, 40),
         "output": str(folder / name),
-        **{"rounds": 2, "samples": 4, "max_new_tokens": 24},
+        **{"rounds": 2, "samples": SAMPLES, "max_new_tokens": 24, "lora_r": 2},
     }
     return RoundsConfig(**usual | more)
 
@@ -93,7 +100,7 @@ def test_what_rounds_write(config, tmp_path, capsys):
         assert lines[number]["samples"] == 12 * 4 and not list(folder.glob("*.partial"))
     for number, line in enumerate(lines):
         asked = read_asked(place / f"round-{number:03d}" / "answers.jsonl")
-        assert figures(asked).accepted == line["eval_accepted"] and len(asked) == 8
+        assert figures(asked).accepted == line["eval_accepted"] and len(asked) == HELD
         assert {"prompt", "kind"} == set(asked[0].row)
     page = (place / "report.html").read_text()
     assert f"{lines[0]['eval_accepted']:.0%} → {lines[2]['eval_accepted']:.0%}" in page
@@ -199,7 +206,7 @@ def test_nothing_to_learn_from(reward, more, words, config, tmp_path):
 
 
 def test_a_round_without_anything_to_learn_ends_the_rounds(config, tmp_path, capsys):
-    """After the 40 answers of the base and the 88 of round 1, the judge finds all of them right."""
+    """From the second round's samples on the judge finds all of them right."""
     path, seen = tmp_path / "mine.py", tmp_path / "seen"
     path.write_text(
         "from pathlib import Path\n"
@@ -207,7 +214,8 @@ def test_a_round_without_anything_to_learn_ends_the_rounds(config, tmp_path, cap
         "def patient(completions):\n"
         "    asked = SEEN.stat().st_size if SEEN.exists() else 0\n"
         "    SEEN.write_text('x' * (asked + len(completions)))\n"
-        "    return [float(asked + i >= 128) for i, _ in enumerate(completions)]\n"
+        "    numbers = range(asked, asked + len(completions))\n"
+        f"    return [float(number >= {ASKED + DRAWN + ASKED}) for number in numbers]\n"
     )
     pooled = {"selection": "pooled", "objective": "complement"}
     loop.rounds(config("b", rounds=3, judge=f"{path}:patient", **pooled))
@@ -226,17 +234,52 @@ def test_pooled_samples_are_those_of_all_rounds(config, tmp_path):
     assert [lines[number]["trained_answers"] for number in (1, 2)] == [rejected[0], sum(rejected)]
 
 
-def test_seconds_of_the_judge_are_told_apart(config, tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "import time\n"
-        "def slow(completions):\n"
-        "    time.sleep(0.1)\n"
-        "    return [float(len(c) < 12) for c in completions]\n"
+def test_seconds_of_the_judge_are_told_apart(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(answers, rows):
+        now[0] += 3
+        return [1.0]
+
+    clock, seconds = loop._Timed(slow), {}
+    for what in ("sampling", "evaluation"):
+        with loop._spent(seconds, what, clock):
+            now[0] += 5
+            clock(["x"], [{}])
+    assert seconds == pytest.approx(
+        {"sampling_seconds": 5, "evaluation_seconds": 5, "judging_seconds": 6}
     )
-    loop.rounds(config("b", rounds=1, judge=f"{path}:slow"))
-    _, line = (tmp_path / "b" / "rounds.jsonl").read_text().splitlines()
-    assert json.loads(line)["judging_seconds"] >= 0.3  # of the samples; greedily and at T = 1
+
+
+def test_stopped_after_training_it_is_not_trained_again(config, tmp_path, monkeypatch):
+    loop.rounds(config("whole", rounds=1))
+    held_out, calls = loop._held_out, []
+
+    def second_fails(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise RuntimeError("stopped")
+        return held_out(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="stopped"):
+        patched.setattr(loop, "_held_out", second_fails)
+        loop.rounds(config("parts", rounds=1))
+    monkeypatch.setattr(loop, "train", None)
+    loop.rounds(config("parts", rounds=1), resume=True)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_where_rounds_go_without_an_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = loop._output(RoundsConfig(), False)
+    first.mkdir(parents=True)
+    assert first == Path("runs/tiny-rounds")
+    assert loop._output(RoundsConfig(), False) == Path("runs/tiny-rounds-2")
+    assert loop._output(RoundsConfig(model="."), False).name == f"{tmp_path.name}-rounds"
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: is there already"):
+        loop._output(RoundsConfig(output="file"), False)
 
 
 def test_how_rounds_go_on_is_said(config, tmp_path, monkeypatch, capsys):
@@ -382,8 +425,9 @@ def test_a_judge_that_can_tell_of_later_draws_alone(config, tmp_path):
         "def late(completions):\n"
         "    global seen\n"
         "    seen += len(completions)\n"
-        "    return [None if 72 < seen <= 72 + 12 * 4 else len(c) % 2 for c in completions]\n"
-    )  # the base has answered 8 * 9 times
+        f"    early = {ASKED} < seen <= {ASKED + DRAWN}\n"
+        "    return [None if early else len(c) % 2 for c in completions]\n"
+    )
     budget = {"budget": "balance", "selection": "balanced", "objective": "reinforce"}
     with pytest.raises(InputError, match="none of the samples drawn first"):
         loop.rounds(config("c", judge=f"{path}:late", **budget))
@@ -392,14 +436,14 @@ def test_a_judge_that_can_tell_of_later_draws_alone(config, tmp_path):
 def test_a_judge_that_can_tell_nothing_is_mended_and_asked_again(config, tmp_path, capsys):
     path = tmp_path / "mine.py"
     path.write_text("def f(completions, kind):\n    return [None for _ in kind]\n")
-    with pytest.raises(InputError, match="none of the greedy answers to 8 questions"):
+    with pytest.raises(InputError, match=f"none of the greedy answers to {HELD} questions"):
         loop.rounds(config("c", judge=f"{path}:f", rounds=1))
     path.write_text(
         "seen = 0\n"
         "def f(completions):\n"
         "    global seen\n"
         "    seen += len(completions)\n"
-        "    return [len(c) % 2 if seen <= 72 else None for c in completions]\n"
+        f"    return [len(c) % 2 if seen <= {ASKED} else None for c in completions]\n"
     )
     with pytest.raises(InputError, match=r"round 1: .* none of the 48 samples\. Expected"):
         loop.rounds(config("c", judge=f"{path}:f", rounds=1), resume=True)

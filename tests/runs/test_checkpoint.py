@@ -83,16 +83,24 @@ def test_every_flipped_bit_and_every_cut_is_noticed(saved):
 
 
 @pytest.mark.parametrize(
-    "about",
-    [[], {}, {"version": 1}, {"version": 1, "identity": {}, "progress": {}, "updates": 1}],
+    ("about", "says"),
+    [
+        ([], "no checkpoint can be used"),
+        ({}, "version None"),
+        ({"version": 1}, "no checkpoint can be used"),
+        (
+            {"version": 1, "identity": {}, "progress": {}, "updates": 1},
+            "no checkpoint can be used",
+        ),
+    ],
 )
-def test_a_signed_checkpoint_that_says_something_else(saved, about, monkeypatch):
+def test_a_signed_checkpoint_that_says_something_else(saved, about, says, monkeypatch):
     path, optimiser, run, progress = saved
     dumps = json.dumps
     monkeypatch.setattr(json, "dumps", lambda value, **_: dumps(about))
     run_state.save_checkpoint(path.parent, run, progress, optimiser, keep=1)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"no checkpoint can be used|version None"):
+    with pytest.raises(InputError, match=says):
         run_state.newest_checkpoint(path.parent, run, optimiser.params)
 
 

@@ -30,15 +30,36 @@ QUICK = (*QUICK, "--lora-r=1", "--lora-layers=1", "--export=hf")
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_inputs()
+    usual = machine.threads()
+    yield
+    machine.set_threads(usual)
+
+
+def write_inputs():
     lines = (embedded_folder() / "records.jsonl").read_text().splitlines()[:4]
     Path("records.jsonl").write_text("\n".join(lines))
     Path("heldout.jsonl").write_text(
         (embedded_folder() / "heldout.jsonl").read_text().splitlines()[0]
     )
     shutil.copytree(embedded_folder(), "model")
-    usual = machine.threads()
-    yield
-    machine.set_threads(usual)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_inputs()
+        run("--output=out")
+    return folder / "out"
+
+
+@pytest.fixture
+def out(finished):
+    """It again, in the place of each test."""
+    shutil.copytree(finished, "out")
 
 
 def run(*flags):
@@ -85,8 +106,7 @@ def test_files_of_other_names_are_in_nobodys_way():
 
 
 @pytest.mark.parametrize("name", ["adapter/notes", "merged/notes", "checkpoint/notes"])
-def test_what_the_user_put_into_a_run_stays(name):
-    run("--output=out")
+def test_what_the_user_put_into_a_run_stays(out, name):
     Path("out", name).write_text("mine")
     before = everything()
     assert name in refuses("--output=out", "--overwrite")
@@ -97,8 +117,7 @@ def test_what_the_user_put_into_a_run_stays(name):
 
 
 @pytest.mark.parametrize("name", ["report.html", "config.toml", "adapter/adapter_config.json"])
-def test_what_the_user_changed_stays(name):
-    run("--output=out")
+def test_what_the_user_changed_stays(out, name):
     with Path("out", name).open("a") as file:
         file.write(" ")
     before = everything()
@@ -137,8 +156,7 @@ def test_a_run_does_not_remove_what_it_reads(flags, named):
     assert everything() == before
 
 
-def test_a_link_in_a_run_leads_no_removal_out_of_it():
-    run("--output=out")
+def test_a_link_in_a_run_leads_no_removal_out_of_it(out):
     shutil.move("out/adapter", "elsewhere")
     Path("out/adapter").symlink_to(Path("elsewhere").resolve())
     before = everything("elsewhere")
@@ -151,8 +169,7 @@ FOREIGN += ["C:victim", "a\\victim", "\\victim", "a/x:stream"]  # elsewhere on W
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_list_names_files_of_its_folder_only(name):
-    run("--output=out")
+def test_a_list_names_files_of_its_folder_only(out, name):
     files = {name: None}
     Path("out/manifest.json").write_text(json.dumps({"files": files}))
     assert "not the list" in refuses("--output=out", "--overwrite")
@@ -163,9 +180,8 @@ def test_a_list_names_files_of_its_folder_only(name):
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "checkpoint", "config.toml", "adapter"])
 @pytest.mark.parametrize("target", ["victim", "victims", "nowhere"])
-def test_a_link_with_the_name_of_a_result_leads_nowhere(name, target):
+def test_a_link_with_the_name_of_a_result_leads_nowhere(out, name, target):
     """As in a folder of a stranger's, or where strangers write too: /tmp."""
-    run("--output=out")
     manifest = Path("out/manifest.json").read_text()
     Path("victim").write_text("mine")
     Path("victims").mkdir()
@@ -183,9 +199,8 @@ def test_a_link_with_the_name_of_a_result_leads_nowhere(name, target):
     assert Path("out/manifest.json").read_text() == manifest
 
 
-def test_a_backup_made_of_hard_links_stays_as_it_is():
+def test_a_backup_made_of_hard_links_stays_as_it_is(out):
     """metrics.jsonl is gone on with where it is; all other files are replaced."""
-    run("--output=out")
     shutil.copytree("out", "backup", copy_function=os.link)
     backup = {path: path.read_bytes() for path in Path("backup").rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"metrics\.jsonl: is the same file as another"):
@@ -197,8 +212,7 @@ def test_a_backup_made_of_hard_links_stays_as_it_is():
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("device", [False, True], ids=["pipe", "device"])
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.toml", "before.json"])
-def test_a_pipe_or_a_device_with_the_name_of_a_result(name, device):
-    run("--output=out")
+def test_a_pipe_or_a_device_with_the_name_of_a_result(out, name, device):
     Path("out", name).unlink(missing_ok=True)
     if device:
         Path("out", name).symlink_to("/dev/zero")  # which has no end
@@ -257,9 +271,8 @@ def test_a_run_that_died_while_writing_can_be_replaced(monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [["--resume"], ["--overwrite"]])
-def test_what_a_killed_run_left_half_written_is_swept(flags):
+def test_what_a_killed_run_left_half_written_is_swept(out, flags):
     """Killed in the middle of a checkpoint, or of its list: nobody's file, and in nobody's way."""
-    run("--output=out")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for place in ("out/checkpoint/.step-00000009.safetensors", "out/.manifest.json"):
@@ -295,8 +308,7 @@ def test_a_name_that_no_folder_can_have():
         train(TrainConfig(output="a\0b"))
 
 
-def test_files_of_the_users_in_a_run_of_an_earlier_version():
-    run("--output=out")
+def test_files_of_the_users_in_a_run_of_an_earlier_version(out):
     Path("out/manifest.json").unlink()
     Path("out/adapter/notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"notes\.txt"):
@@ -349,8 +361,7 @@ def test_a_report_while_a_run_works(monkeypatch):
     run("--output=out", "--overwrite")
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_is_not_replaced():
-    run("--output=out")
+def test_a_run_of_an_earlier_version_goes_on_and_is_not_replaced(out):
     Path("out/manifest.json").unlink()
     before = everything()
     assert "out/metrics.jsonl: not in the list" in refuses("--output=out", "--overwrite")
@@ -363,8 +374,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_not_replaced():
 
 
 @pytest.mark.parametrize("flag", ["probe", "output", "data", "heldout", "model", "init-adapter"])
-def test_a_text_that_no_file_can_hold(flag):
-    run("--output=out")
+def test_a_text_that_no_file_can_hold(out, flag):
     before = everything()
     value = os.fsdecode(b"caf\xe9")
     assert "expected UTF-8" in refuses("--output=out", "--overwrite", f"--{flag}={value}")
@@ -373,8 +383,7 @@ def test_a_text_that_no_file_can_hold(flag):
     assert everything() == before
 
 
-def test_a_run_folder_with_such_a_name():
-    run("--output=out")
+def test_a_run_folder_with_such_a_name(out):
     name = os.fsdecode(b"caf\xe9")
     try:
         Path("out").rename(name)

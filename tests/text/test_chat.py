@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import datetime
 
 import numpy as np
 import pytest
@@ -138,7 +137,7 @@ def test_another_template_is_rendered_by_jinja(folder):
         ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "user",\n'),
         ("{% for i in range(9) %}{{ i }}{% if i == 2 %}{% break %}{% endif %}{% endfor %}", "012"),
         ("a{% generation %}b{% endgeneration %}c", "abc"),
-        ("{{ strftime_now('%Y') }}", datetime.now().strftime("%Y")),
+        ("{{ strftime_now('%Y')[:2] }}", "20"),
         ("{{ messages[0].content | urlencode }}", "%3C%7Cim_end%7C%3E"),
         ("{{ messages[0].content | length }}", "17"),
         ("{{ messages[0].content[7:11] }}", "<|im"),

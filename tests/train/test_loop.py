@@ -320,8 +320,13 @@ def test_an_adapter_for_another_model():
         "",
     ],
 )
-def test_the_whole_program_says_what_is_wrong_without_a_traceback(line):
+def test_records_that_are_none_are_named(line):
     Path("bad.jsonl").write_text(line)
+    assert "bad.jsonl" in fails(["--data", "bad.jsonl"])
+
+
+def test_the_whole_program_says_what_is_wrong_without_a_traceback():
+    Path("bad.jsonl").write_text("")
     done = subprocess.run(
         [sys.executable, "-m", "minibule.train", "--data", "bad.jsonl"],
         capture_output=True,

@@ -260,7 +260,7 @@ def test_a_signal_lets_the_step_end_and_saves(settings, number, started):
     assert not Path("run/.lock").exists()
 
 
-@pytest.mark.parametrize("seconds", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.4])
 def test_ctrl_c_while_loading_leaves_nothing(settings, seconds, started):
     process = started(*settings, "--output=run", "--steps=100000")
     time.sleep(seconds)  # wherever this falls: in the imports, the reading, or already the steps
@@ -321,13 +321,18 @@ def test_a_signal_that_python_dropped_still_stops_the_run(settings, monkeypatch,
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_second_signal_leaves_at_once(settings, monkeypatch, tmp_path, started):
-    process = started(*settings, "--steps=100000", "--output=run", "--save-every=0")
-    wait_for(lambda: Path("run/metrics.jsonl").exists(), process)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "Traceback" not in out
+def test_a_second_signal_leaves_at_once(settings, monkeypatch):
+    """A first one waits for the end of the step."""
+
+    def twice(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the step went on")
+
+    monkeypatch.setattr(train_module, "take_step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        main([*settings, "--output=run", "--save-every=0"])
+    assert not checkpoints("run") and not Path("run/metrics.jsonl").read_text()
     assert not list(Path("run").rglob("*.partial"))
 
 
@@ -595,7 +600,7 @@ def test_survive(tmp_path, capsys):
     with (tmp_path / "run-0" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5}\n')
     assert survive.differences(tmp_path / "run-0", tmp_path / "never-killed") == ["metrics.jsonl"]
-    assert survive.long(120, 20_000.0, tmp_path) is True
+    assert survive.long(40, 1e6, tmp_path) is True
     assert "bytes a step" in capsys.readouterr().out
 
 
