@@ -99,9 +99,9 @@ def head_metrics(
             own, _ = anchored(loss, c.z.copy(), c.z_ref.copy(), c.rows)
         elif loss:
             own["loss"] = np.zeros(len(c.z))
-            if loss.kl and c.z_ref is not None:
-                own["anchor"] = anchor(c.z, c.z_ref, loss.kl).kl
-                own["loss"] += loss.kl * own["anchor"]
+            if held := _held(c.z, c.z_ref, loss.kl):
+                own["anchor"] = held.kl
+                own["loss"] += loss.kl * held.kl
         values = row_metrics(c.z, c.z_ref, c.rows, objective) | own
         _add_shares(metrics, c.rows.weight / total_rows, values)
     return metrics

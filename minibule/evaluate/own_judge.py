@@ -200,7 +200,7 @@ def _function(path: str, name: str) -> tuple[Ask, list[str]]:
         rewards = function(**{name: there[name] for name in names})
         if not inspect.isawaitable(rewards):
             return rewards
-        import asyncio  # which few judges need, and which loads as slowly as all else here
+        import asyncio  # slow to load, and few judges need it
 
         return asyncio.run(_awaited(rewards))
 

@@ -93,5 +93,5 @@ def _loss(it: WorkedTokens) -> Iterator[str]:
 def _gradient(it: WorkedTokens, shown_in: str) -> Iterator[str]:
     remarks = [lets_go()] if it.loss.needs_reference else []
     made_of = f"     a = share df/dlog p          df/dlog p = {it.loss.df}{it.beta}"
-    code = "methods.tokens.TokenLoss.rows"
+    code = "methods.tokens.TokenLoss.of_rows"
     yield from pushed_gradient(it.row, it.shown, it.a, it.anchor, made_of, remarks, code, shown_in)

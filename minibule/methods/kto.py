@@ -3,7 +3,7 @@
     accepted   1 - sigmoid(beta (d - z))          rejected   1 - sigmoid(beta (z - d))
 
 with d = log p(y) - log p_ref(y), and z = max(0, the mean of d over answers of other prompts): an
-estimate of KL(p || p_ref), which is held fixed. An answer weighs as often as it was given. The
+estimate of KL(p || p_ref), which is held fixed. An answer counts as often as it was given. The
 slope is at most beta / 4 and vanishes both ways, so that with beta .1 it begins with a fortieth of
 NPO's.
 

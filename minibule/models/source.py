@@ -15,10 +15,7 @@ from minibule.text.chat import Chat
 
 
 class Source(Protocol):
-    """A model on disk, of which nothing is read before it is asked for.
-
-    All but `merged` raise InputError where what they read is damaged or not supported.
-    """
+    """A model on disk, of which nothing is read before it is asked for."""
 
     @property
     def path(self) -> Path: ...

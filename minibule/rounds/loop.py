@@ -38,7 +38,7 @@ from minibule.evaluate.heldout import mean_entropy_and_kl
 from minibule.evaluate.judge import Judge, Row, read_rows
 from minibule.evaluate.own_judge import named_judge
 from minibule.evaluate.sampled import Asked, Figures, ask, check_questions, figures
-from minibule.files import real_path, whole_file
+from minibule.files import whole_file
 from minibule.machine.ranks import world
 from minibule.machine.threads import seconds_since, set_threads
 from minibule.models.chat_files import load_chat
@@ -50,9 +50,9 @@ from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
 from minibule.rounds.select import SELECTIONS
 from minibule.rounds.settings import HELD, RoundsConfig
 from minibule.runs.lock import locked
-from minibule.runs.output import free_path
+from minibule.runs.output import free_path, name_of
 from minibule.runs.rounds import RoundsFolder, read_log, write_asked
-from minibule.runs.settings import EMBEDDED, FIELDS
+from minibule.runs.settings import FIELDS
 from minibule.text.chat import Chat
 from minibule.train.loop import train
 from minibule.train.resume import resume_hint
@@ -320,8 +320,7 @@ def _output(config: RoundsConfig, resume: bool) -> Path:
                 f"--output {place}: is there already; expected a new folder, or --resume."
             )
         return place
-    name = real_path(config.model).name if config.model else EMBEDDED
-    return free_path(Path("runs") / f"{name}-rounds")
+    return free_path(Path("runs") / f"{name_of(config.model)}-rounds")
 
 
 # -- what is printed -------------------------------------------------------------------------------

@@ -26,8 +26,7 @@ def output_folder(
     its model, adapter, data, held-out questions or `settings_file`.
     """
     if not config.output:
-        name = real_path(config.model).name if config.model else EMBEDDED
-        return RunFolder(free_path(Path("runs") / name))
+        return RunFolder(free_path(Path("runs") / name_of(config.model)))
     if "\0" in config.output:
         raise InputError(f"--output {config.output!r}: no folder can have such a name.")
     folder = RunFolder(config.output)
@@ -40,6 +39,11 @@ def output_folder(
     refuse_if_locked(output)
     check_output(config, folder, resume, settings_file)
     return folder
+
+
+def name_of(model: str) -> str:
+    """What a run's folder is called: as the model's own file or folder, or as the embedded one."""
+    return real_path(model).name if model else EMBEDDED
 
 
 def free_path(path: Path) -> Path:

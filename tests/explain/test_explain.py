@@ -1,10 +1,12 @@
 """The worked example: its numbers are the code's own, a wrong gradient shows, the text fits."""
 
 import dataclasses
+import importlib
 import inspect
 import itertools
 import json
 import math
+import operator
 import re
 import subprocess
 import sys
@@ -595,6 +597,15 @@ def test_a_mistake_in_the_lessons_own_loss_shows_under_any_other(monkeypatch):
     text = " ".join(" ".join(lines_of()).split())
     assert text.count("NOT AGREE") == 1
     assert "(core.complement.complement_loss): THEY DO NOT AGREE" in text
+
+
+@pytest.mark.parametrize("objective", ["reference", "ratio", "complement"])
+def test_what_is_said_to_compute_it_is_there(objective):
+    text = " ".join(lines_of(until=6, objective=objective))
+    named = set(re.findall(r"\b((?:core|methods)\.[a-z]+)\.([\w.]+\w)\b(?!\.py)", text))
+    assert named
+    for module, name in named:
+        assert operator.attrgetter(name)(importlib.import_module(f"minibule.{module}"))
 
 
 @pytest.mark.parametrize("objective", ["ratio", "nsr", "complement"])
