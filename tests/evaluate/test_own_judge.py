@@ -155,7 +155,7 @@ BAD_FUNCTIONS = {  # what a function does where an answer is bad, and what is sa
     "1 / 0": r"it raised ZeroDivisionError: division by zero \(.*mine.py, line 4\)",
     "raise KeyboardInterrupt": "it raised KeyboardInterrupt",
     "exit()": "it broke off",
-    "__import__('time').sleep(600)": "it took more than 1 seconds",
+    "__import__('time').sleep(600)": "it took more than 0.5 seconds",
     "rewards = [1 for b in bad if not b]": "found 0 rewards for 1 answer",
     "rewards += [1]": "found 2 rewards for 1 answer",
     "rewards = [float('nan' if b else 1) for b in bad]": "found nan",
@@ -178,7 +178,7 @@ def test_a_function_that_fails_is_told_with_the_sample(named, body):
         "    rewards = [1] * len(bad)\n"
         f"    if any(bad): {body}\n"
         "    return rewards\n",
-        seconds=1 if "sleep" in body else 60,
+        seconds=0.5 if "sleep" in body else 60,
     )
     with pytest.raises(InputError, match=BAD_FUNCTIONS[body]) as error:
         judge.rewards(ANSWERS, ROWS)

@@ -723,16 +723,16 @@ ODD_RECORD = {
 
 
 @pytest.mark.parametrize(
-    ("place", "objective"),
+    ("place", "objective", "until"),
     [
-        *[((1, 1, 1), "literal"), ((1, 2, 9), "reference"), ((1, 3, 2), "rate")],
-        *[((1, 8, 2), "literal"), ((1, 1, 1), "complement"), ((1, 2, 9), "ratio")],
+        *[((1, 1, 1), "literal", 7), ((1, 2, 9), "reference", 5), ((1, 3, 2), "rate", 5)],
+        *[((1, 8, 2), "literal", 5), ((1, 1, 1), "complement", 7), ((1, 2, 9), "ratio", 5)],
     ],
 )
-def test_odd_characters_fit_and_cannot_act(tmp_path, objective, place):
+def test_odd_characters_fit_and_cannot_act(tmp_path, objective, place, until):
     data = tmp_path / "odd.jsonl"
     data.write_text(json.dumps(ODD_RECORD))
-    lines = lines_of(*place, data=str(data), objective=objective)
+    lines = lines_of(*place, until=until, data=str(data), objective=objective)
     assert max(map(columns_of, lines)) <= 100
     text = "\n".join(lines)
     assert text.replace("\n", "").isprintable()  # nothing that a terminal would obey

@@ -47,8 +47,8 @@ def test_the_embedded_models_maker_repeats_itself(tmp_path):
         folder = tmp_path / "tiny"
         make_tiny.write_folder(folder, make_tiny.make_tokenizer(rng))
         chat = load_chat(folder)
-        model = make_tiny.pretrain(chat, rng, steps=2)
-        records = make_tiny.sample_records(model, chat, world.prompts()[:3], seed)
+        model = make_tiny.pretrain(chat, rng, steps=1)
+        records = make_tiny.sample_records(model, chat, world.prompts()[:1], seed)
         return (folder / "tokenizer.json").read_text(), model.weights, records
 
     (first, weights, records), (again, weights2, records2), (_, other, _) = map(make, (0, 0, 1))
@@ -115,10 +115,10 @@ OUTCOMES = {}  # of runs that several tables have, the base's among them
     ("table", "labels"),
     [
         ("objectives", ["literal, but prior reference", "rate, alpha .7"]),
-        ("alpha", ["reference, alpha 0", "reference, alpha 1", "rate, alpha 0.5"]),
+        ("alpha", ["reference, alpha 0", "rate, alpha 0.5"]),
         ("knobs", ["uniform, position, plain", "reference, prefix, choice"]),
         ("data", ["10 records", "1 answer a record", "15 steps", "all records, 90 steps"]),
-        ("unlikelihood", ["unlikelihood, lr 1e-4", "literal, lr 3e-4", "reference, lr 1e-3"]),
+        ("unlikelihood", ["unlikelihood, lr 1e-4", "literal, lr 3e-4"]),
         ("steps", ["alpha 0.3, lr 1e-3, 90 steps", "alpha 0.7, lr 1e-3, 120 steps"]),
     ],
 )
