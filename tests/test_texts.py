@@ -272,7 +272,9 @@ def test_a_training_run_proves_nothing(tmp_path, monkeypatch, capsys, few_questi
     assert labels(tables[0].splitlines()) == labels(tables[1].splitlines())
     figures = [[float(number) for number in re.findall(r"-?\d+\.\d{4}", t)] for t in tables]
     assert len(figures[0]) > 30
-    assert figures[0] == pytest.approx(figures[1], abs=1.5e-4)  # the last digit shown, rounded
+    assert figures[0] == pytest.approx(figures[1], abs=1.5e-4)  # a change's last digit is rounded
+    rows = [re.findall(r"^  (\S.*?)  +(-?\d+\.\d{4})  +(-?\d+\.\d{4})", t, re.M) for t in tables]
+    assert len(rows[0]) > 10 and rows[0] == rows[1]  # before and after, to the last digit
 
 
 def demo_figures() -> dict[str, list[float]]:

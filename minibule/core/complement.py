@@ -27,6 +27,11 @@ there are two more priors and two more contrasts (LESSON.md, step 5):
                       log p(i) is w(i) while p(i) = p_ref(i), however small these are.
 
 Arithmetic here is in float64.
+
+Sources: target and alpha of `literal` are those of the model card forkjoin-ai/buleyean-smollm2-360m
+on Hugging Face; the plain contrast is Welleck et al. 2019, "Neural Text Generation with
+Unlikelihood Training"; the ratio is the loss of Zhang et al. 2024, "Negative Preference
+Optimization", at a single token.
 """
 
 from typing import NamedTuple, get_args
@@ -105,7 +110,8 @@ def target_factors(
 
 def contrast_weights(v: Array, contrast: Contrast, ref_logits: Array | None = None) -> Array:
     """w (n, V): v/T, times 1 - p_ref for the choice contrast; 0 in a row without rejections."""
-    w = v / np.maximum(v.sum(axis=-1, keepdims=True), 1)
+    T = v.sum(axis=-1, keepdims=True)
+    w = v / np.where(T > 0, T, 1)
     if contrast == "choice":
         w = w * (1 - np.exp(log_softmax(needed(ref_logits, "ref_logits"))))
     return w
@@ -143,7 +149,8 @@ def complement_loss(
     Raises
     ------
     InputError
-        If shapes differ, alpha is out of range, or an input that is needed is missing.
+        If shapes differ, there is no row, a number is not finite or out of its range, prior or
+        contrast is none of those, or an input that they need is missing.
     """
     z, v = numbers(logits, "logits"), rejection_counts(counts)
     if z.ndim != 2 or z.shape != v.shape or len(z) == 0 or z.shape[1] < 2:

@@ -5,9 +5,11 @@ share their beginning. Every node is a segment of the stream that attends to its
 causally, to itself, so a prompt is computed once however many answers it has, and nothing is
 padded:
 
-    prompt: what is 3 + 4 ?          segments    [what is 3 + 4 ?] <- [it is] <- [6 ,]
-    answers: it is 9 .                                                        <- [9]
+    prompt: what is 3 + 4 ?          segments    [what is 3 + 4 ? it is] <- [9]
+    answers: it is 9 .                                                   <- [6 ,]
              it is 6 , ok                        (the last token of an answer is only predicted)
+
+What all answers begin with is in the prompt's segment.
 
 A row is a position whose next token is part of some answer. Rows that several answers share are
 computed once and carry how many they stand for as their weight.
@@ -37,8 +39,8 @@ class Batch(NamedTuple):
     rows_at (R,) int           where in the stream each row lies
     rows                       what each row's logits are trained on
     row_answer (R, 2) int      the example's number, and the first answer to pass through each row
-    answer (answers, 2)        the example's number and the answer's, for each answer ...
-    answer_entry (answers,)    ... and the entry that completes it
+    answer (answers, 2) int    the example's number and the answer's, for each answer ...
+    answer_entry (answers,) int ... and the entry that completes it
     """
 
     ids: Array
@@ -60,9 +62,9 @@ def pack(
 ) -> Iterator[Batch]:
     """Batches of at most `pass_tokens` tokens that together hold every row of the examples once.
 
-    Larger ones only where a prompt with a single answer is. Divided so that the threads, each with
-    a batch of its own, are done soonest; the largest comes first. Of several ranks each gets the
-    batches that it is to compute: one rank may get none.
+    Only a prompt with a single answer that is longer makes a larger one. Divided so that the
+    threads, each with a batch of its own, are done soonest; the largest comes first. Of several
+    ranks each gets the batches that it is to compute: one rank may get none.
     """
     for trees in deal(examples, pass_tokens, threads, ranks.rank, ranks.size):
         forest = _Forest(counts)

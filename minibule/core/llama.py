@@ -75,7 +75,7 @@ class Llama:
 
         Returns
         -------
-        (T, vocab_size) float32
+        (T, vocab_size), the dtype of the weights: float32, or float64 in checks of gradients
 
         Raises
         ------

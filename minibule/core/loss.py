@@ -20,8 +20,8 @@ from minibule.core.counts import Counts, RowCounts
 from minibule.core.objective import Prior
 from minibule.machine.matrix import Array
 
-# Which answers of a record a loss learns from: of one sort alone, whatever there is, or both sorts,
-# without which a record says nothing to it.
+# Which answers of a record a loss learns from: of one sort alone, whatever there is, or both sorts:
+# a record that lacks either says nothing to it.
 Uses = Literal["rejected", "accepted", "any", "both"]
 
 Values = dict[str, Array]  # "loss" and other metrics, a number for each row or answer
@@ -145,7 +145,7 @@ class SeparableLoss(AnswerLoss):
 
     @abstractmethod
     def f(self, logp: Array, length: Array) -> tuple[Array, Array]:
-        """f and its derivative by logp, (A,) each, of some answers, as in `answers`."""
+        """f and its derivative by logp, (n,) each, of n answers with this logp and length (n,)."""
 
     def part(self, answers: Answers, places: Array, logp: Array) -> tuple[float, Array]:
         """What the answers at `places` add to the loss, and its gradient by their logp, (n,)."""

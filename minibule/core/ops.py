@@ -142,7 +142,8 @@ def attention(q: Array, k: Array, v: Array, segments: Sequence[Segment]) -> tupl
     Grouped-query attention: query head h reads key and value head h // G, so the G query heads of
     a group are stacked into one matrix product. The weights are not kept: at (H, t, S) they are
     the largest arrays of the model, and backward works them out again from q, k and the scores'
-    logsumexp.
+    logsumexp. Sources: Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer
+    Models"; Dao et al. 2022, "FlashAttention", for the logsumexp.
     """
     out = np.empty_like(q)  # (T, H, hd)
     kv_heads = k.shape[1]
@@ -235,7 +236,10 @@ def _ungroup(x: Array, t: int) -> Array:
 
 
 def swiglu(gate: Array, up: Array) -> tuple[Array, Cache]:
-    """h = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F). Source: Shazeer 2020."""
+    """h = silu(gate) * up with silu(g) = g * sigmoid(g); all (T, F).
+
+    Source: Shazeer 2020, "GLU Variants Improve Transformer".
+    """
     h = np.empty_like(gate)
     for rows in _row_blocks(gate):
         s = sigmoid(gate[rows])

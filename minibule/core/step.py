@@ -87,7 +87,10 @@ def _answer_gradients(
     recompute: bool,
     known: Known | None,
 ) -> Share:
-    """As `_row_gradients`; each row's dz is c (onehot - p), with c = dL/dlog p of its answers."""
+    """As `_row_gradients`; a row's dz is the sum of c (onehot - p) over its tokens, c = dL/dlog p.
+
+    c is that of all answers that go on with the token there.
+    """
     batches = list(pack(examples, "prefix", pass_tokens, threads(), world()))
     answers = answers_of(examples)
     count, value, c, own = row_count(examples), 0.0, np.empty(0), None

@@ -18,14 +18,14 @@ from minibule.runs.settings import TrainConfig
 
 
 def explain_lora(
-    adapter: Adapter, module: str, row: Row, dh: Array, check: AdapterCheck
+    adapter: Adapter, module: str, row: Row, dhidden: Array, check: AdapterCheck
 ) -> Iterator[str]:
     """How the gradient comes to the uppermost LoRA pair, and what it is there."""
     yield from heading(6, "On into LoRA")
     yield from prose(
-        "The head takes the gradient to the model's last hidden state: dh = dz head. From there it "
-        "runs down through the layers to the output y of every adapted projection, as dy. The "
-        "uppermost is"
+        "The head takes the gradient to the model's last hidden state: dhidden = dz head. From "
+        "there it runs down through the layers to the output y of every adapted projection, as dy. "
+        "The uppermost is"
     )
     yield f"     {module}"
     yield f"     y  = x W^T + s (x A^T) B^T          s = {adapter.config.scaling(module):g}"
@@ -34,7 +34,7 @@ def explain_lora(
         "Where each is largest, the loss is evaluated again: that entry of B or A moved up and "
         "down, the whole model run in float64."
     )
-    above = [_sizes("dz", row.loss_at(row.z)[1]), _sizes("dh", dh)]
+    above = [_sizes("dz", row.loss_at(row.z)[1]), _sizes("dhidden", dhidden)]
     yield from check.lines(adapter, module, "BA", above)
     if not np.any(adapter.params[lora_name(module, "B")]):
         yield from prose(

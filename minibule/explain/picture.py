@@ -192,7 +192,7 @@ TARGETS = {
 
 def _forward(it: Numbers) -> dict[str, Box]:
     """What the model says, and what the loss makes of it."""
-    subject, row = it.scene.subject, it.row
+    subject, row, objective = it.scene.subject, it.row, it.scene.config.objective
     length = np.linalg.norm(it.passed.before.hidden[subject.row])
     place = f"row {subject.row + 1:,} of {len(subject.batch.rows_at):,}"
     return {
@@ -201,16 +201,17 @@ def _forward(it: Numbers) -> dict[str, Box]:
             (f"{len(subject.batch.ids):,} tokens", place), "core/forest.py",
         ),
         "llama": Box(
-            2, 0, "forward", "Llama, forward", ("y = x W^T + s x A^T B^T", "block by block to h"),
-            (f"|h| = {length:.4g}",), "core/llama.py",
+            2, 0, "forward", "Llama, forward",
+            ("y = x W^T + s x A^T B^T", "block by block to hidden"), (f"|hidden| = {length:.4g}",),
+            "core/llama.py",
         ),
         "logits": Box(
-            3, 0, "forward", "Logits z and p", ("z = h head^T", "p = softmax(z)"),
+            3, 0, "forward", "Logits z and p", ("z = hidden head^T", "p = softmax(z)"),
             (*it.of_both("z", row.z)[:1], *it.of_both("p", row.p)), "core/head.py",
         ),
         "loss": Box(
-            3, 1, "forward", "Loss L", _formulas(row), (f"L = {row.loss_at(row.z)[0]:.6g}",),
-            _file(row),
+            3, 1, "forward", f"Loss L, {objective}", _formulas(row),
+            (f"L = {row.loss_at(row.z)[0]:.6g}",), _file(row),
         ),
     }  # fmt: skip
 
@@ -241,7 +242,7 @@ def _backward(it: Numbers) -> dict[str, Box]:
     grads = backward(before.dhidden, before.cache)
     adapter, top = scene.adapter, scene.adapter.config.modules[-1]
     norms = [f"|d{m}| = {np.linalg.norm(grads[lora_name(top, m)]):.4g}" for m in "BA"]
-    lengths = {"dz": dz, "dh": before.dhidden[scene.subject.row]}
+    lengths = {"dz": dz, "dhidden": before.dhidden[scene.subject.row]}
     one_step(adapter, grads, scene.config)
     after = one_pass(scene.model, adapter, scene.subject.alone, it.passed.ref_hidden)
     z = scene.logits(after.hidden)
@@ -252,7 +253,8 @@ def _backward(it: Numbers) -> dict[str, Box]:
             _file(row),
         ),
         "dy": Box(
-            2, 2, "backward", "dh, ..., dy", ("dh = dz head, then", "block by block to dy"),
+            2, 2, "backward", "dhidden, ..., dy",
+            ("dhidden = dz head, then", "block by block to dy"),
             tuple(f"|{name}| = {np.linalg.norm(x):.4g}" for name, x in lengths.items()),
             "core/llama.py",
         ),

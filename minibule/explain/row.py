@@ -254,7 +254,7 @@ def checked_gradient(
         "A step in z against the gradient lowers the logit of a token where it is positive. "
         "Training has no such step: it moves weights that all logits share, and Adam moves each "
         "of them by about as much, so that single logits may go the other way."
-        + (f" {shown_in} shows it." if shown_in else "")
+        + (f" {shown_in} names any that does." if shown_in else "")
     )
     yield from prose(
         f"The last column evaluates the loss L itself, with that logit moved by h = {STEP:g} up "

@@ -6,7 +6,7 @@ log p_ref(y_k), or in SimNPO x_k = gamma + log p(y_k) / |y_k|:
     NPO      L_k = -(2 / beta) log sigmoid(-beta d_k)          dL/dlog p = 2 sigmoid(beta d)
     SimNPO   L_k = -(2 / beta) log sigmoid(-beta x_k)          dL/dlog p = 2 sigmoid(beta x) / |y|
 
-NPO starts with 1 where model and base agree and falls to 0 as the answer becomes unlikely, which is
+NPO's slope is 1 where model and base agree and falls to 0 as the answer becomes unlikely, which is
 what keeps it from diverging as plain descent on log p does (the limit of beta -> 0, where it stays
 1). SimNPO has no reference: an answer's length takes its place. `Complement` is the default.
 

@@ -34,7 +34,7 @@ ASKED = "evaluate.questions.ask"
 
 # The measures of `evaluate`, by their key in metrics.jsonl, before.json and after.json.
 MEASURES = {
-    "loss": Measure("loss", "what training minimises, mean over rows", "lower", HELDOUT),
+    "loss": Measure("loss", "what training minimises", "lower", HELDOUT),
     "kl": Measure("KL(P || p)", "nats: how far the model is from the target P", "lower"),
     "contrast": Measure("contrast", "summed over the rejected tokens: pushes them down", "lower"),
     "anchor": Measure(

@@ -114,6 +114,14 @@ def test_gradient_is_zero_at_the_target_when_alpha_is_one(rng):
     np.testing.assert_allclose(dlogits, 0, atol=1e-16)
 
 
+def test_the_contrast_goes_by_shares_whatever_the_counts_sum_to(rng):
+    logits, counts = rng.normal(size=(4, 7)), random_counts(rng, 4, 7)
+    value, dlogits = complement_loss(logits, counts, 0.0)
+    less, dless = complement_loss(logits, counts / 1024, 0.0)  # T far below 1
+    assert less == value
+    np.testing.assert_array_equal(dless, dlogits)
+
+
 def test_loss_keeps_float32_logits_in_float32(rng):
     logits, counts = rng.normal(size=(6, 11)).astype(np.float32), random_counts(rng)
     assert complement_loss(logits, counts)[1].dtype == np.float32
