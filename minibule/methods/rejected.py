@@ -78,7 +78,7 @@ class Complement(NPO):
     """
 
     beta: float = 1.0
-    kl: float = 0.1
+    kl: float = 0.05
     share = "v(y) R / sum of v |y|"
 
     def weights(self, answers: Answers) -> Array:
