@@ -166,6 +166,8 @@ def complement_loss(
         asks = f"contrast {contrast!r}"
     z_ref = required(ref_logits, "ref_logits", asks, v.shape)
     m = required(attempts, "attempts", "prior 'rate'" if prior == "rate" else None, v.shape[:1])
+    if m is not None and np.any(m < 0):
+        raise InputError(f"attempts: found {m.min():g}, expected numbers from 0 on.")
     parts = loss_parts(z, v, prior, contrast, z_ref, m)
     loss = np.mean(np.sum(alpha * parts.kl + (1 - alpha) * parts.contrast, axis=-1))
     dlogits = (alpha * parts.dkl + (1 - alpha) * parts.dcontrast) / len(z)
@@ -210,7 +212,7 @@ def loss_parts(
     logp = log_softmax(z)
     log_rest = log_one_minus_p(z)
     p = np.exp(logp)
-    kl = P * (np.log(P) - logp)
+    kl = P * (np.log(np.where(P > 0, P, 1)) - logp)  # 0 where p_ref is too small for a float64
     if contrast == "ratio":
         x = logp - log_softmax(needed(ref_logits, "ref_logits"))
         a = 2 * w / (1 + np.exp(-x))
@@ -219,11 +221,16 @@ def loss_parts(
 
     # d/dz_j of -log(1 - p_i) is p_i at j = i and -p_i p_j / (1 - p_i) elsewhere. With the odds
     # o_i = p_i / (1 - p_i) that is o_i ([i=j] - p_j), but at p_i near 1 the odds explode while
-    # the gradient stays bounded, so j = i is written out as p_i.
-    odds = np.exp(logp - log_rest)
-    a = w * odds
-    others = a.sum(axis=-1, keepdims=True) - a  # sum over i != j of a_i
-    return LossParts(P, w, logp, log_rest, kl, -w * log_rest, a, p - P, w * p - others * p)
+    # the gradient stays bounded, so j = i is written out as p_i; and what the top token, alone able
+    # to come near 1, does to the others as p_j / (1 - p_top), the softmax of these.
+    top = np.arange(z.shape[1]) == z.argmax(axis=-1)[:, None]
+    with np.errstate(over="ignore"):
+        a = np.where(w > 0, w * np.exp(logp - log_rest), 0)
+    below = np.where(top, 0, a)
+    others = below.sum(axis=-1, keepdims=True) - below  # sum over i != j of a_i, without the top's
+    shares = np.where(top, 0, np.exp(np.where(top, 0, logp - log_rest[top][:, None])))
+    pushed = w * p - others * p - (w * p)[top][:, None] * shares
+    return LossParts(P, w, logp, log_rest, kl, -w * log_rest, a, p - P, pushed)
 
 
 def optimum(P: Array, w: Array, alpha: float, p_ref: Array | None = None) -> Array:

@@ -122,6 +122,26 @@ def test_the_contrast_goes_by_shares_whatever_the_counts_sum_to(rng):
     np.testing.assert_array_equal(dless, dlogits)
 
 
+@pytest.mark.parametrize("gap", [30.0, 300.0, 800.0, 1e5])
+@pytest.mark.parametrize("counts", [[0, 0, 0], [2, 0, 0], [1, 3, 0]])
+def test_a_token_may_be_as_sure_as_it_likes(gap, counts):
+    logits, v = np.array([[gap, 0.0, 0.5]]), np.array([counts])
+    for alpha in (0.0, 0.7):
+        value, dlogits = complement_loss(logits, v, alpha)
+        assert np.isfinite(value) and abs(dlogits.sum()) < 1e-14 * gap  # digits of z itself
+        numeric = (
+            complement_loss(logits + e, v, alpha)[0] - complement_loss(logits - e, v, alpha)[0]
+            for e in 1e-4 * np.eye(3)
+        )
+        np.testing.assert_allclose(dlogits[0], [n / 2e-4 for n in numeric], atol=1e-10 * gap)
+
+
+def test_a_base_may_rule_a_token_out():
+    logits, masked = [[1.0, 2.0, 3.0]], [[0.0, 0.0, -1e4]]
+    value, dlogits = complement_loss(logits, [[1, 0, 0]], prior="reference", ref_logits=masked)
+    assert np.isfinite(value) and np.isfinite(dlogits).all()
+
+
 def test_loss_keeps_float32_logits_in_float32(rng):
     logits, counts = rng.normal(size=(6, 11)).astype(np.float32), random_counts(rng)
     assert complement_loss(logits, counts)[1].dtype == np.float32
@@ -144,6 +164,12 @@ def test_loss_keeps_float32_logits_in_float32(rng):
         (lambda: complement_loss([[1, 2], [3]], [[1, 0]]), "different lengths"),
         (lambda: complement_loss([[1.0, 2]], [[1, 0]], "x"), "alpha = 'x'"),
         (lambda: complement_loss([[1.0, 2]], [[1, 0]], prior="foo"), "prior: found 'foo'"),
+        (
+            lambda: complement_loss(
+                [[1.0, 2]], [[1, 0]], prior="rate", ref_logits=[[1.0, 2]], attempts=[-3]
+            ),
+            "attempts: found -3, expected numbers from 0 on",
+        ),
         (lambda: complement_loss([[1.0, 2]], [[1, 0]], contrast="foo"), "contrast: found 'foo'"),
         (
             lambda: complement_loss(

@@ -36,7 +36,7 @@ def test_the_anchor_is_the_default_s_or_the_objective_s_own(model, tmp_path):
         return config.round_config(1, tmp_path, None).resolved_loss().kl
 
     assert kl() == 0.1 and kl(preset="grpo") == 0 == kl(*given(objective="nsr"))
-    assert kl(*given(objective="complement")) == 0.1 and kl(*given(kl=0.2)) == 0.2
+    assert kl(*given(objective="complement")) == 0.05 and kl(*given(kl=0.2)) == 0.2
     assert kl(*given(objective="nsr", kl=0.3)) == 0.3
 
 
