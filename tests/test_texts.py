@@ -25,7 +25,8 @@ from minibule.generate.__main__ import GenerateConfig
 from minibule.models.gguf_write import GGUF_TYPES
 from minibule.records.formats import FORMATS, parse_row
 from minibule.rounds.settings import RoundsConfig
-from minibule.runs.settings import FIELDS, PRESETS
+from minibule.runs.presets import PRESETS
+from minibule.runs.settings import FIELDS
 from minibule.settings import Parser, settings_of
 
 PYTHON = ("python", "py")  # GitHub colours both; `py` needs an extra and runs where that is there

@@ -225,7 +225,7 @@ def loss_parts(
     # to come near 1, does to the others as p_j / (1 - p_top), the softmax of these.
     top = np.arange(z.shape[1]) == z.argmax(axis=-1)[:, None]
     with np.errstate(over="ignore"):
-        a = np.where(w > 0, w * np.exp(logp - log_rest), 0)
+        a = w * np.exp(np.where(w > 0, logp - log_rest, -np.inf))
     below = np.where(top, 0, a)
     others = below.sum(axis=-1, keepdims=True) - below  # sum over i != j of a_i, without the top's
     shares = np.where(top, 0, np.exp(np.where(top, 0, logp - log_rest[top][:, None])))

@@ -32,6 +32,7 @@ from minibule.report.result import comparison, headline, lead, probe, styles
 from minibule.report.series import series
 from minibule.runs.manifest import Manifest
 from minibule.runs.read import Run, read_run
+from minibule.runs.rounds import rounds_of
 from minibule.runs.starts import Start
 
 
@@ -181,8 +182,10 @@ def _value(value: object) -> str:
 def _commands(run: Run) -> list[str]:
     folder, config = run.folder, run.config
     parts = []
+    rounds = rounds_of(folder)
     if not run.finished:
-        resume = command("minibule.train", "--resume", "--output", str(folder))
+        program, place = ("minibule.rounds", rounds) if rounds else ("minibule.train", folder)
+        resume = command(program, "--resume", "--output", str(place))
         parts += ["<h3>Continue this run</h3>", code(resume, "command")]
     if run.files.adapter.is_dir():
         model = [*(("--model", config.model) if config.model else ()), "--adapter"]
@@ -204,16 +207,10 @@ def _commands(run: Run) -> list[str]:
             "<h3>Talk to it in llama.cpp</h3>",
             code(shlex.join(["llama-cli", "-m", str(gguf), "--temp", "0"]), "command"),
         ]
-    parts += [
-        "<h3>Train again with these settings</h3>",
-        code(
-            command(
-                "minibule.train", "--config", str(run.files.settings),
-                "--output", f"{folder}-again",
-            ),
-            "command",
-        ),
-    ]  # fmt: skip
+    if not rounds:  # whose settings do not say what is trained on
+        again = ("--config", str(run.files.settings), "--output", f"{folder}-again")
+        parts.append("<h3>Train again with these settings</h3>")
+        parts.append(code(command("minibule.train", *again), "command"))
     return [
         "<p>Click a command to select it. Paths are relative to the folder the report was made "
         "in.</p>",

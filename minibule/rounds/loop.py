@@ -49,6 +49,7 @@ from minibule.rounds.inputs import begin, check_alike, digests
 from minibule.rounds.sample import Drawn, figures_of, read_samples, sample_round
 from minibule.rounds.select import SELECTIONS
 from minibule.rounds.settings import HELD, RoundsConfig
+from minibule.runs.folder import RunFolder
 from minibule.runs.lock import locked
 from minibule.runs.output import free_path, name_of
 from minibule.runs.rounds import RoundsFolder, read_log, write_asked
@@ -170,7 +171,7 @@ def _round(
         del model
     examples, sampled = world().first(_learned, config, number, folder, shared)
     with _spent(seconds, "training", shared.clock):
-        if not world().first(run.report.exists):  # the last that a run writes
+        if not world().first(_is_trained, run):
             settings = config.round_config(number, run.path, start)
             resume = world().first(run.settings.exists)
             with contextlib.redirect_stdout(io.StringIO()):
@@ -179,6 +180,11 @@ def _round(
         trained = _model(config, shared.source, run.adapter)
         measured = _held_out(trained, shared, config, folder.answers(number))
     return {"round": number} | sampled | measured | seconds
+
+
+def _is_trained(run: RunFolder) -> bool:
+    """Whether a round's run has written the last of what it writes."""
+    return run.after.exists() and run.report.exists()  # a page may have been asked for before
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from minibule.models.named import MODEL_HELP, model_path
 from minibule.rounds.budget import BUDGETS, Budget
 from minibule.rounds.presets import DEFAULT, PRESETS
 from minibule.rounds.select import SELECTIONS
+from minibule.runs.presets import PLAIN
 from minibule.runs.rounds import SAMPLES
-from minibule.runs.settings import FIELDS, PLAIN, TrainConfig
+from minibule.runs.settings import FIELDS, TrainConfig
 from minibule.settings import Source, checked, setting
 
 DATA, ROUND, TRAINING = "model and questions", "a round", "training"

@@ -20,12 +20,14 @@ from safetensors.numpy import load, save
 
 from minibule.core.counts import Example
 from minibule.core.llama import Llama
+from minibule.core.lora import Adapter
 from minibule.core.optim import AdamW
 from minibule.errors import InputError, listed
 from minibule.files import from_json, no_file, to_json, whole_file, writing
 from minibule.machine.half import widened
 from minibule.machine.matrix import Array
 from minibule.machine.ranks import world
+from minibule.models.peft import fingerprint
 from minibule.models.safetensors import check_finite
 from minibule.runs.settings import MAY_CHANGE, TrainConfig
 from minibule.wording import Number
@@ -40,7 +42,8 @@ class Identity:
     """What a run is made of. A checkpoint goes on only with the same.
 
     settings    those that what is computed depends on
-    model       digest of the base model's weights and shapes, and of the adapter's shape
+    model       digest of the base model's weights and shapes, of the adapter's shape, and of the
+                numbers that the adapter starts from
     data        digest of the token ids trained on
     """
 
@@ -86,10 +89,13 @@ class DamagedError(Exception):
 # -- what a run is made of -------------------------------------------------------------------------
 
 
-def identity(model: Llama, examples: Iterable[Example], config: TrainConfig) -> Identity:
+def identity(
+    model: Llama, start: Adapter | None, examples: Iterable[Example], config: TrainConfig
+) -> Identity:
     """Digests of all that is trained with; the settings as JSON would give them back."""
     settings = {name: v for name, v in to_json(config).items() if name not in MAY_CHANGE}
-    return Identity(settings, digest_of_model(model), digest_of(examples))
+    started = fingerprint(start) if start else ""  # a fresh one follows from the seed
+    return Identity(settings, digest_of_model(model) + started, digest_of(examples))
 
 
 def digest_of_model(model: Llama) -> str:
@@ -121,7 +127,7 @@ def _check_same(path: Path, found: Identity, expected: Identity) -> None:
         if found.settings.get(name) != value
     ]
     if found.model != expected.model:
-        differences.append("the base model's weights or shapes, or the adapter's shape")
+        differences.append("the base model's weights or shapes, or the adapter that it starts from")
     if found.data != expected.data:
         differences.append("the records' token ids: the data, the tokenizer or the chat template")
     if differences:

@@ -14,7 +14,8 @@ from minibule.files import check_own, real_path, remove_stale
 from minibule.runs.folder import RunFolder
 from minibule.runs.lock import refuse_if_locked
 from minibule.runs.manifest import Manifest
-from minibule.runs.settings import EMBEDDED, TrainConfig
+from minibule.runs.presets import EMBEDDED
+from minibule.runs.settings import TrainConfig
 
 
 def output_folder(

@@ -48,6 +48,13 @@ class RoundsFolder:
         return self.run(number).path / "answers.jsonl"
 
 
+def rounds_of(run: Path) -> Path | None:
+    """The folder of the rounds that a run's folder is of, if it is: they chose its examples."""
+    parent = Path(run).absolute().parent
+    is_one = RoundsFolder(parent).settings.exists() and (Path(run) / SAMPLES).exists()
+    return Path(run).parent if is_one else None
+
+
 class Judged(NamedTuple):
     """Of a line of samples.jsonl as much as can be counted: of which kind, and if accepted."""
 

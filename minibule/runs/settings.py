@@ -1,4 +1,4 @@
-"""What a training run can be told: `TrainConfig`, and the presets.
+"""What a training run can be told: `TrainConfig`.
 
 A value comes from four places, the first that has one wins: a flag, a TOML file, a preset, the
 default here. How fields become flags and lines of TOML is in `minibule.settings`.
@@ -24,6 +24,7 @@ from minibule.machine.matmul import Mode
 from minibule.methods.table import LOSSES
 from minibule.models.exports import EXPORTS, Export
 from minibule.models.named import MODEL_HELP, model_path
+from minibule.runs.presets import EMBEDDED, PRESETS
 from minibule.settings import (
     Source,
     add_flags,
@@ -137,7 +138,10 @@ class TrainConfig:
     lora_layers: int = setting(0, "adapt the last N layers only; 0 = all", 0, group=ADAPTER)
     rslora: bool = setting(False, "scale by lora_alpha / sqrt(r) instead", group=ADAPTER)
     init_adapter: str = setting(
-        "", "PEFT adapter folder to start from (its r, targets, … hold)", group=ADAPTER
+        "",
+        "PEFT adapter folder to start from (its r, targets, … hold)",
+        group=ADAPTER,
+        may_change=True,
     )
 
     steps: int = setting(0, "optimiser steps; 0 = as many as the epochs take", 0, group=OPTIMISER)
@@ -293,29 +297,9 @@ FIELDS = settings_of(TrainConfig)
 
 # What a run may be given anew when it goes on, because nothing that is computed depends on it; or,
 # for `threads`, `pass_tokens` and a `reference_memory` of 0, only its last digits: a run that was
-# short of memory or of processors must be able to go on. `model`, `data` and `heldout` may have
-# moved, their content is compared.
+# short of memory or of processors must be able to go on. `model`, `data`, `heldout` and
+# `init_adapter` may have moved, their content is compared.
 MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.about.may_change)
-
-# The steps that the presets, and all systems of rounds, were measured with.
-PLAIN: dict[str, Any] = {"warmup_steps": 0, "max_grad_norm": 1.0}
-
-# The reference run of the published model card is `smollm2-360m`: one epoch over 90 % of 5,000
-# records, 4 a step. Its learning rate is not published; 1e-5 is a sibling implementation's.
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": PLAIN | {"kl": 0.5, "lr": 1e-3, "steps": 90, "warmup_steps": 3, "eval_every": 10},
-    "smollm2-360m": {
-        **PLAIN,
-        "objective": "literal",
-        "max_records": 5000,
-        "lr": 1e-5,
-        "eval_fraction": 0.1,
-        "epochs": 1.0,
-        "batch_size": 4,
-        "skip_long": True,
-    },
-}
-EMBEDDED = "tiny"  # the preset of the embedded model; the others are made for models of their own
 
 
 # -- where a run's settings come from --------------------------------------------------------------
@@ -390,10 +374,18 @@ def _given(
         preset = default_preset
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise InputError(f"preset {show(preset)} in {file}: unknown. Known: {', '.join(PRESETS)}.")
-    values = PRESETS[preset] if preset else {}
-    objective = flags.values.get("objective", table.get("objective"))
-    usual = values.get("objective", FIELDS["objective"].default)
-    if objective not in (None, usual):  # to another, the preset's kl would not fit
-        values = {name: v for name, v in values.items() if FIELDS[name].about.group != OBJECTIVE}
+    made_for = {"objective": FIELDS["objective"].default}
+    values = made_for | PRESETS[preset] if preset else {}
+    table = _left_by(flags.values, table)
+    values = _left_by(flags.values, _left_by(table, values))
     named = Source(f"preset {preset}", values, False)
     return preset, checked(TrainConfig, [named, Source(str(file), table, False), flags])
+
+
+def _left_by(first: Mapping[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What stays of values under those that come first: another objective has numbers of its own,
+    and epochs would count for nothing beside steps."""
+    gone = {"steps"} if "epochs" in first and "steps" not in first else set[str]()
+    if "objective" in values and first.get("objective", values["objective"]) != values["objective"]:
+        gone |= {name for name, field in FIELDS.items() if field.about.group == OBJECTIVE}
+    return {name: value for name, value in values.items() if name not in gone}

@@ -81,7 +81,8 @@ def train(
     if not world().leads:
         _take_part(setup, folder)
         return folder.path
-    settings = to_toml(setup.config).encode()
+    # Whoever trains with this file again is asked again.
+    settings = to_toml(dataclasses.replace(setup.config, overwrite=False)).encode()
     check_space(folder.path, expected_bytes(setup))
     describe(setup)
     with locked(folder.path):

@@ -13,6 +13,7 @@ from minibule.errors import InputError
 from minibule.machine.ranks import world
 from minibule.runs.checkpoint import Checkpoint, newest_checkpoint
 from minibule.runs.folder import RunFolder
+from minibule.runs.rounds import rounds_of
 from minibule.runs.settings import MAY_CHANGE, TrainConfig, given_settings, read_settings
 from minibule.settings import check_kept
 from minibule.train.setup import Setup
@@ -27,6 +28,11 @@ def resumed_settings(arguments: Mapping[str, Any]) -> TrainConfig:
     file = RunFolder(arguments["output"]).settings
     if not file.exists():
         raise InputError(f"{file}: not there, so there is no run to go on with. Omit --resume.")
+    if rounds := rounds_of(file.parent):
+        raise InputError(
+            f"--resume: {file.parent} is of the rounds in {rounds}, which chose what it is trained "
+            f"on. Expected python -m minibule.rounds --resume --output {shlex.quote(str(rounds))}"
+        )
     stored, given = read_settings(file), given_settings(arguments)
     check_kept(file, stored, given)
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}

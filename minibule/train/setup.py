@@ -91,7 +91,7 @@ class Setup:
     @functools.cached_property
     def identity(self) -> Identity:
         """What a checkpoint must be of to go on with this setup."""
-        return identity(self.model, self.examples, self.config)
+        return identity(self.model, self.start, self.examples, self.config)
 
     @functools.cached_property
     def _order(self) -> Callable[[int], int]:

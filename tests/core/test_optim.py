@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from minibule.core.optim import AdamW, clip_gradients, learning_rate
-from minibule.runs.settings import PRESETS, TrainConfig, resolve
+from minibule.runs.presets import PRESETS
+from minibule.runs.settings import TrainConfig, resolve
 from minibule.train.setup import planned_steps
 
 

@@ -153,7 +153,7 @@ def test_evaluations_stand_where_they_were_made(finished):
 
 CAPTIONS = {
     "complement": "(2 / beta) log(1 + r(y)^beta) (r(y) = p(y) / p_ref(y), beta 1) of every "
-    "rejected answer y + 0.1 KL(p || base), the mean over a step.",
+    "rejected answer y + 0.05 KL(p || base), the mean over a step.",
     "ratio": "(2 / beta) log(1 + r^beta) (r = p / p_ref, beta 1) of every rejected token + "
     "0.3 KL(p || base), the mean over the rows of a step.",
     "npo": "(2 / beta) log(1 + r(y)^beta) (r(y) = p(y) / p_ref(y), beta 0.1) of every rejected "

@@ -17,6 +17,7 @@ from minibule.evaluate import sampled
 from minibule.evaluate.sampled import figures
 from minibule.machine.ranks import world
 from minibule.records.records import read_file
+from minibule.report.sections import write_report
 from minibule.rounds import loop
 from minibule.rounds.__main__ import main
 from minibule.rounds.inputs import check_alike
@@ -24,6 +25,8 @@ from minibule.rounds.presets import PRESETS
 from minibule.rounds.settings import RoundsConfig, resolve
 from minibule.runs.rounds import read_asked
 from minibule.settings import Source
+from minibule.train import loop as train_loop
+from minibule.train.__main__ import main as train_main
 
 QUESTIONS = ROOT / "weights" / "tiny" / "questions.jsonl"
 
@@ -146,6 +149,15 @@ def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
         patched.setattr(loop, "train", raises)
         loop.rounds(config("parts"), resume=True)
     loop.rounds(config("parts", rounds=1), resume=True)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(train_loop, "observe", raises)  # after the last checkpoint
+        loop.rounds(config("parts"), resume=True)
+    run = place / "round-002"
+    page = write_report(run).read_text()  # of a round that is not done
+    assert f"minibule.rounds --resume --output {place}" in page and "minibule.train" not in page
+    with pytest.raises(InputError, match=f"is of the rounds in {place}, which chose what"):
+        train_main(["--resume", "--output", str(run)])
+    place = place.rename(tmp_path / "moved")
     main(["--resume", "--output", str(place), "--rounds", "2"])
     assert files(place) == files(tmp_path / "whole") != {}
 

@@ -48,7 +48,7 @@ def test_what_is_judged_otherwise_is_another_run():
 
     def data(rewards):
         examples = [example._replace(rewards=rewards) for example in random_examples(records=1)]
-        return run_state.identity(model, examples, TrainConfig()).data
+        return run_state.identity(model, None, examples, TrainConfig()).data
 
     (example,) = random_examples(records=1)
     assert len(example.answers) == 2

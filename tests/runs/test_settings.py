@@ -7,12 +7,12 @@ import pytest
 
 from minibule.core.shapes import PROJECTIONS
 from minibule.errors import InputError
+from minibule.methods.table import LOSSES
+from minibule.runs.presets import EMBEDDED, PRESETS
 from minibule.runs.settings import (
-    EMBEDDED,
     FIELDS,
     GROUPS,
     MAY_CHANGE,
-    PRESETS,
     TrainConfig,
     add_arguments,
     add_settings,
@@ -67,6 +67,26 @@ def test_toml_round_trip(tmp_path):
     config = resolve({"model": 'a"b\\c', "alpha": "0.25", "lora_targets": "k_proj", "rslora": True})
     (tmp_path / "x.toml").write_text(to_toml(config))
     assert read_settings(tmp_path / "x.toml") == config
+
+
+def test_epochs_win_over_steps_that_come_later(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("epochs = 1.0\nsteps = 9\n")
+    assert resolve({}).steps == 90 and resolve({"epochs": "2"}).steps == 0
+    assert resolve({"epochs": "2", "steps": "5"}).steps == 5
+    assert resolve({"config": str(path)}).steps == 9
+    assert resolve({"config": str(path), "epochs": "2"}).steps == 0
+
+
+def test_another_objective_takes_no_number_of_the_file_s(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('objective = "complement"\nbeta = 1.0\nkl = 0.5\nlr = 0.25\n')
+    for name in ("dpo", "sft", "literal"):
+        config = resolve({"config": str(path), "objective": name})
+        assert config.resolved_loss() == LOSSES[name] and config.lr == 0.25
+    assert resolve({"config": str(path), "objective": "complement"}).kl == 0.5
+    path.write_text("kl = 0.25\n")  # of whatever objective
+    assert resolve({"config": str(path), "objective": "nsr"}).resolved_loss().kl == 0.25
 
 
 def test_a_preset_may_be_named_twice(tmp_path):

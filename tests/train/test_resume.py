@@ -26,6 +26,7 @@ from minibule.report.sections import write_report
 from minibule.runs.lock import refuse_if_locked
 from minibule.runs.manifest import Manifest
 from minibule.runs.read import read_run
+from minibule.runs.settings import read_settings
 from minibule.train import loop as train_module
 from minibule.train.__main__ import main
 
@@ -142,6 +143,28 @@ def test_what_the_model_did_before_is_asked_of_the_start(settings):
     assert before["heldout"]["kl_to_base"] == 0 < between["heldout"]["kl_to_base"]
     assert start == between
     assert start != after
+
+
+def test_a_start_adapter_may_have_moved_but_not_changed(settings, monkeypatch):
+    main([*settings, "--output=a"])
+    begun = [*settings, "--init-adapter=a/adapter"]
+    main([*begun, "--output=whole"])
+    broken_run(monkeypatch, "b", 4, begun)
+    shutil.copytree("b", "c")
+    shutil.move("a", "elsewhere")
+    assert "a/adapter: no such folder" in fails(["--resume", "--output=b"])
+    main(["--resume", "--output=b", "--init-adapter=elsewhere/adapter"])
+    assert results("b") == results("whole")
+    main([*settings, "--output=other", "--lr=1e-2"])
+    message = fails(["--resume", "--output=c", "--init-adapter=other/adapter"])
+    assert "or the adapter that it starts from" in message
+
+
+def test_the_settings_of_a_run_that_replaced_one_replace_none(settings):
+    for _ in range(2):
+        main([*settings, "--steps=1", "--output=a", "--overwrite"])
+    assert not read_settings("a/config.toml").overwrite
+    assert "a" in fails(["--config=a/config.toml", "--output=a"])
 
 
 def test_the_page_of_a_run_that_went_on(settings, monkeypatch):
