@@ -30,7 +30,7 @@ from pathlib import Path
 from minibule.core.llama import Llama
 from minibule.errors import InputError
 from minibule.files import embedded_folder, found_at, open_own, writing
-from minibule.generate.decode import OnToken, Wanted, generate
+from minibule.generate.decode import OnToken, Wanted, check_prompts, generate
 from minibule.generate.sampling import SAMPLING, Sampling
 from minibule.generate.stream import Printer
 from minibule.machine.threads import seconds_since
@@ -223,7 +223,14 @@ class Talk:
             self.config,
             first=self.asked,  # other draws when the same is asked again
         )
-        return generate(model, [self.chat.encode_prompt(question)], wanted, on_token)[0][0]
+        prompt = self.chat.encode_prompt(question)
+        try:
+            check_prompts(model, [prompt], wanted)
+        except InputError as error:
+            if len(question) == 1:
+                raise
+            raise InputError(f"{error} /clear begins a new conversation.") from None
+        return generate(model, [prompt], wanted, on_token)[0][0]
 
     def _keep(self, question: list[Message], answer: list[int]) -> None:
         """The conversation is now the question and this answer."""

@@ -288,7 +288,8 @@ def test_training_that_is_interrupted_goes_on(say, monkeypatch, capsys):
         (["/usr/bin"], "A question that begins with / takes a space before it."),
         (["/_typed"], "/_typed: no such command"),
         (["hello \udcff"], "prompt: expected UTF-8 text"),
-        (["hello " * 2000], "it exceeds the model's context"),
+        (["hello " * 2000], "ask for fewer new tokens."),
+        (["hello", "hello " * 2000], "fewer new tokens. /clear begins a new conversation."),
     ],
     ids=str,
 )
@@ -296,6 +297,7 @@ def test_what_cannot_be_done_is_said(lines, says, say):
     with pytest.raises(InputError) as error:
         say(*lines)
     assert says in str(error.value)
+    assert ("/clear" in str(error.value)) == ("/clear" in says)
 
 
 @pytest.mark.parametrize(

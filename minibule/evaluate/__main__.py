@@ -21,6 +21,7 @@ from minibule.models.named import MODEL_HELP
 from minibule.program import run
 from minibule.records.records import check_output, shown
 from minibule.settings import Parser, add_flags, from_flags, setting
+from minibule.wording import columns_of, printable
 
 MODEL, QUESTIONS, SAMPLES = "model", "questions and judge", "samples"
 
@@ -86,6 +87,8 @@ def main(argv: list[str]) -> None:
     text = _read_text(config.text) if config.text else ""
     source = config.model or embedded_folder()
     model, chat = load_model(source, config.adapter, matmul=config.matmul), load_chat(source)
+    if config.text and len(chat.encode_raw(text)) < 2:  # the first is given
+        raise InputError(f"--text {shown(config.text)}: found one token, expected two at least.")
     asked = ask(
         model,
         chat,
@@ -154,13 +157,15 @@ def _figures_shown(asked: Sequence[Asked], config: EvaluateConfig) -> Iterator[s
     yield f"  tokens an answer              {all_of_them.tokens:8.2f}"
     yield f"  different answers a question  {all_of_them.unique:8.2f}"
     if kinds:
-        width = max(map(len, kinds))
+        names = {kind: printable(kind) for kind in kinds}
+        width = max(map(columns_of, ("kind", *names.values())))
         yield ""
         best = f"pass@{config.samples}"
         yield f"{'kind':{width}}  questions  greedy  accepted{best:>10}  ended  tokens"
         for kind, f in kinds.items():
+            gap = " " * (width - columns_of(names[kind]))
             yield (
-                f"{kind:{width}}{f.prompts:11,}{f.greedy:8.3f}{f.accepted:10.3f}"
+                f"{names[kind]}{gap}{f.prompts:11,}{f.greedy:8.3f}{f.accepted:10.3f}"
                 f"{f.pass_at[config.samples]:10.3f}{f.ended:7.3f}{f.tokens:8.2f}"
             )
 

@@ -29,7 +29,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -233,7 +233,9 @@ def _dots(x: Any, pack: Any, terms: int) -> Array:
 
 
 def check_installed(mode: Mode) -> None:
-    """InputError where the library that a mode asks for is missing."""
+    """InputError where there is no such mode, or the library that it asks for is missing."""
+    if mode not in get_args(Mode):
+        raise InputError(f"matmul: found {mode!r}, expected one of {', '.join(get_args(Mode))}.")
     if mode in TERMS and _numkong() is None:
         raise InputError(
             f"--matmul {mode}: needs numkong: pip install '.[fast]'. Without it: --matmul float32."

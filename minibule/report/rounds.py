@@ -131,7 +131,8 @@ def _lead(rounds: Rounds) -> str:
 
 def _held_out(rounds: Rounds) -> str:
     """What the questions are that are asked after a round: without others, those learnt from."""
-    if rounds.settings.get("data") and not rounds.settings.get("heldout"):
+    data, heldout = rounds.settings.get("data"), rounds.settings.get("heldout")
+    if data and heldout in (None, "", data):
         return "questions, which are not held out but those that the rounds learn from,"
     return "held-out questions, never sampled to learn from,"
 

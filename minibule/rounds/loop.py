@@ -334,17 +334,20 @@ def _output(config: RoundsConfig, resume: bool) -> Path:
 
 def _print_head(config: RoundsConfig, rows: Sequence[Row], held_rows: Sequence[Row]) -> None:
     at_a_time = "" if config.budget == "fixed" else f", budget {config.budget}"
+    learnt = {repr(row["prompt"]) for row in rows}
+    same = sum(repr(row["prompt"]) in learnt for row in held_rows)
+    which = f", {same:,} of which are among these," if same else " others"
     print(f"model      {config.model or 'embedded'}")
     if config.matmul != "float32":
         print(f"products   {config.matmul}")
     print(
         f"questions  {len(rows):,}, {config.samples} samples of each a round{at_a_time}, judged by "
-        f"{config.judge}; {len(held_rows):,} others are asked after it"
+        f"{config.judge}; {len(held_rows):,}{which} are asked after it"
     )
     print(f"selection  {config.selection}")
     loss = config.round_config(1, Path(), None).resolved_loss()
     print(f"objective  {config.objective}: {loss}\n")
-    print("       of the samples, and questions with    of the others, after it")
+    print("       of the samples, and questions with    of those asked after it")
     print(
         "round  accepted   ended    none  all right    greedy  accepted  pass@k  tokens   seconds"
     )

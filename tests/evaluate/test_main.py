@@ -7,6 +7,7 @@ import pytest
 from minibule.errors import InputError
 from minibule.evaluate.__main__ import main
 from minibule.records.records import read_file
+from minibule.wording import columns_of
 
 ROWS = [
     {"prompt": "hello", "accept": "welcome|good", "kind": "greeting"},
@@ -48,6 +49,23 @@ def test_figures_and_samples(data, tmp_path, capsys):
     assert summary.tally["counts"] == 18 - accepted and summary.formats["unpaired"] == 18
     main(["--data", str(data), "--samples", "6", "--output", str(tmp_path / "again.jsonl")])
     assert (tmp_path / "again.jsonl").read_bytes() == output.read_bytes()
+
+
+def test_the_table_stands_in_columns_whatever_kinds_are_called(tmp_path, capsys):
+    path = tmp_path / "questions.jsonl"
+    kinds = ["a", "b\n", "数"]
+    rows = [{"prompt": f"hello{kind}", "answer": "hello", "kind": kind} for kind in kinds]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["--data", str(path), "--judge", "exact", "--samples", "1"])
+    _, _, table = capsys.readouterr().out.partition("\n\n")
+    assert len({columns_of(line) for line in table.splitlines()[:4]}) == 1
+
+
+def test_a_text_of_one_token_is_refused_before_anything_is_asked(data, tmp_path):
+    text, output = tmp_path / "text.txt", tmp_path / "samples.jsonl"
+    text.write_text("a")
+    with pytest.raises(InputError, match=r"--text .*text.txt: found one token, expected two"):
+        main(["--data", str(data), "--text", str(text), "--output", str(output)])
 
 
 def test_questions_without_a_kind(tmp_path, capsys):

@@ -290,3 +290,9 @@ def test_an_answer_by_itself_and_how_it_was_multiplied_beside_it(numkong, capsys
     assert not usual.err
     generate_main(["--prompt=hello", "--matmul=bfloat16x2"])
     assert capsys.readouterr() == (usual.out, "products   bfloat16x2\n")
+
+
+@pytest.mark.parametrize("mode", ["float16", "", None])
+def test_no_such_mode(mode):
+    with pytest.raises(InputError, match=rf"matmul: found {mode!r}, expected one of auto, float32"):
+        load_model(embedded_folder(), matmul=mode)

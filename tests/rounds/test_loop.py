@@ -119,6 +119,16 @@ def test_what_rounds_write(config, tmp_path, capsys):
     assert printed.count("\n    1 ") == 1 and "base" in printed
 
 
+def test_questions_that_are_learnt_from_are_not_called_others(config, capsys):
+    learnt = [{"prompt": "a"}, {"prompt": "b"}]
+    for held, says in (
+        ([{"prompt": "c"}], "; 1 others are asked after it"),
+        ([{"prompt": "a"}, {"prompt": "c"}], "; 2, 1 of which are among these, are asked after it"),
+    ):
+        loop._print_head(config("x"), learnt, held)
+        assert says in capsys.readouterr().out
+
+
 def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
     """Stopped in the middle of sampling, of training, and between rounds."""
     monkeypatch.setattr(sampled, "ANSWERS_IN_ONE_GO", 16)  # of four questions
