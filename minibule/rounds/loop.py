@@ -51,6 +51,7 @@ from minibule.rounds.select import SELECTIONS
 from minibule.rounds.settings import HELD, RoundsConfig
 from minibule.runs.folder import RunFolder
 from minibule.runs.lock import locked
+from minibule.runs.metrics import read_metrics
 from minibule.runs.output import free_path, name_of
 from minibule.runs.rounds import RoundsFolder, read_log, write_asked
 from minibule.runs.settings import FIELDS
@@ -176,6 +177,7 @@ def _round(
             resume = world().first(run.settings.exists)
             with contextlib.redirect_stdout(io.StringIO()):
                 train(settings, resume, examples=examples)
+    seconds["training_seconds"] = max(seconds["training_seconds"], world().first(_steps_took, run))
     with _spent(seconds, "evaluation", shared.clock):
         trained = _model(config, shared.source, run.adapter)
         measured = _held_out(trained, shared, config, folder.answers(number))
@@ -185,6 +187,12 @@ def _round(
 def _is_trained(run: RunFolder) -> bool:
     """Whether a round's run has written the last of what it writes."""
     return run.after.exists() and run.report.exists()  # a page may have been asked for before
+
+
+def _steps_took(run: RunFolder) -> float:
+    """Seconds of all steps of a run, those of an earlier life among them."""
+    seconds = (line.get("seconds") for line in read_metrics(run.metrics))
+    return sum(s for s in seconds if isinstance(s, float))
 
 
 @contextlib.contextmanager

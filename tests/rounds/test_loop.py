@@ -23,7 +23,8 @@ from minibule.rounds.__main__ import main
 from minibule.rounds.inputs import check_alike
 from minibule.rounds.presets import PRESETS
 from minibule.rounds.settings import RoundsConfig, resolve
-from minibule.runs.rounds import read_asked
+from minibule.runs.metrics import read_metrics
+from minibule.runs.rounds import read_asked, read_log
 from minibule.settings import Source
 from minibule.train import loop as train_loop
 from minibule.train.__main__ import main as train_main
@@ -290,6 +291,9 @@ def test_stopped_after_training_it_is_not_trained_again(config, tmp_path, monkey
     monkeypatch.setattr(loop, "train", None)
     loop.rounds(config("parts", rounds=1), resume=True)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    steps = read_metrics(tmp_path / "parts" / "round-001" / "metrics.jsonl")
+    line = read_log(tmp_path / "parts" / "rounds.jsonl")[1]
+    assert line["training_seconds"] == sum(step["seconds"] for step in steps) > 0
 
 
 def test_where_rounds_go_without_an_output(tmp_path, monkeypatch):
