@@ -191,8 +191,7 @@ def _is_trained(run: RunFolder) -> bool:
 
 def _steps_took(run: RunFolder) -> float:
     """Seconds of all steps of a run, those of an earlier life among them."""
-    seconds = (line.get("seconds") for line in read_metrics(run.metrics))
-    return sum(s for s in seconds if isinstance(s, float))
+    return sum(s for x in read_metrics(run.metrics) if isinstance(s := x.get("seconds"), float))
 
 
 @contextlib.contextmanager
