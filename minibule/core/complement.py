@@ -228,7 +228,7 @@ def loss_parts(
         a = w * np.exp(np.where(w > 0, logp - log_rest, -np.inf))
     below = np.where(top, 0, a)
     others = below.sum(axis=-1, keepdims=True) - below  # sum over i != j of a_i, without the top's
-    shares = np.where(top, 0, np.exp(np.where(top, 0, logp - log_rest[top][:, None])))
+    shares = np.where(top, 0, np.exp(np.minimum(logp - log_rest[top][:, None], 0)))
     pushed = w * p - others * p - (w * p)[top][:, None] * shares
     return LossParts(P, w, logp, log_rest, kl, -w * log_rest, a, p - P, pushed)
 

@@ -50,9 +50,9 @@ class RoundsFolder:
 
 def rounds_of(run: Path) -> Path | None:
     """The folder of the rounds that a run's folder is of, if it is: they chose its examples."""
-    parent = Path(run).absolute().parent
-    is_one = RoundsFolder(parent).settings.exists() and (Path(run) / SAMPLES).exists()
-    return Path(run).parent if is_one else None
+    parent = run.parent if run.name else run.absolute().parent  # of "."
+    is_one = RoundsFolder(parent).settings.exists() and (run / SAMPLES).exists()
+    return parent if is_one else None
 
 
 class Judged(NamedTuple):
