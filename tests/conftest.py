@@ -4,6 +4,7 @@ pytest --write-skipped FILE     as always, and a line in FILE for each test that
 pytest --only-skipped FILE      what FILE names and what is marked `extra`; now a skip is a failure
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -78,6 +79,11 @@ def smollm2_135m():
         return model.find()
     except InputError:
         pytest.skip(f"needs {model.fetching}")
+
+
+def pytest_collection_finish():
+    """The thousands of tests stay to the end: the garbage collector need not look at them."""
+    gc.freeze()
 
 
 # -- what the extras change ------------------------------------------------------------------------

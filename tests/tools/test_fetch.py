@@ -135,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with Hub() as hub:
-        thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
+        thread = threading.Thread(target=hub.serve_forever, args=(0.01,))
         thread.start()
         yield hub
         hub.shutdown()

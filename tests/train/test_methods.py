@@ -16,7 +16,13 @@ from minibule.runs.settings import FIELDS, read_settings, resolve
 from minibule.train.__main__ import main
 
 QUICK = ("--steps=3", "--batch-size=2", "--max-records=20", "--export=none", "--eval-every=2")
-QUICK = (*QUICK, "--lora-r=2", "--lora-layers=1", "--data=records.jsonl")  # no questions to ask
+QUICK = (
+    *QUICK,
+    "--lora-r=2",
+    "--lora-layers=1",
+    "--probe=",
+    "--data=records.jsonl",
+)  # no questions to ask
 CLOCK = ("seconds", "tokens_per_s", "rss_gb")
 OTHERS = [name for name, loss in LOSSES.items() if not isinstance(loss, TargetLoss)]
 
