@@ -63,8 +63,8 @@ ROWS = {
     "w-reinforce, kl .3": "objective=w-reinforce kl=0.3",
     "dpo, kl .3": "objective=dpo kl=0.3",
     "grpo, kl .3": "objective=grpo kl=0.3",
-    "complement, kl .3": "objective=complement kl=0.3",
-    **{f"complement, beta .{n}": f"objective=complement beta=0.{n}" for n in (5, 7)},
+    **{f"complement, kl .{n}": f"objective=complement kl=0.{n}" for n in (1, 3)},
+    **{f"complement, kl .1, beta .{n}": f"objective=complement kl=0.1 beta=0.{n}" for n in (5, 7)},
 }
 
 

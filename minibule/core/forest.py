@@ -39,8 +39,8 @@ class Batch(NamedTuple):
     rows_at (R,) int           where in the stream each row lies
     rows                       what each row's logits are trained on
     row_answer (R, 2) int      the example's number, and the first answer to pass through each row
-    answer (answers, 2) int    the example's number and the answer's, for each answer ...
-    answer_entry (answers,) int ... and the entry that completes it
+    answer (A, 2) int          the example's number and the answer's, for each of A answers ...
+    answer_entry (A,) int      ... and the entry that completes it
     """
 
     ids: Array

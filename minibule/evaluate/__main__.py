@@ -87,8 +87,7 @@ def main(argv: list[str]) -> None:
     text = _read_text(config.text) if config.text else ""
     source = config.model or embedded_folder()
     model, chat = load_model(source, config.adapter, matmul=config.matmul), load_chat(source)
-    if config.text and len(chat.encode_raw(text)) < 2:  # the first is given
-        raise InputError(f"--text {shown(config.text)}: found one token, expected two at least.")
+    perplexity = text_perplexity(model, chat, text) if text else None  # first: it may be refused
     asked = ask(
         model,
         chat,
@@ -103,8 +102,8 @@ def main(argv: list[str]) -> None:
         print(f"products   {mode_of(model.head)}\n")
     for line in _figures_shown(asked, config):
         print(line)
-    if text:
-        print(f"\nperplexity of the text          {text_perplexity(model, chat, text):8.2f}")
+    if perplexity is not None:
+        print(f"\nperplexity of the text          {perplexity:8.2f}")
     for line in _examples_shown(asked):
         print(line)
     if config.output:

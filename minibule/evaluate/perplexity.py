@@ -24,7 +24,7 @@ def text_perplexity(model: Llama, chat: Chat, text: str) -> float:
     windows = [ids[i : i + size] for i in range(0, len(ids) - 1, size)]
     windows = [window for window in windows if len(window) > 1]
     if not windows:
-        raise InputError(f"text: found {len(ids)} tokens, expected at least two.")
+        raise InputError(f"text to measure: found {len(ids)} token, expected at least two.")
     examples = [Example(window[:1], (window[1:],), (1,), 1) for window in windows]
     batches = list(pack(examples, "prefix", size, threads()))
     logp = answer_log_probs(model, batches, examples).sum()

@@ -24,6 +24,7 @@ from minibule.machine.threads import set_threads, threads
 from minibule.methods.table import LOSSES
 from minibule.models.chat_files import load_chat
 from minibule.models.load import SMALL_MODEL, load_model, settle_threads, settled
+from minibule.models.peft import fingerprint
 from minibule.records.records import Record, read_file
 from minibule.runs.checkpoint import Identity, digest_of, identity
 from minibule.runs.settings import FIELDS, TrainConfig
@@ -227,13 +228,10 @@ def check_alike(setup: Setup) -> None:
         return
     config, run = dataclasses.asdict(setup.config), setup.identity
     settings = {name: value for name, value in config.items() if name not in PLACES}
-    start = hashlib.blake2b(digest_size=32)
-    for params in setup.adapter.params.values():
-        start.update(params.data)
     asked = hashlib.blake2b(repr(setup.questions).encode(), digest_size=32)
     digests = {
         "the model": run.model,
-        "the adapter": start.hexdigest(),
+        "the adapter": fingerprint(setup.adapter),
         "the data": run.data,
         "the data held out": digest_of(setup.heldout),
         "the questions held out": asked.hexdigest(),

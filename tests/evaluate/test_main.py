@@ -61,11 +61,12 @@ def test_the_table_stands_in_columns_whatever_kinds_are_called(tmp_path, capsys)
     assert len({columns_of(line) for line in table.splitlines()[:4]}) == 1
 
 
-def test_a_text_of_one_token_is_refused_before_anything_is_asked(data, tmp_path):
-    text, output = tmp_path / "text.txt", tmp_path / "samples.jsonl"
+def test_a_text_of_one_token_is_refused_before_anything_is_asked(data, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
     text.write_text("a")
-    with pytest.raises(InputError, match=r"--text .*text.txt: found one token, expected two"):
-        main(["--data", str(data), "--text", str(text), "--output", str(output)])
+    monkeypatch.setattr("minibule.evaluate.__main__.ask", None)
+    with pytest.raises(InputError, match="text to measure: found 1 token, expected at least two"):
+        main(["--data", str(data), "--text", str(text)])
 
 
 def test_questions_without_a_kind(tmp_path, capsys):

@@ -161,13 +161,16 @@ def test_rounds_go_on_to_the_same_bytes(config, tmp_path, monkeypatch):
         loop.rounds(config("parts"), resume=True)
     loop.rounds(config("parts", rounds=1), resume=True)
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
-        patched.setattr(train_loop, "observe", raises)  # after the last checkpoint
+        patched.setattr(train_loop, "take_step", raises)
         loop.rounds(config("parts"), resume=True)
     run = place / "round-002"
     page = write_report(run).read_text()  # of a round that is not done
     assert f"minibule.rounds --resume --output {place}" in page and "minibule.train" not in page
     with pytest.raises(InputError, match=f"is of the rounds in {place}, which chose what"):
         train_main(["--resume", "--output", str(run)])
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(train_loop, "observe", raises)  # after the last checkpoint
+        loop.rounds(config("parts"), resume=True)
     place = place.rename(tmp_path / "moved")
     main(["--resume", "--output", str(place), "--rounds", "2"])
     assert files(place) == files(tmp_path / "whole") != {}

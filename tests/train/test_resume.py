@@ -164,7 +164,7 @@ def test_the_settings_of_a_run_that_replaced_one_replace_none(settings):
     for _ in range(2):
         main([*settings, "--steps=1", "--output=a", "--overwrite"])
     assert not read_settings("a/config.toml").overwrite
-    assert "a" in fails(["--config=a/config.toml", "--output=a"])
+    assert "replace it with --overwrite" in fails(["--config=a/config.toml", "--output=a"])
 
 
 def test_the_page_of_a_run_that_went_on(settings, monkeypatch):
